@@ -1,0 +1,26 @@
+"""The errors that mpota raises for what users give it.
+
+Anything else that escapes a public function is a defect of mpota itself.
+"""
+
+from __future__ import annotations
+
+
+class MpotaError(Exception):
+    """The content is not acceptable (exit code 1).
+
+    ``str(error)`` is one line that names the thing, the value found and the limit;
+    ``hint`` is what the user can do about it, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(MpotaError):
+    """The request itself makes no sense: a bad option, size or name (exit code 2)."""
+
+    exit_code = 2
