@@ -1,0 +1,1 @@
+"""A board without hardware: flash with NOR rules, a bootloader model, and real MicroPython."""
