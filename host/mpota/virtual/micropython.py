@@ -253,7 +253,7 @@ def _without_architectures(entry: str) -> str:
 
 
 def _exchange_deb822(text: str, current: str, suite: str) -> str:
-    """The stanzas of a .sources file (sources.list(5)) with the suite ``current``, for ``suite``."""
+    """The stanzas of a .sources file (sources.list(5)) for ``current``, for ``suite`` instead."""
     stanzas = []
     for stanza in re.split(r"\n\s*\n", text):
         lines = [line for line in stanza.splitlines() if not line.startswith("#")]

@@ -1,0 +1,448 @@
+"""A board without hardware: a flash file, the bootloader model, and real MicroPython.
+
+Each boot is the bootloader model and then a fresh process of the MicroPython unix port, in which
+the modules in ``standin/`` take the place of the board's own. What is C code and silicon on a
+board (flash, otadata, NVS, the watchdog) lives here, in the host process, which that process asks
+through a pipe (``standin/link.py``). So the rules of the flash exist once, a power cut can hit
+any operation whoever performs it, and it is what it is on a board: the end, without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import Protocol
+
+from mpota.errors import MpotaError
+from mpota.formats import partition_table
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition, PartitionTable
+from mpota.storage import Flash
+from mpota.units import KiB
+from mpota.virtual import micropython, ota_ops
+from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
+from mpota.virtual.nvs import Nvs
+
+STANDIN = Path(__file__).with_name("standin")
+
+# What a board without PSRAM has for MicroPython's heap after it has grown.
+DEFAULT_HEAP_SIZE = 120 * KiB
+# The stand-ins and the interpreter's own needs, which on a board are not in the heap.
+_HEAP_RESERVE = 80 * KiB
+
+_DEFAULT_TIMEOUT_S = 60.0
+_DEFAULT_MAX_BOOTS = 20
+
+_REQUEST = struct.Struct("<BII")  # kind, argument, payload size
+_ANSWER = struct.Struct("<iI")  # result, payload size
+
+_VERSION = re.compile(rb"MicroPython (v\d+\.\d+\.\d+[^\0 ]* on \d{4}-\d\d-\d\d)")
+_MACHINE = re.compile(rb"\0; ([^\0\r\n]{4,120})\0")
+
+
+class ResetCause(IntEnum):
+    """``machine.reset_cause()``: ports/esp32/modmachine.c."""
+
+    POWER_ON = 1
+    HARD = 2
+    WATCHDOG = 3
+    DEEP_SLEEP = 4
+    SOFT = 5
+
+
+class End(Enum):
+    """Why a run is over."""
+
+    IDLE = "idle"  # main.py, or the script, has ended: the REPL waits
+    POWER_CUT = "power cut"
+    NO_APP = "no app"  # the bootloader found nothing to start
+    TOO_MANY_BOOTS = "too many boots"
+    TIMEOUT = "timeout"
+    DIED = "died"  # the interpreter ended by itself: os.system("kill ..."), or a crash
+
+
+class BootResult(Protocol):
+    """What the board needs to know of the bootloader's work."""
+
+    @property
+    def partition(self) -> Partition | None:
+        """The app that starts, None if none does."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What the bootloader wrote on the console."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One start of an app: from a reset to the next."""
+
+    cause: ResetCause
+    partition: Partition | None  # None: the bootloader found no app, or the power failed in it
+    bootloader_lines: tuple[str, ...]
+    output: str  # what the app wrote on the console
+
+    @property
+    def console(self) -> str:
+        return "".join(f"{line}\n" for line in self.bootloader_lines) + self.output
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that happened from power-on to the end of a run."""
+
+    end: End
+    boots: tuple[Boot, ...]
+    traceback: str  # of the exception that ended main.py or the script, or empty
+    operations: tuple[Operation, ...]  # what was done to the flash, bootloader included
+
+    @property
+    def output(self) -> str:
+        """What the apps wrote, over all boots."""
+        return "".join(boot.output for boot in self.boots)
+
+    @property
+    def console(self) -> str:
+        """The whole console, bootloader included."""
+        return "".join(boot.console for boot in self.boots)
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """The labels of the apps that were started, in order."""
+        return tuple(boot.partition.label if boot.partition else None for boot in self.boots)
+
+    @property
+    def duration_ms(self) -> float:
+        """The modelled time of the flash operations."""
+        return total_ms(self.operations)
+
+
+@dataclass
+class Board:
+    """A board with the flash ``flash``. Nothing but the flash outlives a `run`."""
+
+    flash: VirtualFlash
+    boot: Callable[[VirtualFlash], BootResult]  # the bootloader model
+    verify: ota_ops.Verify  # set_boot()'s image check
+    heap_size: int = DEFAULT_HEAP_SIZE
+    frozen: Path | None = None  # a directory of modules that the firmware has built in
+    table_offset: int = DEFAULT_TABLE_OFFSET
+    unique_id: bytes = bytes.fromhex("240ac4c0ffee")
+    on_output: Callable[[str], None] | None = None  # told of the console as it is written
+    interpreter: micropython.Interpreter = field(default_factory=micropython.find)
+
+    def run(
+        self,
+        script: str | None = None,
+        *,
+        timeout_s: float = _DEFAULT_TIMEOUT_S,
+        max_boots: int = _DEFAULT_MAX_BOOTS,
+        wait_at_idle: bool = False,
+    ) -> Run:
+        """Power on, and let the board run until it idles, or until something else ends it.
+
+        With a ``script`` the first boot runs it in place of main.py, as `mpremote run` does; a
+        reset in it ends it, and the next boot is an ordinary one. With ``wait_at_idle`` the board
+        is left at its prompt until a timer or the watchdog resets it, or time is out.
+
+        Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
+        the flash has no partition table for the app that starts.
+        """
+        self.flash.restart_count()
+        deadline = time.monotonic() + timeout_s
+        cause: ResetCause | None = ResetCause.POWER_ON
+        boots: list[Boot] = []
+        partition: Partition | None = None
+        end, traceback = End.TOO_MANY_BOOTS, ""
+        while cause is not None and len(boots) < max_boots:
+            lines: tuple[str, ...] = ()
+            if cause is not ResetCause.SOFT:
+                partition = None
+                try:
+                    result = self.boot(self.flash)
+                except PowerCut:
+                    boots.append(Boot(cause, None, (), ""))
+                    end = End.POWER_CUT
+                    break
+                partition, lines = result.partition, result.lines
+                self._tell("".join(f"{line}\n" for line in lines))
+            if partition is None:
+                boots.append(Boot(cause, None, lines, ""))
+                end = End.NO_APP
+                break
+            process = _Process(self, partition, cause, script, deadline, wait_at_idle)
+            next_cause = process.serve()
+            boots.append(Boot(cause, partition, lines, process.output))
+            cause, script = next_cause, None
+            if cause is None:
+                end, traceback = process.end, process.traceback
+        return Run(end, tuple(boots), traceback, tuple(self.flash.operations))
+
+    def partitions(self) -> tuple[Partition, ...]:
+        """The partitions as the running app sees them.
+
+        Without a file system in the table, the app registers ``vfs`` in all the flash behind the
+        last entry: MicroPython ports/esp32/main.c: boardctrl_startup.
+        """
+        data = self.flash.read(self.table_offset, partition_table.TABLE_SIZE)
+        table = PartitionTable.from_bytes(data)
+        has_files = any(
+            p.type == partition_table.DATA and p.label in ("vfs", "ffat") for p in table
+        )
+        if has_files or table.end >= self.flash.size:
+            return table.partitions
+        fat = partition_table.SUBTYPES[partition_table.DATA]["fat"]
+        size = self.flash.size - table.end
+        vfs = Partition("vfs", partition_table.DATA, fat, table.end, size)
+        return (*table.partitions, vfs)
+
+    def _tell(self, text: str) -> None:
+        if self.on_output is not None and text:
+            self.on_output(text)
+
+
+class _Process:
+    """The MicroPython process of one boot, and the chip around it."""
+
+    def __init__(
+        self,
+        board: Board,
+        partition: Partition,
+        cause: ResetCause,
+        script: str | None,
+        deadline: float,
+        wait_at_idle: bool,
+    ) -> None:
+        self._board = board
+        self._flash = board.flash
+        self._partitions = board.partitions()
+        self._partition = partition
+        self._cause = cause
+        self._script = script
+        self._deadline = deadline
+        self._wait_at_idle = wait_at_idle
+        self._watchdog: float | None = None  # when it bites
+        self._is_idle = False
+        nvs = (p for p in self._partitions if p.type_name == "data" and p.subtype_name == "nvs")
+        self._nvs = Nvs(self._flash, next(nvs, None))
+        self._output = bytearray()
+        self.end = End.DIED
+        self.traceback = ""
+
+    @property
+    def output(self) -> str:
+        return self._output.decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def serve(self) -> ResetCause | None:
+        """Run the process until it resets, the answer is why, or until it ends: None."""
+        request_fd, child_request_fd = os.pipe()
+        child_answer_fd, answer_fd = os.pipe()
+        child_flash_fd = os.open(self._flash.path, os.O_RDONLY)
+        child_fds = (child_request_fd, child_answer_fd, child_flash_fd)
+        try:
+            child = subprocess.Popen(
+                [
+                    *self._board.interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE),
+                    "-c",
+                    f"import boot_app; boot_app.start{child_fds}",
+                ],
+                cwd=STANDIN,
+                env={"MICROPYPATH": str(STANDIN)},
+                pass_fds=child_fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        finally:
+            for fd in child_fds:
+                os.close(fd)
+        assert child.stdout is not None
+        console_fd = child.stdout.fileno()
+        try:
+            return self._serve(request_fd, answer_fd, console_fd)
+        except PowerCut:
+            self.end = End.POWER_CUT
+            return None
+        finally:
+            child.kill()  # a reset, as a power cut, lets nothing finish
+            while self._take_output(console_fd):
+                pass
+            child.wait()
+            child.stdout.close()
+            os.close(request_fd)
+            os.close(answer_fd)
+
+    def _serve(self, request_fd: int, answer_fd: int, console_fd: int) -> ResetCause | None:
+        waiting = [request_fd, console_fd]
+        while True:
+            until = min(self._deadline, self._watchdog or self._deadline)
+            ready, _, _ = select.select(waiting, [], [], max(0.0, until - time.monotonic()))
+            if console_fd in ready and not self._take_output(console_fd):
+                waiting.remove(console_fd)
+            if request_fd in ready:
+                header = _read_exactly(request_fd, _REQUEST.size)
+                if not header:
+                    return None
+                kind, argument, size = _REQUEST.unpack(header)
+                payload = _read_exactly(request_fd, size)
+                try:
+                    result, answer = self._perform(chr(kind), argument, payload)
+                except _Reset as reset:
+                    return reset.cause
+                if self._is_idle and not self._wait_at_idle:
+                    self.end = End.IDLE
+                    return None
+                os.write(answer_fd, _ANSWER.pack(result, len(answer)) + answer)
+            elif not ready and self._watchdog is not None and until == self._watchdog:
+                self._print(_WATCHDOG_LINES)
+                return ResetCause.WATCHDOG
+            elif not ready:
+                self.end = End.IDLE if self._is_idle else End.TIMEOUT
+                return None
+
+    def _perform(self, kind: str, argument: int, payload: bytes) -> tuple[int, bytes]:
+        """One request of ``standin/link.py``: the result and the payload of the answer."""
+        match kind:
+            case "E":
+                (size,) = struct.unpack("<I", payload)
+                self._check_region_safe(argument, size)
+                self._flash.erase(argument, size)
+                return ota_ops.ESP_OK, b""
+            case "W":
+                self._check_region_safe(argument, len(payload))
+                self._flash.write(argument, payload)
+                return ota_ops.ESP_OK, b""
+            case "B":
+                target = next(p for p in self._partitions if p.offset == argument)
+                return (
+                    ota_ops.set_boot_partition(
+                        self._flash, self._partitions, target, self._board.verify
+                    ),
+                    b"",
+                )
+            case "V":
+                return ota_ops.mark_app_valid(self._flash, self._partitions), b""
+            case "P":
+                selected = ota_ops.boot_partition(self._flash, self._partitions)
+                return (-1 if selected is None else selected.offset), b""
+            case "N":
+                namespace, key, value = payload.split(b"\0", 2)
+                return self._nvs.set(namespace, key, argument, value), b""
+            case "G":
+                namespace, key = payload.split(b"\0")
+                return self._nvs.get(namespace, key, argument)
+            case "K":
+                namespace, key = payload.split(b"\0")
+                return self._nvs.erase(namespace, key), b""
+            case "M":
+                return self._nvs.commit(), b""
+            case "D":
+                self._watchdog = time.monotonic() + argument / 1000
+                return 0, b""
+            case "R":
+                raise _Reset(ResetCause(argument))
+            case "C":
+                return 0, json.dumps(self._config()).encode()
+            case "S":
+                return 0, (self._script or "").encode()
+            case "I":
+                self._idle(argument, payload.decode("utf-8", "replace"))
+                return 0, b""
+        raise FlashError(f"the board asked for '{kind}', which is nothing")
+
+    def _idle(self, ended: int, traceback: str) -> None:
+        """boot.py and main.py are over: ended 0 normally, 1 by an exception, 2 by sys.exit()."""
+        if ended == 2 and self._script is None:
+            self._print("MPY: soft reboot\n")
+            raise _Reset(ResetCause.SOFT)
+        # On a board the functions of the stand-ins are C code, which no traceback shows.
+        own = tuple(f'  File "{path.name}"' for path in STANDIN.glob("*.py"))
+        lines = traceback.splitlines(keepends=True)
+        self.traceback = "".join(line for line in lines if not line.startswith(own))
+        self._print(self.traceback)
+        self._is_idle = True
+
+    def _check_region_safe(self, offset: int, size: int) -> None:
+        """esp_partition_main_flash_region_safe, with SPI_FLASH_DANGEROUS_WRITE_ABORTS."""
+        table_end = self._board.table_offset + partition_table.TABLE_SIZE
+        running = self._partition
+        if offset <= table_end or (offset < running.end and offset + size > running.offset):
+            self._print("\nabort() was called: write to a protected region of the flash\n")
+            self._print("Rebooting...\n")
+            raise _Reset(ResetCause.HARD)
+
+    def _config(self) -> dict[str, object]:
+        """What ``standin/boot_app.py`` sets up its modules from."""
+        board = self._board
+        return {
+            "partitions": [
+                (p.type, p.subtype, p.offset, p.size, p.label, bool(p.flags & 1))
+                for p in self._partitions
+            ],
+            "running": self._partitions.index(self._partition),
+            "flash_size": self._flash.size,
+            "reset_cause": int(self._cause),
+            "unique_id": list(board.unique_id),
+            "version": app_version(self._flash, self._partition),
+            "has_script": self._script is not None,
+            "frozen": str(board.frozen.resolve()) if board.frozen else None,
+            "heap_size": board.heap_size * board.interpreter.word_size // 4,
+        }
+
+    def _take_output(self, console_fd: int) -> bool:
+        data = os.read(console_fd, 1 << 16)
+        self._output += data
+        self._board._tell(data.decode("utf-8", "replace"))
+        return bool(data)
+
+    def _print(self, text: str) -> None:
+        self._output += text.encode()
+        self._board._tell(text)
+
+
+class _Reset(Exception):
+    def __init__(self, cause: ResetCause) -> None:
+        self.cause = cause
+
+
+_WATCHDOG_LINES = (
+    "E (0) task_wdt: Task watchdog got triggered. "
+    "The following tasks/users did not reset the watchdog in time:\n"
+    "E (0) task_wdt:  - mpy_machine_wdt (CPU 0/1)\n"
+    "Rebooting...\n"
+)
+
+
+def app_version(flash: Flash, partition: Partition) -> tuple[str, str, str] | None:
+    """What the MicroPython app in ``partition`` says of itself, None if it is none.
+
+    ("v1.26.1", "v1.26.1 on 2025-09-11", "Generic ESP32S3 module with ESP32S3"). The texts stand
+    in the app's read-only data, which is the first segment of the image.
+    """
+    data = flash.read(partition.offset, min(partition.size, 512 * KiB))
+    version = _VERSION.search(data)
+    if version is None:
+        return None
+    build = version[1].decode("ascii", "replace")
+    machine = _MACHINE.search(data)
+    name = machine[1].decode("ascii", "replace") if machine else "ESP32 module with ESP32"
+    return build.split(" ")[0], build, name
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    """``size`` bytes from a pipe; fewer only at its end."""
+    data = b""
+    while len(data) < size:
+        chunk = os.read(fd, size - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data

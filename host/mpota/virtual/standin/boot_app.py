@@ -1,0 +1,160 @@
+# What an app does from its start to the REPL, on a virtual board: ports/esp32/main.c, mp_task,
+# with modules/_boot.py. Runs in a fresh process for every boot.
+
+import gc
+import json
+import sys
+
+import link
+
+_MOUNT_OF_FROZEN = "/frozen"
+
+# How boot.py and main.py ended, for the host.
+_NORMALLY = 0
+_EXCEPTION = 1
+_FORCED_EXIT = 2
+
+_ballast = None
+
+
+def start(requests_fd, answers_fd, flash_fd):
+    link.connect(requests_fd, answers_fd, flash_fd)
+    config = json.loads(link.fetch(link.CONFIG)[1])
+    script = link.fetch(link.SCRIPT)[1] if config["has_script"] else None
+    _set_up_modules(config)
+    _set_up_files(config)
+    _take_all_but(config["heap_size"])
+    config = None
+    ended, traceback = _run(script)
+    link.call(link.IDLE, ended, traceback)
+    # The REPL: nothing happens until somebody types, but timers and threads go on.
+    import time
+
+    while True:
+        time.sleep_ms(5)
+
+
+def _set_up_modules(config):
+    import esp
+    import esp32
+    import machine
+
+    esp32._partitions = tuple(tuple(row) for row in config["partitions"])
+    esp32._running = esp32._partitions[config["running"]]
+    esp._flash_size = config["flash_size"]
+    machine._reset_cause = config["reset_cause"]
+    machine._unique_id = bytes(config["unique_id"])
+    import network
+
+    sys.modules.update({m.__name__: m for m in (esp, esp32, machine, network)})
+    _pose_as(config)
+
+
+class _Posing:
+    # A built-in module with some of its attributes exchanged: those of the unix port cannot be
+    # assigned.
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def _pose_as(config):
+    # sys and os tell of the app in the flash, not of the interpreter that stands in for it.
+    import os
+    from collections import namedtuple
+
+    posing_sys = _Posing(sys)
+    posing_os = _Posing(os)
+    posing_sys.platform = "esp32"
+    if config["version"]:
+        version, build, machine = config["version"]
+        release = version.split("-")[0].lstrip("v")
+        Implementation = namedtuple("Implementation", ("name", "version", "_machine", "_mpy"))
+        numbers = tuple(int(n) for n in release.split("."))
+        posing_sys.implementation = Implementation(
+            "micropython", numbers + ("",), machine, sys.implementation._mpy
+        )
+        posing_sys.version = "3.4.0; MicroPython " + build
+        Uname = namedtuple("Uname", ("sysname", "nodename", "release", "version", "machine"))
+        uname = Uname("esp32", "esp32", release, build, machine)
+        posing_os.uname = lambda: uname
+    sys.modules["sys"] = posing_sys
+    sys.modules["os"] = posing_os
+
+
+def _set_up_files(config):
+    # The board's own file system takes the place of the machine's.
+    import vfs
+    from flashbdev import bdev
+
+    vfs.umount("/")
+    try:
+        if bdev:
+            vfs.mount(bdev, "/")
+    except OSError:
+        vfs.mount(vfs.VfsPosix("/"), "/")
+        import inisetup
+
+        vfs.umount("/")
+        inisetup.setup()
+    sys.path[:] = ["", ".frozen", "/lib"]
+    if config["frozen"]:
+        vfs.mount(vfs.VfsPosix(config["frozen"]), _MOUNT_OF_FROZEN)
+        sys.path.insert(2, _MOUNT_OF_FROZEN)
+
+
+def _take_all_but(heap_size):
+    # These modules live in the heap, which on a board they would not: the heap is larger by more
+    # than they need, and what is left over is taken away here, in one piece.
+    global _ballast
+    gc.collect()
+    surplus = gc.mem_free() - heap_size
+    if heap_size and surplus > 0:
+        _ballast = bytearray(surplus)
+
+
+def _run(script):
+    # boot.py, then main.py, or the script in its place. An exception in boot.py ends it all.
+    import __main__
+
+    names = __main__.__dict__
+    ended, traceback = _guarded(_run_file, "boot.py", names)
+    if ended == _NORMALLY:
+        if script is None:
+            ended, traceback = _guarded(_run_file, "main.py", names)
+        else:
+            ended, traceback = _guarded(_run_text, script, names)
+    return ended, traceback
+
+
+def _run_file(name, names):
+    # pyexec.c: pyexec_file_if_exists
+    import os
+
+    try:
+        os.stat(name)
+    except OSError:
+        return
+    execfile(name, names)
+
+
+def _run_text(text, names):
+    exec(compile(text, "<stdin>", "exec"), names)
+
+
+def _guarded(run, what, names):
+    global _ballast
+    try:
+        run(what, names)
+    except SystemExit:
+        return _FORCED_EXIT, b""
+    except BaseException as error:
+        import io
+
+        _ballast = None  # room to say what happened
+        text = io.StringIO()
+        sys.print_exception(error, text)
+        return _EXCEPTION, text.getvalue()
+    return _NORMALLY, b""

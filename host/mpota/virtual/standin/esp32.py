@@ -1,0 +1,257 @@
+# Stand-in for MicroPython's `esp32` module: Partition (ports/esp32/esp32_partition.c) and NVS
+# (esp32_nvs.c), over the flash of a virtual board.
+
+import errno
+import struct
+
+import link
+from micropython import const
+
+_NATIVE_BLOCK_SIZE = const(4096)
+
+_ANY = const(0xFF)
+_OTA_0 = const(0x10)
+_OTA_MAX = const(0x20)
+
+_ESP_ERR_INVALID_ARG = const(0x102)
+_ESP_ERR_INVALID_SIZE = const(0x104)
+
+_NAMES = {
+    -1: "ESP_FAIL",
+    0x102: "ESP_ERR_INVALID_ARG",
+    0x103: "ESP_ERR_INVALID_STATE",
+    0x104: "ESP_ERR_INVALID_SIZE",
+    0x105: "ESP_ERR_NOT_FOUND",
+    0x1102: "ESP_ERR_NVS_NOT_FOUND",
+    0x1105: "ESP_ERR_NVS_NOT_ENOUGH_SPACE",
+    0x1106: "ESP_ERR_NVS_INVALID_NAME",
+    0x1109: "ESP_ERR_NVS_KEY_TOO_LONG",
+    0x110C: "ESP_ERR_NVS_INVALID_LENGTH",
+    0x110F: "ESP_ERR_NVS_PART_NOT_FOUND",
+    0x1503: "ESP_ERR_OTA_VALIDATE_FAILED",
+}
+
+# What the app read from its partition table at boot: (type, subtype, offset, size, label,
+# encrypted) tuples, and the one of them that runs. Set by boot_app.py.
+_partitions = ()
+_running = None
+
+
+def _check_esp_err(code):
+    # mphalport.c: check_esp_err_
+    if code:
+        raise OSError(-code, _NAMES.get(code, "UNKNOWN ERROR"))
+
+
+def _find(kind, subtype, label):
+    # esp_partition_find: a subtype without a type finds nothing.
+    if kind == _ANY and subtype != _ANY:
+        return []
+    return [
+        info
+        for info in _partitions
+        if (kind == _ANY or info[0] == kind)
+        and (subtype == _ANY or info[1] == subtype)
+        and (label is None or info[4] == label)
+    ]
+
+
+def _find_first(kind, subtype, label=None):
+    found = _find(kind, subtype, label)
+    return found[0] if found else None
+
+
+class Partition:
+    BOOT = const(0)
+    RUNNING = const(1)
+    TYPE_APP = const(0)
+    TYPE_DATA = const(1)
+
+    def __init__(self, id, block_size=_NATIVE_BLOCK_SIZE):
+        if isinstance(id, int):
+            if id == 0:
+                offset = link.call(link.BOOT_PARTITION)
+                info = None if offset < 0 else [p for p in _partitions if p[2] == offset][0]
+            elif id == 1:
+                info = _running
+            else:
+                raise ValueError
+        elif isinstance(id, str):
+            info = _find_first(0, _ANY, id) or _find_first(1, _ANY, id)
+        elif isinstance(id, tuple):  # an entry of _partitions, from find() and get_next_update()
+            info = id
+        else:
+            raise TypeError("can't convert to str")
+        if info is None:
+            raise OSError(errno.ENOENT)
+        self._info = info
+        self._address = info[2]
+        self._size = info[3]
+        self._block_size = block_size
+        self._cache = bytearray(_NATIVE_BLOCK_SIZE) if block_size < _NATIVE_BLOCK_SIZE else None
+        self._erase_size = bytearray(4)
+
+    def __repr__(self):
+        return "<Partition type=%u, subtype=%u, address=%u, size=%u, label=%s, encrypted=%u>" % (
+            self._info
+        )
+
+    @staticmethod
+    def find(type=0, subtype=_ANY, label=None, block_size=_NATIVE_BLOCK_SIZE):
+        return [Partition(info, block_size) for info in _find(type, subtype, label)]
+
+    def info(self):
+        return self._info
+
+    def readblocks(self, block, buf, offset=0):
+        offset += block * self._block_size
+        self._check_range(offset, len(buf))
+        link.read(self._address + offset, buf)
+
+    def writeblocks(self, block, buf, offset=None):
+        start = block * self._block_size
+        if offset is not None:  # an extended write: the caller has erased
+            start += offset
+        elif self._cache is None:
+            self._erase(start, len(buf))
+        else:
+            self._erase_around(start, len(buf))
+        self._write(start, buf)
+
+    def ioctl(self, cmd, arg):
+        if 1 <= cmd <= 3:
+            return 0
+        if cmd == 4:
+            return self._size // self._block_size
+        if cmd == 5:
+            return self._block_size
+        if cmd == 6:
+            if self._block_size != _NATIVE_BLOCK_SIZE:
+                return -errno.EINVAL
+            self._erase(arg * _NATIVE_BLOCK_SIZE, _NATIVE_BLOCK_SIZE)
+            return 0
+        return None
+
+    def set_boot(self):
+        _check_esp_err(link.call(link.SET_BOOT, self._address))
+
+    def get_next_update(self):
+        # esp_ota_get_next_update_partition: the slot behind this one, else the first.
+        first = None
+        is_next = False
+        for subtype in range(_OTA_0, _OTA_MAX):
+            info = _find_first(0, subtype)
+            if info is None:
+                continue
+            if is_next:
+                return Partition(info)
+            first = first or info
+            is_next = info[2] == self._address
+        if first is None:
+            raise OSError(errno.ENOENT)
+        return Partition(first)
+
+    @classmethod
+    def mark_app_valid_cancel_rollback(cls):
+        _check_esp_err(link.call(link.MARK_VALID))
+
+    def _check_range(self, offset, size):
+        # esp_partition_read, esp_partition_write, esp_partition_erase_range
+        if not 0 <= offset <= self._size:
+            _check_esp_err(_ESP_ERR_INVALID_ARG)
+        if size > self._size - offset:
+            _check_esp_err(_ESP_ERR_INVALID_SIZE)
+
+    def _erase(self, offset, size):
+        self._check_range(offset, size)
+        if size % _NATIVE_BLOCK_SIZE:
+            _check_esp_err(_ESP_ERR_INVALID_SIZE)
+        if offset % _NATIVE_BLOCK_SIZE:
+            _check_esp_err(_ESP_ERR_INVALID_ARG)
+        struct.pack_into("<I", self._erase_size, 0, size)
+        _check_esp_err(link.call(link.ERASE, self._address + offset, self._erase_size))
+
+    def _write(self, offset, buf):
+        self._check_range(offset, len(buf))
+        _check_esp_err(link.call(link.WRITE, self._address + offset, buf))
+
+    def _erase_around(self, start, size):
+        # Blocks smaller than a sector: what surrounds them in their sectors is written back.
+        sector = start // _NATIVE_BLOCK_SIZE * _NATIVE_BLOCK_SIZE
+        before = start - sector
+        end = start + size
+        while sector < end:
+            behind = sector + _NATIVE_BLOCK_SIZE - end
+            if before or behind > 0:
+                self._check_range(sector, _NATIVE_BLOCK_SIZE)
+                link.read(self._address + sector, self._cache)
+            self._erase(sector, _NATIVE_BLOCK_SIZE)
+            if before:
+                self._write(sector, memoryview(self._cache)[:before])
+            if behind > 0:
+                self._write(end, memoryview(self._cache)[-behind:])
+            before = 0
+            sector += _NATIVE_BLOCK_SIZE
+
+
+class NVS:
+    def __init__(self, namespace):
+        if not 0 < len(namespace) < 16:
+            _check_esp_err(0x1106)
+        self._namespace = namespace.encode() + b"\0"
+
+    def __repr__(self):
+        return "<NVS namespace>"
+
+    def set_i32(self, key, value):
+        self._set(ord("i"), key, struct.pack("<i", value))
+
+    def get_i32(self, key):
+        return struct.unpack("<i", self._get(ord("i"), key))[0]
+
+    def set_blob(self, key, value):
+        self._set(ord("b"), key, bytes(value))
+
+    def get_blob(self, key, buf):
+        value = self._get(ord("b"), key)
+        if len(value) > len(buf):
+            _check_esp_err(0x110C)
+        buf[: len(value)] = value
+        return len(value)
+
+    def erase_key(self, key):
+        _check_esp_err(link.call(link.NVS_ERASE, 0, self._namespace + self._key(key)))
+
+    def commit(self):
+        _check_esp_err(link.call(link.NVS_COMMIT))
+
+    def _key(self, key):
+        if not key:
+            _check_esp_err(0x1106)
+        if len(key) > 15:
+            _check_esp_err(0x1109)
+        return key.encode()
+
+    def _set(self, kind, key, value):
+        payload = self._namespace + self._key(key) + b"\0" + value
+        _check_esp_err(link.call(link.NVS_SET, kind, payload))
+
+    def _get(self, kind, key):
+        result, value = link.fetch(link.NVS_GET, kind, self._namespace + self._key(key))
+        _check_esp_err(result)
+        return value
+
+
+HEAP_DATA = const(4)
+HEAP_EXEC = const(1)
+WAKEUP_ALL_LOW = False
+WAKEUP_ANY_HIGH = True
+
+
+def idf_heap_info(capabilities):
+    # One region, with as much free outside MicroPython's heap as a board without PSRAM has left.
+    return [(163840, 110000, 69632, 102400)]
+
+
+def mcu_temperature():
+    return 40

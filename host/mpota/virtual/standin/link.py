@@ -1,0 +1,70 @@
+# The line between the virtual board's MicroPython and the process that owns its flash.
+#
+# What is C code and silicon on a board (esp_flash, esp_ota_ops, nvs, the watchdog) runs in the
+# host process: mpota/virtual/board.py. Requests go through one pipe, answers come through
+# another; reads of the flash come straight from its file, which is open here for reading only.
+#
+# Request: kind (a character), u32 argument, u32 payload size, payload.
+# Answer: i32 result, u32 payload size, payload. Nothing is allocated for a request without one.
+
+import struct
+import _thread
+
+CONFIG = ord("C")  # -> JSON
+SCRIPT = ord("S")  # -> source text of the script to run instead of main.py
+ERASE = ord("E")  # argument: flash offset, payload: u32 size
+WRITE = ord("W")  # argument: flash offset, payload: data
+SET_BOOT = ord("B")  # argument: flash offset of the partition
+MARK_VALID = ord("V")
+BOOT_PARTITION = ord("P")  # -> flash offset of the partition
+NVS_SET = ord("N")  # argument: type, payload: namespace NUL key NUL value
+NVS_GET = ord("G")  # argument: type, payload: namespace NUL key -> value
+NVS_ERASE = ord("K")  # payload: namespace NUL key
+NVS_COMMIT = ord("M")
+WATCHDOG = ord("D")  # argument: milliseconds until the board is reset; again: feeds it
+RESET = ord("R")  # argument: a cause (machine.py); never answered
+IDLE = ord("I")  # argument: how boot.py and main.py ended, payload: the traceback, if any
+
+_header = bytearray(9)
+_answer = bytearray(8)
+_lock = _thread.allocate_lock()
+_requests = _answers = _flash = None
+
+
+def connect(requests_fd, answers_fd, flash_fd):
+    global _requests, _answers, _flash
+    _requests = open(requests_fd, "wb")
+    _answers = open(answers_fd, "rb")
+    _flash = open(flash_fd, "rb")
+
+
+def is_busy():
+    return _lock.locked()
+
+
+def call(kind, argument=0, payload=b""):
+    # The result of a request that has no payload in its answer.
+    with _lock:
+        return _exchange(kind, argument, payload)[0]
+
+
+def fetch(kind, argument=0, payload=b""):
+    # (result, payload) of a request.
+    with _lock:
+        result, size = _exchange(kind, argument, payload)
+        return result, _answers.read(size)
+
+
+def read(offset, buf):
+    with _lock:
+        _flash.seek(offset)
+        _flash.readinto(buf)
+
+
+def _exchange(kind, argument, payload):
+    struct.pack_into("<BII", _header, 0, kind, argument, len(payload))
+    _requests.write(_header)
+    if payload:
+        _requests.write(payload)
+    _answers.readinto(_answer)
+    return struct.unpack("<iI", _answer)
