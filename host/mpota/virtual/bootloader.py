@@ -1,0 +1,538 @@
+"""The ESP-IDF second-stage bootloader's decisions at one power-on, over the verbs of a flash.
+
+`boot` does what the chip does from reset to the jump into an app: the mask ROM looks at the
+bootloader, the bootloader verifies the partition table, reads and rewrites otadata, picks an app,
+verifies it, and falls back to others. Each step names the ESP-IDF function that it follows
+(``bootloader_utility.c`` where no file is named). It writes otadata through ``erase`` and
+``write``, in ESP-IDF's order, so that a power cut modelled by the flash falls in between.
+
+No content of the flash raises anything; what does not boot is a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, replace
+
+from mpota.errors import MpotaError
+from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, ImageHeader
+from mpota.formats.otadata import (
+    RECORD_SIZE,
+    OtaRecord,
+    OtaState,
+    active_record,
+    selected_slot,
+)
+from mpota.formats.partition_table import (
+    APP,
+    DATA,
+    DATA_OTA,
+    DEFAULT_TABLE_OFFSET,
+    ENTRY_MAGIC,
+    ENTRY_SIZE,
+    FACTORY,
+    MD5_MAGIC,
+    OTA_0,
+    OTA_SLOTS,
+    TABLE_SIZE,
+    TEST,
+    Partition,
+)
+from mpota.storage import Flash
+from mpota.units import SECTOR_SIZE, format_flash_size
+from mpota.virtual.image_load import (
+    BootloaderInfo,
+    Cause,
+    Fault,
+    ImageVerdict,
+    Log,
+    LogLine,
+    bootloader_info,
+    check_chip_validity,
+    error_lines,
+    known_bootloader,
+    read_bootloader,
+    read_mapped,
+    verify_image,
+)
+
+__all__ = [
+    "BootResult",
+    "BootloaderInfo",
+    "Cause",
+    "Fault",
+    "ImageVerdict",
+    "LogLine",
+    "boot",
+    "bootloader_info",
+    "find_bootloader",
+    "known_bootloader",
+    "verify_image",
+]
+
+# bootloader_config.h: indices beside the slots' own.
+_FACTORY_INDEX = -1
+_WORD = 0xFFFFFFFF
+_ESP_FAIL = -1
+_ESP_ERR_FLASH_OP_FAIL = 0x6001
+
+_APP_USAGE = {FACTORY: "factory app", TEST: "test app"}
+_DATA_USAGE = {
+    DATA_OTA: "OTA data",
+    0x01: "RF data",
+    0x02: "WiFi data",
+    0x04: "NVS keys",
+    0x05: "efuse",
+}
+
+
+@dataclass(frozen=True)
+class BootResult:
+    """What one power-on came to.
+
+    ``starts`` is the app partition whose image runs, None if none does and the chip resets for
+    ever; ``selected`` the one that otadata, or its absence, picked first. ``verdicts`` holds the
+    images that were tried, in order. ``lines`` is all that ROM and bootloader say at log level
+    info, ``faults`` the causes of the error lines. ``otadata`` is the partition, ``otadata_after``
+    its two records of 32 bytes as they were left; both None if no table names one.
+    """
+
+    starts: Partition | None
+    selected: Partition | None
+    partitions: tuple[Partition, ...]
+    verdicts: tuple[tuple[Partition, ImageVerdict], ...]
+    lines: tuple[LogLine, ...]
+    faults: tuple[Fault, ...]
+    otadata: Partition | None
+    otadata_after: tuple[bytes, bytes] | None
+    bootloader: BootloaderInfo | None
+
+    @property
+    def console(self) -> tuple[str, ...]:
+        """The bootloader's error lines, in order, without level and time: ``boot: ...``."""
+        return error_lines(self.lines)
+
+    @property
+    def printed(self) -> tuple[str, ...]:
+        """The console as this bootloader prints it: MicroPython builds it without info lines."""
+        info = self.bootloader is None or self.bootloader.prints_info
+        return tuple(line.printed for line in self.lines if info or line.level.value != "I")
+
+
+def find_bootloader(flash: Flash, chip: Chip | None = None) -> tuple[Chip, int] | None:
+    """The chip, and the flash address of its bootloader's header, found by that header.
+
+    Without ``chip`` every chip's place is looked at; None if no place holds its chip's header.
+    """
+    for row in CHIPS if chip is None else (chip,):
+        size = max(0, min(HEADER_SIZE, flash.size - row.bootloader_offset))
+        raw = flash.read(row.bootloader_offset, size) if size else b""
+        is_image = len(raw) == HEADER_SIZE and raw[0] == IMAGE_MAGIC
+        if is_image and ImageHeader.from_bytes(raw).chip_id == row.chip_id:
+            return row, row.bootloader_offset
+    return None
+
+
+def boot(
+    flash: Flash,
+    *,
+    chip: Chip | None = None,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    rollback: bool = True,
+    chip_revision: int | None = None,
+    bootloader: BootloaderInfo | None = None,
+) -> BootResult:
+    """One power-on of a chip with this flash.
+
+    ``chip`` is the chip that is there, None: the one whose bootloader the flash holds.
+    ``table_offset`` and ``rollback`` were fixed when the bootloader was built, and no binary
+    shows them; MicroPython's builds have rollback since v1.21. ``chip_revision`` is as in
+    `bootloader_info`. With ``bootloader`` the ROM's look at the flash is left out.
+    """
+    power_on = _PowerOn(flash, table_offset, rollback)
+    info = bootloader
+    if info is None:
+        info = power_on.load_bootloader(chip, chip_revision)
+    if info is not None:
+        power_on.bootloader_start(info)
+    return power_on.result()
+
+
+@dataclass
+class _State:
+    """bootloader_state_t: of two entries of a kind the last counts, of slots all count."""
+
+    ota_info: Partition | None = None
+    factory: Partition | None = None
+    test: Partition | None = None
+    ota: dict[int, Partition] | None = None
+    app_count: int = 0
+
+    def partition(self, index: int) -> Partition | None:
+        """index_to_partition. None also for one of size 0, which is passed over silently."""
+        found = self.factory
+        if index != _FACTORY_INDEX:
+            is_slot = 0 <= index < min(OTA_SLOTS, self.app_count)
+            found = (self.ota or {}).get(index) if is_slot else None
+        return found if found is not None and found.size else None
+
+
+class _PowerOn:
+    """One run of the ROM and the bootloader; its fields are what they found out so far."""
+
+    def __init__(self, flash: Flash, table_offset: int, rollback: bool) -> None:
+        self.flash = flash
+        self.table_offset = table_offset
+        self.rollback = rollback
+        self.log = Log()
+        self.bootloader: BootloaderInfo | None = None
+        self.partitions: tuple[Partition, ...] = ()
+        self.state = _State()
+        self.selected: Partition | None = None
+        self.starts: Partition | None = None
+        self.verdicts: list[tuple[Partition, ImageVerdict]] = []
+        self.has_initial_otadata = False
+
+    def result(self) -> BootResult:
+        otadata = self.state.ota_info or self.find_otadata()
+        return BootResult(
+            self.starts,
+            self.selected,
+            self.partitions,
+            tuple(self.verdicts),
+            tuple(self.log.lines),
+            tuple(self.log.faults),
+            otadata,
+            self.otadata_after(otadata),
+            self.bootloader,
+        )
+
+    def read(self, offset: int, size: int) -> bytes:
+        limit = self.bootloader.memory.flash_limit if self.bootloader else self.flash.size
+        return read_mapped(self.flash, offset, size, limit)
+
+    # The mask ROM
+
+    def load_bootloader(self, chip: Chip | None, revision: int | None) -> BootloaderInfo | None:
+        """Load the bootloader as the ROM does, which checks its checksum but not its digest."""
+        found = find_bootloader(self.flash, chip)
+        if found is None:
+            offset = chip.bootloader_offset if chip else min(0x1000, max(0, self.flash.size - 4))
+            raw = self.read(offset, 4)
+            self.log.rom(f"invalid header: 0x{int.from_bytes(raw, 'little'):08x}")
+            self.log.faults.append(Fault(Cause.BOOTLOADER_MISSING, {"offset": offset}))
+            return None
+        _, offset = found
+        end = self.table_offset if self.table_offset > offset else self.flash.size
+        try:
+            data = read_bootloader(self.flash, offset, end)
+        except MpotaError as error:
+            self.log.rom(str(error))
+            self.log.faults.append(Fault(Cause.BOOTLOADER_CORRUPT, {"offset": offset}))
+            return None
+        info = bootloader_info(data, revision)
+        header = ImageHeader.from_bytes(data)
+        mode = FLASH_MODES[header.spi_mode] if header.spi_mode < len(FLASH_MODES) else "SLOW_READ"
+        self.log.rom(f"mode:{mode}, clock div:{1 if header.spi_speed == 0xF else 2}")
+        self.log.rom(f"entry 0x{header.entry_addr:08x}")
+        log = Log()
+        check_chip_validity(header, info, log, is_app=False)
+        self.log.lines += log.lines
+        self.log.faults += log.faults
+        if log.faults:  # bootloader_init fails, and the chip resets
+            self.bootloader = info
+            return None
+        return info
+
+    # bootloader_start.c: call_start_cpu0
+
+    def bootloader_start(self, info: BootloaderInfo) -> None:
+        self.bootloader = info
+        self.print_banner(info)
+        if not self.load_partition_table(info):
+            self.log.error("boot", "load partition table error!")
+            return
+        index = self.get_selected_boot_partition(info)
+        if index is not None:
+            self.selected = self.state.partition(index)
+            self.load_boot_image(info, index)
+
+    def print_banner(self, info: BootloaderInfo) -> None:
+        self.log.info("boot", f"ESP-IDF {info.idf_version or 'v5'} 2nd stage bootloader")
+        revision = info.chip_revision or 0
+        self.log.info("boot", f"chip revision: v{revision // 100}.{revision % 100}")
+        size = format_flash_size(self.chip_size(info))
+        self.log.info(f"boot.{info.chip.name}", f"SPI Flash Size : {size}")
+
+    def chip_size(self, info: BootloaderInfo) -> int:
+        """g_rom_flashchip.chip_size: what the bootloader's header says."""
+        return self.flash.size if info.flash_size is None else info.flash_size
+
+    # The partition table
+
+    def load_partition_table(self, info: BootloaderInfo) -> bool:
+        """bootloader_utility_load_partition_table."""
+        table = self.read(self.table_offset, TABLE_SIZE)
+        count = self.verify_table(table, self.chip_size(info), info.refuses_empty_table)
+        if count is None:
+            self.log.error("boot", "Failed to verify partition table")
+            return False
+        # Counted without the MD5 entry, but read from the first on: entries behind an MD5 entry
+        # shift the last one out.
+        self.partitions = tuple(map(Partition.from_bytes, _entries(table[: count * ENTRY_SIZE])))
+        self.log.info("boot", "Partition Table:")
+        self.log.info("boot", "## Label            Usage          Type ST Offset   Length")
+        for index, partition in enumerate(self.partitions):
+            usage = self.note_partition(partition)
+            label = partition.label.split("\0")[0].encode("ascii", "replace").decode()
+            self.log.info(
+                "boot",
+                f"{index:2d} {label:<16s} {usage:<16s} {partition.type:02x} "
+                f"{partition.subtype:02x} {partition.offset:08x} {partition.size:08x}",
+            )
+        self.log.info("boot", "End of partition table")
+        return True
+
+    def verify_table(self, table: bytes, chip_size: int, refuses_empty: bool) -> int | None:
+        """flash_partitions.c: esp_partition_table_verify. The number of entries, or None."""
+        has_md5 = False
+        for index, row in enumerate(_entries(table)):
+            if row[:2] == ENTRY_MAGIC:
+                if not self.check_entry(index, row, chip_size):
+                    return None
+            elif row[:2] == MD5_MAGIC[:2]:
+                if has_md5:
+                    text = "Only one MD5 checksum is allowed"
+                    self.log.fail(Cause.TABLE_TWO_MD5, "flash_parts", text, index=index)
+                    return None
+                md5 = hashlib.md5(table[: index * ENTRY_SIZE], usedforsecurity=False)
+                if row[16:] != md5.digest():
+                    text = "Incorrect MD5 checksum"
+                    self.log.fail(Cause.TABLE_MD5, "flash_parts", text, index=index)
+                    return None
+                has_md5 = True
+            elif row[:4] == b"\xff\xff\xff\xff" and (index or not refuses_empty):
+                return index - has_md5
+            else:
+                magic = int.from_bytes(row[:2], "little")
+                text = f"partition {index} invalid magic number 0x{magic:x}"
+                self.log.fail(Cause.TABLE_MAGIC, "flash_parts", text, index=index, found=magic)
+                return None
+        text = "partition table has no terminating entry, not valid"
+        self.log.fail(Cause.TABLE_NO_END, "flash_parts", text)
+        return None
+
+    def check_entry(self, index: int, row: bytes, chip_size: int) -> bool:
+        offset, size = struct.unpack_from("<II", row, 4)
+        if offset <= chip_size and (offset + size) & _WORD <= chip_size:
+            return True
+        self.log.fail(
+            Cause.TABLE_FLASH_SIZE,
+            "flash_parts",
+            f"partition {index} invalid - offset 0x{offset:x} size 0x{size:x} "
+            f"exceeds flash chip size 0x{chip_size:x}",
+            index=index,
+            offset=offset,
+            size=size,
+            limit=chip_size,
+        )
+        return False
+
+    def note_partition(self, partition: Partition) -> str:
+        """Keep what counts of an entry; what the bootloader calls it."""
+        state, subtype = self.state, partition.subtype
+        if partition.type == APP:
+            if subtype == FACTORY:
+                state.factory = partition
+            elif subtype == TEST:
+                state.test = partition
+            elif partition.slot is not None:
+                state.ota = {**(state.ota or {}), subtype - OTA_0: partition}
+                state.app_count += 1
+                return "OTA app"
+            return _APP_USAGE.get(subtype, "Unknown app")
+        if partition.type == DATA:
+            if subtype == DATA_OTA:
+                state.ota_info = partition
+            return _DATA_USAGE.get(subtype, "Unknown data")
+        return "unknown"
+
+    # otadata
+
+    def get_selected_boot_partition(self, info: BootloaderInfo) -> int | None:
+        """bootloader_utility_get_selected_boot_partition. An index, None: reset."""
+        otadata = self.state.ota_info
+        if otadata is None or otadata.offset == 0:
+            return _FACTORY_INDEX
+        records = self.read_otadata(otadata, info.memory.mmap_size)
+        if records is None:
+            return None
+        if self.rollback:
+            for which, record in enumerate(records):
+                if record.ota_state == OtaState.PENDING_VERIFY:
+                    records[which] = replace(record, ota_state=OtaState.ABORTED)
+                    self.write_otadata(otadata, which, records[which])
+        if all(record.is_invalid for record in records) or self.state.app_count == 0:
+            return self.select_default(records)
+        active = active_record(records)
+        if active is None:
+            end = "falling back to factory"
+            if not self.has_factory:
+                end = "and no factory, will try all partitions"
+            self.log.fail(
+                Cause.OTADATA_INVALID,
+                "boot",
+                f"ota data partition invalid{',' if self.has_factory else ''} {end}",
+            )
+            return _FACTORY_INDEX
+        record = records[active]
+        if self.rollback and record.ota_state == OtaState.NEW:
+            record = replace(record, ota_state=OtaState.PENDING_VERIFY)
+            self.write_otadata(otadata, active, record)
+        return selected_slot(record.ota_seq, self.state.app_count)
+
+    @property
+    def has_factory(self) -> bool:
+        return self.state.factory is not None and self.state.factory.offset != 0
+
+    def read_otadata(self, otadata: Partition, mmap_size: int) -> list[OtaRecord] | None:
+        size = otadata.size
+        if size < 2 * SECTOR_SIZE:
+            self.log.fail(
+                Cause.OTADATA_SIZE,
+                "boot",
+                f"ota_info partition size {size} is too small (minimum {2 * SECTOR_SIZE} bytes)",
+                size=size,
+                limit=2 * SECTOR_SIZE,
+            )
+            return None
+        if size > mmap_size:
+            self.log.error("bootloader_flash", f"bootloader_mmap excess size {size:x}")
+            text = f"bootloader_mmap(0x{otadata.offset:x}, 0x{size:x}) failed"
+            self.log.fail(Cause.OTADATA_SIZE, "boot", text, size=size, limit=mmap_size)
+            return None
+        return [
+            OtaRecord.from_bytes(self.read(otadata.offset + which * SECTOR_SIZE, RECORD_SIZE))
+            for which in range(2)
+        ]
+
+    def select_default(self, records: list[OtaRecord]) -> int:
+        if self.has_factory:
+            self.log.info("boot", "Defaulting to factory image")
+            return _FACTORY_INDEX
+        self.log.info("boot", "No factory image, trying OTA 0")
+        self.has_initial_otadata = all(
+            record.ota_seq == _WORD or not record.is_crc_ok for record in records
+        )
+        return 0
+
+    def write_otadata(self, otadata: Partition, which: int, record: OtaRecord) -> None:
+        """write_otadata: erase the record's sector, then write the record."""
+        offset = otadata.offset + which * SECTOR_SIZE
+        error = 0
+        sector = offset // SECTOR_SIZE * SECTOR_SIZE
+        if max(sector + SECTOR_SIZE, offset + RECORD_SIZE) > self.flash.size:
+            error = _ESP_ERR_FLASH_OP_FAIL
+        else:
+            self.flash.erase(sector, SECTOR_SIZE)
+            if offset % 4:
+                text = f"bootloader_flash_write dest_addr 0x{offset:x} not 4-byte aligned"
+                self.log.error("bootloader_flash", text)
+                error = _ESP_FAIL
+            else:
+                # Only a misplaced record reaches into a sector that was not erased.
+                there = self.flash.read(offset, RECORD_SIZE)
+                data = bytes(old & new for old, new in zip(there, record.to_bytes(), strict=True))
+                self.flash.write(offset, data)
+        if error:
+            self.log.fail(
+                Cause.OTADATA_WRITE,
+                "boot",
+                f"Error in write_otadata operation. err = 0x{error & _WORD:x}",
+                offset=offset,
+            )
+
+    # The apps
+
+    def load_boot_image(self, info: BootloaderInfo, start: int) -> None:
+        """bootloader_utility_load_boot_image: ``start`` and down to factory, then up, then test."""
+        count = self.state.app_count
+        for index in (*range(start, _FACTORY_INDEX - 1, -1), *range(start + 1, count)):
+            partition = self.state.partition(index)
+            if partition is None:
+                continue
+            if self.try_load_partition(info, partition):
+                self.set_actual_ota_seq(index)
+                self.load_image(info, partition)
+                return
+            name = "Factory app partition"
+            if index != _FACTORY_INDEX:
+                name = f"OTA app partition slot {index}"
+            self.log.error("boot", f"{name} is not bootable")
+        test = self.state.test
+        if test is not None and test.size and self.try_load_partition(info, test):
+            self.log.warning("boot", "Falling back to test app as only bootable partition")
+            self.load_image(info, test)
+            return
+        self.log.fail(
+            Cause.NO_BOOTABLE_APP, "boot", "No bootable app partitions in the partition table"
+        )
+
+    def try_load_partition(self, info: BootloaderInfo, partition: Partition) -> bool:
+        verdict = verify_image(self.flash, partition.offset, partition.size, info)
+        self.verdicts.append((partition, verdict))
+        self.log.lines += verdict.lines
+        self.log.faults += verdict.faults
+        if verdict.is_bootable:
+            text = f"Loaded app from partition at offset 0x{partition.offset:x}"
+            self.log.info("boot", text)
+        return verdict.is_bootable
+
+    def set_actual_ota_seq(self, index: int) -> None:
+        """Blank otadata, and no factory: select the slot that was found to boot."""
+        if index > _FACTORY_INDEX and self.has_initial_otadata and self.state.ota_info:
+            record = OtaRecord.selecting(index + 1, OtaState.VALID)
+            self.write_otadata(self.state.ota_info, 0, record)
+            self.log.info("boot", f"Set actual ota_seq={index + 1} in otadata[0]")
+
+    def load_image(self, info: BootloaderInfo, partition: Partition) -> None:
+        """load_image and unpack_load_app: map the flash segments, and jump."""
+        self.log.info("boot", "Disabling RNG early entropy source...")
+        self.starts = partition
+        if info.memory.dram == info.memory.iram:
+            return  # DROM and IROM are one range there, and nothing is said
+        segments = self.verdicts[-1][1].segments
+        mapped = {
+            name: [s for s in segments if s.load_addr in region]
+            for name, region in zip(("DROM", "IROM"), info.memory.mapped, strict=True)
+        }
+        for segment in segments:
+            for name, found in mapped.items():
+                if segment in found[1:]:
+                    text = (
+                        f"Image contains multiple {name} segments. "
+                        "Only the last one will be mapped."
+                    )
+                    self.log.fail(Cause.TWO_MAPPED_SEGMENTS, "boot", text, count=len(found))
+
+    # What is left behind
+
+    def find_otadata(self) -> Partition | None:
+        """The otadata of a table that was refused: its records are as they were."""
+        rows = _entries(self.read(self.table_offset, TABLE_SIZE))
+        entries = [Partition.from_bytes(row) for row in rows if row[:2] == ENTRY_MAGIC]
+        return next((entry for entry in entries if entry.is_otadata), None)
+
+    def otadata_after(self, otadata: Partition | None) -> tuple[bytes, bytes] | None:
+        if otadata is None:
+            return None
+        first, second = (
+            self.read(otadata.offset + which * SECTOR_SIZE, RECORD_SIZE) for which in range(2)
+        )
+        return first, second
+
+
+def _entries(table: bytes) -> list[bytes]:
+    return [table[at : at + ENTRY_SIZE] for at in range(0, len(table), ENTRY_SIZE)]

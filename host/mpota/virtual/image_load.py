@@ -1,0 +1,652 @@
+"""What the second-stage bootloader makes of one app image: ESP-IDF's ``esp_image_format.c``.
+
+`verify_image` goes through an image in the order of ``image_load`` and says, in the bootloader's
+own words, what it stops at. Which of them a bootloader says, and which memory it defends, differs
+between chips and releases: `BootloaderInfo` holds that, read from the bootloader in hand by
+`bootloader_info`, or the newest release's by `known_bootloader`.
+
+Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from mpota.errors import MpotaError
+from mpota.formats.app_desc import APP_DESC_MAGIC, find_bootloader_desc
+from mpota.formats.chips import Chip
+from mpota.formats.image import (
+    CHECKSUM_SEED,
+    DIGEST_SIZE,
+    HEADER_SIZE,
+    IMAGE_MAGIC,
+    MAX_SEGMENT_SIZE,
+    MAX_SEGMENTS,
+    SEGMENT_HEADER_SIZE,
+    Image,
+    ImageHeader,
+    Segment,
+    xor_bytes,
+)
+from mpota.formats.memory import ESP32_IRAM_GREW, Memory, Region, memory_map
+from mpota.storage import Flash
+from mpota.units import BLOCK_SIZE, align_up
+
+_SEGMENT = struct.Struct("<II")
+_BLK_REV = struct.Struct("<HHB")  # esp_app_desc_t: min/max_efuse_blk_rev_full, mmu_page_size
+_BLK_REV_OFFSET = 176
+_WORD = 0xFFFFFFFF
+
+# What the ESP32 reads through a cache page that maps no flash. A real chip with less flash than
+# the address says may answer with other bytes of it; neither is ever an image.
+_UNMAPPED = b"\xad\xba\xad\xba"
+
+# esp_image_format.c: STACK_LOAD_HEADROOM
+_STACK_HEADROOM = 32768
+# How far below the top of the ROM's stack the bootloader's stack pointer stands when it checks a
+# segment. An estimate: no release states it. The frames of its call chain (the ROM,
+# call_start_cpu0, load_boot_image with its esp_image_metadata_t, image_load, process_segments,
+# verify_load_addresses) take some 1 KiB. Recorded refusals need at least 0x64.
+_STACK_DEPTH = 0x400
+
+
+class Level(str, Enum):
+    """The letter that ESP-IDF's log puts in front of a line; ROM lines have none."""
+
+    ERROR = "E"
+    WARNING = "W"
+    INFO = "I"
+    ROM = ""
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the console, without colour and time stamp: ``esp_image: Checksum failed. ...``"""
+
+    level: Level
+    tag: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.tag}: {self.text}" if self.tag else self.text
+
+    @property
+    def printed(self) -> str:
+        """As ESP-IDF prints it, at time 0: ``E (0) esp_image: ...``."""
+        return f"{self.level.value} (0) {self}" if self.level.value else str(self)
+
+
+class Cause(Enum):
+    """Why something does not boot, or why another app boots than was selected."""
+
+    # the ROM
+    BOOTLOADER_MISSING = "bootloader-missing"
+    BOOTLOADER_CORRUPT = "bootloader-corrupt"
+    # the partition table
+    TABLE_MAGIC = "table-magic"
+    TABLE_MD5 = "table-md5"
+    TABLE_TWO_MD5 = "table-two-md5"
+    TABLE_FLASH_SIZE = "table-flash-size"
+    TABLE_NO_END = "table-no-end"
+    # otadata
+    OTADATA_SIZE = "otadata-size"
+    OTADATA_WRITE = "otadata-write"
+    OTADATA_INVALID = "otadata-invalid"
+    # an app image
+    PARTITION_SIZE = "partition-size"
+    OFFSET_ALIGNMENT = "offset-alignment"
+    MAGIC = "magic"
+    CHIP = "chip"
+    MIN_REVISION = "min-revision"
+    MAX_REVISION = "max-revision"
+    MIN_BLOCK_REVISION = "min-block-revision"
+    MAX_BLOCK_REVISION = "max-block-revision"
+    SEGMENT_COUNT = "segment-count"
+    SEGMENT_LENGTH = "segment-length"
+    APP_DESC = "app-desc"
+    MAP_ALIGNMENT = "map-alignment"
+    OVERLAPS_STACK = "overlaps-stack"
+    OVERLAPS_DATA = "overlaps-data"
+    OVERLAPS_LOADER = "overlaps-loader"
+    BAD_ADDRESS = "bad-address"
+    CHECKSUM = "checksum"
+    LENGTH = "length"
+    DIGEST = "digest"
+    # the end
+    TWO_MAPPED_SEGMENTS = "two-mapped-segments"
+    NO_BOOTABLE_APP = "no-bootable-app"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A cause and its numbers, by name; addresses, offsets and sizes in bytes."""
+
+    cause: Cause
+    values: dict[str, int] = field(default_factory=dict)
+
+
+class Log:
+    """Collects what the bootloader says, and why."""
+
+    def __init__(self) -> None:
+        self.lines: list[LogLine] = []
+        self.faults: list[Fault] = []
+
+    def fail(self, cause: Cause, tag: str, text: str, **values: int) -> None:
+        """An error line with its cause."""
+        self.error(tag, text)
+        self.faults.append(Fault(cause, values))
+
+    def error(self, tag: str, text: str) -> None:
+        self.lines.append(LogLine(Level.ERROR, tag, text))
+
+    def warning(self, tag: str, text: str) -> None:
+        self.lines.append(LogLine(Level.WARNING, tag, text))
+
+    def info(self, tag: str, text: str) -> None:
+        self.lines.append(LogLine(Level.INFO, tag, text))
+
+    def rom(self, text: str) -> None:
+        self.lines.append(LogLine(Level.ROM, "", text))
+
+
+def error_lines(lines: tuple[LogLine, ...]) -> tuple[str, ...]:
+    """The error lines alone, in order."""
+    return tuple(str(line) for line in lines if line.level is Level.ERROR)
+
+
+@dataclass(frozen=True)
+class BootloaderInfo:
+    """A bootloader, as far as it decides what boots.
+
+    ``idf_version`` is the release it names ("v5.4.2"), None if it names none: the description
+    came with v5.2. ``rollback`` is None: nothing in a binary shows soundly whether it was built
+    with app rollback. ``data``, ``loader_iram`` and ``stack`` are what no app segment may
+    touch. ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it
+    runs on; None skips the check. ``flash_size`` is what its header declares: the bootloader
+    believes that, not the flash. The rest are the rules that differ between releases; a binary
+    shows them by the texts that it holds.
+    """
+
+    chip: Chip
+    memory: Memory
+    idf_version: str | None
+    rollback: bool | None
+    flash_size: int | None
+    chip_revision: int | None
+    block_revision: int | None
+    data: Region
+    loader_iram: Region
+    stack: Region
+    prints_info: bool
+    max_image_size: int  # of a partition, and (exclusive) of a segment
+    revision_style: str  # a key of _REVISION_TEXTS
+    checks_block_revision: bool
+    checks_app_desc: bool
+    refuses_empty_table: bool
+
+
+# bootloader_common_loader.c: bootloader_common_check_chip_validity; v4.4, v5.0, v5.5.
+_REVISION_TEXTS = {
+    "major": (
+        (
+            "This chip is revision {chip} but the application is configured for minimum "
+            "revision {limit}. Can't run."
+        ),
+        "",
+    ),
+    "full": (
+        "Image requires chip rev >= {limit}, but chip is {chip}",
+        "Image requires chip rev <= {limit}, but chip is {chip}",
+    ),
+    "required": (
+        "chip revision check failed. Required >= {limit}, found {chip}.",
+        "chip revision check failed. Required <= {limit}, found {chip}.",
+    ),
+}
+
+
+def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
+    """The bootloader of the newest release, for when none is in hand. Checks no revision.
+
+    ``min_chip_rev`` (major * 100 + minor) is that of the image to be loaded: see `memory_map`.
+    """
+    memory = memory_map(chip.name, min_chip_rev)
+    return BootloaderInfo(
+        chip=chip,
+        memory=memory,
+        idf_version=None,
+        rollback=None,
+        flash_size=None,
+        chip_revision=None,
+        block_revision=None,
+        data=memory.data,
+        loader_iram=memory.loader_iram,
+        stack=_stack(memory),
+        prints_info=True,
+        max_image_size=_WORD if memory.has_big_images else MAX_SEGMENT_SIZE,
+        revision_style="required",
+        checks_block_revision=chip.name != "esp32",
+        checks_app_desc=memory.has_mmu_page_sizes,
+        refuses_empty_table=True,
+    )
+
+
+def bootloader_info(data: bytes, chip_revision: int | None = None) -> BootloaderInfo:
+    """What the bootloader image that starts ``data`` will do.
+
+    ``chip_revision`` (major * 100 + minor) is the chip's; None takes the lowest that the
+    bootloader itself runs on. Raises MpotaError if ``data`` does not start with a whole image.
+    """
+    image = Image.from_bytes(data)
+    chip, minimum = image.chip, image.header.min_chip_rev_full
+    memory = memory_map(chip.name, minimum)
+    region, loader = memory.bootloader_regions(image.segments, image.header.entry_addr)
+    desc = find_bootloader_desc(image.data)
+    version = _release(desc.idf_ver if desc else None)
+    if chip.name == "esp32" and version < ESP32_IRAM_GREW:
+        memory = replace(memory, iram=Region(memory.iram.start, memory.diram_iram.start))
+    if chip.name == "esp32" and b"Unicore bootloader" in image.data:
+        # esp_ptr_in_iram: the other core's cache is memory then.
+        memory = replace(memory, iram=Region(memory.loader_iram.start, memory.iram.end))
+    if chip_revision is None:
+        chip_revision = minimum if minimum != 0xFFFF else 0
+    return replace(
+        known_bootloader(chip),
+        memory=memory,
+        idf_version=desc.idf_ver if desc else None,
+        flash_size=_declared_flash_size(image.header, version),
+        chip_revision=chip_revision,
+        data=region,
+        loader_iram=loader,
+        stack=_stack(memory),
+        prints_info=b"Loaded app from partition" in image.data,
+        max_image_size=MAX_SEGMENT_SIZE if b"larger than 16MB" in image.data else _WORD,
+        revision_style=_revision_style(image.data),
+        checks_block_revision=b"efuse blk rev >=" in image.data,
+        checks_app_desc=b"Failed to fetch app description header" in image.data,
+        refuses_empty_table=version >= (5, 5),
+    )
+
+
+def _release(idf_version: str | None) -> tuple[int, int]:
+    """(5, 4) of "v5.4.2"; of a bootloader that names none, the last that did not, (5, 1)."""
+    match = re.match(r"v(\d+)\.(\d+)", idf_version or "")
+    return (int(match[1]), int(match[2])) if match else (5, 0)
+
+
+def _revision_style(image: bytes) -> str:
+    if b"chip revision check failed" in image:
+        return "required"
+    return "major" if b"is configured for minimum revision" in image else "full"
+
+
+def _declared_flash_size(header: ImageHeader, version: tuple[int, int]) -> int:
+    """bootloader_flash_config_<chip>.c: update_flash_config. What it does not know is 2 MiB."""
+    known = 0 if header.flash_size is None else header.flash_size
+    big = version >= (5, 4) or header.chip.name in ("esp32s2", "esp32s3")
+    return known if 0 < known <= (128 if big else 16) * 1024 * 1024 else 2 * 1024 * 1024
+
+
+def _stack(memory: Memory) -> Region:
+    """esp_image_format.c: verify_load_addresses, from sp - STACK_LOAD_HEADROOM up."""
+    top = memory.rom_stack_start
+    return Region(top - _STACK_DEPTH - _STACK_HEADROOM, top)
+
+
+@dataclass(frozen=True)
+class ImageVerdict:
+    """What was made of one image. ``image_size`` (bytes, digest included) and ``segments`` are
+    those read until it stopped; ``lines`` all that was said, ``faults`` why it is not bootable.
+    """
+
+    is_bootable: bool
+    image_size: int
+    segments: tuple[Segment, ...]
+    lines: tuple[LogLine, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def console(self) -> tuple[str, ...]:
+        """The error lines, in order."""
+        return error_lines(self.lines)
+
+
+def verify_image(
+    flash: Flash, offset: int, size: int, bootloader: BootloaderInfo, *, is_boot: bool = True
+) -> ImageVerdict:
+    """What ``bootloader`` says of the image in the partition of ``size`` bytes at ``offset``.
+
+    ``is_boot=False`` is the running app's own verification, which esp_ota_set_boot_partition and
+    the like ask for (esp_ota_ops.c: image_validate): the same but for the load addresses, which
+    only the bootloader checks. MicroPython makes an OSError(-5379) of it.
+    """
+    return _Load(flash, offset, size, bootloader, is_boot).run()
+
+
+def read_mapped(flash: Flash, offset: int, size: int, limit: int) -> bytes:
+    """Flash as the cache shows it; what lies beyond the chip, or ``limit``, is unmapped."""
+    end = min(flash.size, limit)
+    inside = max(0, min(size, end - offset))
+    data = flash.read(offset, inside) if inside else b""
+    if inside == size:
+        return data
+    phase = (offset + inside) % 4
+    return data + (_UNMAPPED * (size // 4 + 2))[phase : phase + size - inside]
+
+
+class _Stop(Exception):
+    """The image is refused; the log says why."""
+
+
+class _Load:
+    """One pass over an image: esp_image_format.c, function by function."""
+
+    def __init__(
+        self, flash: Flash, offset: int, size: int, bootloader: BootloaderInfo, is_boot: bool
+    ) -> None:
+        self.flash = flash
+        self.offset = offset
+        self.size = size
+        self.bootloader = bootloader
+        self.memory = bootloader.memory
+        self.is_boot = is_boot
+        self.log = Log()
+        self.segments: list[Segment] = []
+        self.image_size = 0
+        self.checksum = CHECKSUM_SEED
+        self.page_size = BLOCK_SIZE
+        self.digest = hashlib.sha256()
+
+    def run(self) -> ImageVerdict:
+        try:
+            self.image_load()
+            is_bootable = True
+        except _Stop:
+            is_bootable = False
+        return ImageVerdict(
+            is_bootable,
+            self.image_size,
+            tuple(self.segments),
+            tuple(self.log.lines),
+            tuple(self.log.faults),
+        )
+
+    def image_load(self) -> None:
+        if self.size > self.bootloader.max_image_size:
+            self.fail(
+                Cause.PARTITION_SIZE,
+                f"partition size 0x{self.size:x} invalid, larger than 16MB",
+                size=self.size,
+            )
+        header = self.process_image_header()
+        for index in range(header.segment_count):
+            self.process_segment(index)
+        self.process_checksum()
+        self.process_appended_hash(bool(header.hash_appended))
+
+    def fail(self, cause: Cause, text: str, *, tag: str = "esp_image", **values: int) -> None:
+        self.log.fail(cause, tag, text, **values)
+        raise _Stop
+
+    def read(self, offset: int, size: int) -> bytes:
+        """bootloader_flash.c: bootloader_flash_read and bootloader_mmap, through the cache."""
+        return read_mapped(self.flash, offset, size, self.memory.flash_limit)
+
+    def process_image_header(self) -> ImageHeader:
+        if self.offset % 4:
+            self.fail(
+                Cause.OFFSET_ALIGNMENT,
+                f"bootloader_flash_read src_addr 0x{self.offset:x} not 4-byte aligned",
+                tag="bootloader_flash",
+                offset=self.offset,
+            )
+        raw = self.read(self.offset, HEADER_SIZE)
+        self.digest.update(raw)
+        if raw[0] != IMAGE_MAGIC:
+            self.fail(
+                Cause.MAGIC,
+                f"image at 0x{self.offset:x} has invalid magic byte (nothing flashed here?)",
+                offset=self.offset,
+                found=raw[0],
+            )
+        header = ImageHeader.from_bytes(raw)
+        check_chip_validity(header, self.bootloader, self.log, is_app=True)
+        if self.log.faults:
+            raise _Stop
+        if header.segment_count > MAX_SEGMENTS:
+            self.fail(
+                Cause.SEGMENT_COUNT,
+                f"image at 0x{self.offset:x} segment count {header.segment_count} "
+                f"exceeds max {MAX_SEGMENTS}",
+                offset=self.offset,
+                found=header.segment_count,
+                limit=MAX_SEGMENTS,
+            )
+        self.image_size = HEADER_SIZE
+        return header
+
+    def process_segment(self, index: int) -> None:
+        raw = self.read(self.offset + self.image_size, SEGMENT_HEADER_SIZE)
+        self.digest.update(raw)
+        load_addr, length = _SEGMENT.unpack(raw)
+        segment = Segment(load_addr, self.image_size + SEGMENT_HEADER_SIZE, length)
+        data_offset = self.offset + segment.data_offset
+        self.verify_segment_header(index, segment, data_offset)
+        is_mapped = self.memory.is_mapped(load_addr)
+        # should_load: below lie the numbers of segments that are only padding.
+        is_loaded = self.is_boot and not is_mapped and load_addr >= 0x10000000
+        use = "load" if is_loaded else "map" if is_mapped else ""
+        self.log.info(
+            "esp_image",
+            f"segment {index}: paddr={data_offset:08x} vaddr={load_addr:08x} "
+            f"size={length:05x}h ({length:6d}) {use}",
+        )
+        if is_loaded and length:
+            self.verify_load_addresses(index, Region(load_addr, (load_addr + length) & _WORD))
+        self.segments.append(segment)
+        self.image_size = segment.data_offset + length
+        data = self.read(data_offset, length)
+        if index == 0 and length:
+            self.check_block_revision(data)
+        self.checksum ^= xor_bytes(data)
+        self.digest.update(data)
+
+    def verify_segment_header(self, index: int, segment: Segment, data_offset: int) -> None:
+        length = segment.data_size
+        if length % 4 or length >= self.bootloader.max_image_size:
+            self.fail(
+                Cause.SEGMENT_LENGTH,
+                f"invalid segment length 0x{length:x}",
+                segment=index,
+                length=length,
+                limit=self.bootloader.max_image_size,
+            )
+        if index == 0 and self.bootloader.checks_app_desc:
+            self.check_app_desc(data_offset)
+        load_addr = segment.load_addr
+        # should_map; a mapped segment lies in flash as in memory, relative to the MMU page.
+        if self.memory.is_mapped(load_addr) and (data_offset - load_addr) % self.page_size:
+            self.fail(
+                Cause.MAP_ALIGNMENT,
+                f"Segment {index} load address 0x{load_addr:08x}, "
+                f"doesn't match data 0x{data_offset:08x}",
+                segment=index,
+                load_addr=load_addr,
+                data_offset=data_offset,
+                page_size=self.page_size,
+            )
+
+    def check_app_desc(self, data_offset: int) -> None:
+        """verify_segment_header, SOC_MMU_PAGE_SIZE_CONFIGURABLE, from v5.4 on."""
+        found = int.from_bytes(self.read(data_offset, 4), "little")
+        if found != APP_DESC_MAGIC:
+            self.fail(
+                Cause.APP_DESC,
+                "Failed to fetch app description header!",
+                found=found,
+                offset=data_offset - self.offset,
+            )
+        _, _, log2 = _BLK_REV.unpack(self.read(data_offset + _BLK_REV_OFFSET, _BLK_REV.size))
+        if 0 < log2 < 32:
+            self.page_size = 1 << log2
+
+    def check_block_revision(self, data: bytes) -> None:
+        """bootloader_common_check_efuse_blk_validity."""
+        found = self.bootloader.block_revision
+        if not self.bootloader.checks_block_revision or found is None:
+            return
+        if len(data) < _BLK_REV_OFFSET + _BLK_REV.size:
+            return
+        minimum, maximum, _ = _BLK_REV.unpack_from(data, _BLK_REV_OFFSET)
+        chip = _revision(found)
+        for cause, sign, limit, is_bad in (
+            (Cause.MIN_BLOCK_REVISION, ">=", minimum, found < minimum),
+            (Cause.MAX_BLOCK_REVISION, "<=", maximum, found > maximum),
+        ):
+            if limit not in (0, 0xFFFF) and is_bad:
+                self.log.fail(
+                    cause,
+                    "boot_comm",
+                    f"Image requires efuse blk rev {sign} {_revision(limit)}, but chip is {chip}",
+                    found=found,
+                    limit=limit,
+                )
+        if self.log.faults:
+            raise _Stop
+
+    def verify_load_addresses(self, index: int, load: Region, is_alias: bool = False) -> None:
+        """Refuse a segment that would be written over what the bootloader needs, or nowhere.
+
+        A part of it in D/IRAM is checked, once, at its address on the other bus too.
+        """
+        memory = self.memory
+        if load.start < load.end and memory.dram.holds(load):
+            self.check_overlap(index, load, Cause.OVERLAPS_STACK)
+            self.check_overlap(index, load, Cause.OVERLAPS_DATA)
+            bus, convert = memory.diram_dram, memory.to_iram
+        elif load.start < load.end and memory.iram.holds(load):
+            self.check_overlap(index, load, Cause.OVERLAPS_LOADER)
+            bus, convert = memory.diram_iram, memory.to_dram
+        elif any(load.start < load.end and region.holds(load) for region in memory.plain):
+            return
+        else:
+            self.refuse(index, load, Cause.BAD_ADDRESS, load)
+        if not is_alias and bus.overlaps(load):
+            start = convert(load.start if load.start in bus else bus.start)
+            end = convert(load.end if load.end - 1 in bus else bus.end)
+            self.verify_load_addresses(index, Region(min(start, end), max(start, end)), True)
+
+    def check_overlap(self, index: int, load: Region, cause: Cause) -> None:
+        bootloader = self.bootloader
+        region = {
+            Cause.OVERLAPS_STACK: bootloader.stack,
+            Cause.OVERLAPS_DATA: bootloader.data,
+            Cause.OVERLAPS_LOADER: bootloader.loader_iram,
+        }[cause]
+        if region.overlaps(load):
+            self.refuse(index, load, cause, region)
+
+    def refuse(self, index: int, load: Region, cause: Cause, region: Region) -> None:
+        reason = {
+            Cause.OVERLAPS_STACK: "overlaps bootloader stack",
+            Cause.OVERLAPS_DATA: "overlaps bootloader data",
+            Cause.OVERLAPS_LOADER: "overlaps loader IRAM",
+            Cause.BAD_ADDRESS: "bad load address range",
+        }[cause]
+        self.fail(
+            cause,
+            f"Segment {index} {load} invalid: {reason}",
+            segment=index,
+            start=load.start,
+            end=load.end,
+            region_start=region.start,
+            region_end=region.end,
+        )
+
+    def process_checksum(self) -> None:
+        end = align_up(self.image_size + 1, 16)
+        padding = self.read(self.offset + self.image_size, end - self.image_size)
+        if self.checksum != padding[-1]:
+            self.fail(
+                Cause.CHECKSUM,
+                f"Checksum failed. Calculated 0x{self.checksum:x} read 0x{padding[-1]:x}",
+                calculated=self.checksum,
+                found=padding[-1],
+            )
+        self.digest.update(padding)
+        self.image_size = end
+
+    def process_appended_hash(self, is_appended: bool) -> None:
+        """process_appended_hash_and_sig, then verify_simple_hash."""
+        stored = self.read(self.offset + self.image_size, DIGEST_SIZE) if is_appended else b""
+        self.image_size += len(stored)
+        if self.image_size > self.size:
+            self.fail(
+                Cause.LENGTH,
+                f"Image length {self.image_size} doesn't fit in partition length {self.size}",
+                length=self.image_size,
+                limit=self.size,
+            )
+        if is_appended and stored != self.digest.digest():
+            self.fail(Cause.DIGEST, "Image hash failed - image is corrupt")
+
+
+def check_chip_validity(
+    header: ImageHeader, bootloader: BootloaderInfo, log: Log, *, is_app: bool
+) -> None:
+    """bootloader_common_loader.c: bootloader_common_check_chip_validity."""
+    expected = bootloader.chip.chip_id
+    if header.chip_id != expected:
+        log.fail(
+            Cause.CHIP,
+            "boot_comm",
+            f"mismatch chip ID, expected {expected}, found {header.chip_id}",
+            expected=expected,
+            found=header.chip_id,
+        )
+        if bootloader.revision_style != "major":
+            return
+    revision = bootloader.chip_revision
+    if revision is None:
+        return
+    low_text, high_text = _REVISION_TEXTS[bootloader.revision_style]
+    if bootloader.revision_style == "major":
+        if revision // 100 < header.min_chip_rev:
+            text = low_text.format(chip=revision // 100, limit=header.min_chip_rev)
+            limit = header.min_chip_rev * 100
+            log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=limit)
+        return
+    minimum, maximum = header.min_chip_rev_full, header.max_chip_rev_full
+    chip = _revision(revision)
+    if revision < minimum:
+        text = low_text.format(limit=_revision(minimum), chip=chip)
+        log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=minimum)
+        if bootloader.revision_style == "required":
+            return
+    if is_app and maximum not in (0, 0xFFFF) and revision > maximum:
+        text = high_text.format(limit=_revision(maximum), chip=chip)
+        log.fail(Cause.MAX_REVISION, "boot_comm", text, found=revision, limit=maximum)
+
+
+def _revision(number: int) -> str:
+    return f"v{number // 100}.{number % 100}"
+
+
+def read_bootloader(flash: Flash, offset: int, end: int) -> bytes:
+    """The bootloader's image at ``offset``, exactly its bytes, looked for up to ``end``.
+
+    Raises MpotaError if none is there, or it is broken or incomplete.
+    """
+    size = max(0, min(end, flash.size) - offset)
+    image = Image.from_bytes(flash.read(offset, size))
+    if image.checksum != image.computed_checksum:
+        raise MpotaError(
+            f"bootloader at {offset:#x}: checksum is {image.checksum:#04x}, "
+            f"its segments give {image.computed_checksum:#04x}"
+        )
+    return image.data
