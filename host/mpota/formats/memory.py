@@ -48,9 +48,10 @@ class Memory:
     ``diram_dram`` and ``diram_iram`` are one memory on two buses, in reversed word order on the
     ESP32. ``rom_stack_start``: the top of the stack that the ROM gives the bootloader. ``data``
     and ``loader_iram``: dram_seg and iram_loader_seg of the newest linker script, for when no
-    bootloader is at hand. ``mmap_size``: bytes that bootloader_mmap maps at once. ``flash_limit``: bytes of flash that
-    the cache reaches. ``has_mmu_page_sizes``: SOC_MMU_PAGE_SIZE_CONFIGURABLE. ``has_big_images``:
-    SOC_SPI_MEM_SUPPORT_CACHE_32BIT_ADDR_MAP, an app may be larger than 16 MiB.
+    bootloader is at hand. ``mmap_size``: bytes that bootloader_mmap maps at once.
+    ``flash_limit``: bytes of flash that the cache reaches. ``has_mmu_page_sizes``:
+    SOC_MMU_PAGE_SIZE_CONFIGURABLE. ``has_big_images``: SOC_SPI_MEM_SUPPORT_CACHE_32BIT_ADDR_MAP,
+    an app may be larger than 16 MiB.
     """
 
     chip: str

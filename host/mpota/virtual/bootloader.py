@@ -55,6 +55,7 @@ from mpota.virtual.image_load import (
     known_bootloader,
     read_bootloader,
     read_mapped,
+    set_boot_error,
     verify_image,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "bootloader_info",
     "find_bootloader",
     "known_bootloader",
+    "set_boot_error",
     "verify_image",
 ]
 

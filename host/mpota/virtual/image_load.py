@@ -36,6 +36,8 @@ from mpota.formats.memory import ESP32_IRAM_GREW, Memory, Region, memory_map
 from mpota.storage import Flash
 from mpota.units import BLOCK_SIZE, align_up
 
+ESP_ERR_OTA_VALIDATE_FAILED = 0x1503  # esp_ota_ops.h
+
 _SEGMENT = struct.Struct("<II")
 _BLK_REV = struct.Struct("<HHB")  # esp_app_desc_t: min/max_efuse_blk_rev_full, mmu_page_size
 _BLK_REV_OFFSET = 176
@@ -321,11 +323,19 @@ def verify_image(
 ) -> ImageVerdict:
     """What ``bootloader`` says of the image in the partition of ``size`` bytes at ``offset``.
 
-    ``is_boot=False`` is the running app's own verification, which esp_ota_set_boot_partition and
-    the like ask for (esp_ota_ops.c: image_validate): the same but for the load addresses, which
-    only the bootloader checks. MicroPython makes an OSError(-5379) of it.
+    ``is_boot=False`` is the running app's own verification, by esp_ota_set_boot_partition and the
+    like (`set_boot_error`): the same but for the load addresses, which only the bootloader checks.
     """
     return _Load(flash, offset, size, bootloader, is_boot).run()
+
+
+def set_boot_error(flash: Flash, offset: int, size: int, bootloader: BootloaderInfo) -> int:
+    """What esp_ota_set_boot_partition makes of the image (esp_ota_ops.c: image_validate).
+
+    0, or ESP_ERR_OTA_VALIDATE_FAILED, of which MicroPython makes OSError(-5379).
+    """
+    verdict = verify_image(flash, offset, size, bootloader, is_boot=False)
+    return 0 if verdict.is_bootable else ESP_ERR_OTA_VALIDATE_FAILED
 
 
 def read_mapped(flash: Flash, offset: int, size: int, limit: int) -> bytes:
