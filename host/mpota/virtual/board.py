@@ -20,14 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import Protocol
 
-from mpota.errors import MpotaError
 from mpota.formats import partition_table
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.storage import Flash
 from mpota.units import KiB
 from mpota.virtual import micropython, ota_ops
+from mpota.virtual.bootloader import BootloaderInfo, BootResult, boot, set_boot_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
 
@@ -45,7 +44,7 @@ _REQUEST = struct.Struct("<BII")  # kind, argument, payload size
 _ANSWER = struct.Struct("<iI")  # result, payload size
 
 _VERSION = re.compile(rb"MicroPython (v\d+\.\d+\.\d+[^\0 ]* on \d{4}-\d\d-\d\d)")
-_MACHINE = re.compile(rb"\0; ([^\0\r\n]{4,120})\0")
+_MACHINE = re.compile(rb"\0+; ([^\0]{4,120})\0")
 
 
 class ResetCause(IntEnum):
@@ -67,18 +66,6 @@ class End(Enum):
     TOO_MANY_BOOTS = "too many boots"
     TIMEOUT = "timeout"
     DIED = "died"  # the interpreter ended by itself: os.system("kill ..."), or a crash
-
-
-class BootResult(Protocol):
-    """What the board needs to know of the bootloader's work."""
-
-    @property
-    def partition(self) -> Partition | None:
-        """The app that starts, None if none does."""
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What the bootloader wrote on the console."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +117,10 @@ class Board:
     """A board with the flash ``flash``. Nothing but the flash outlives a `run`."""
 
     flash: VirtualFlash
-    boot: Callable[[VirtualFlash], BootResult]  # the bootloader model
-    verify: ota_ops.Verify  # set_boot()'s image check
     heap_size: int = DEFAULT_HEAP_SIZE
     frozen: Path | None = None  # a directory of modules that the firmware has built in
     table_offset: int = DEFAULT_TABLE_OFFSET
+    chip_revision: int | None = None  # major * 100 + minor; None: any image's demand is met
     unique_id: bytes = bytes.fromhex("240ac4c0ffee")
     on_output: Callable[[str], None] | None = None  # told of the console as it is written
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
@@ -156,35 +142,39 @@ class Board:
         Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
         the flash has no partition table for the app that starts.
         """
-        self.flash.restart_count()
+        first_operation = len(self.flash.operations)
         deadline = time.monotonic() + timeout_s
         cause: ResetCause | None = ResetCause.POWER_ON
         boots: list[Boot] = []
-        partition: Partition | None = None
         end, traceback = End.TOO_MANY_BOOTS, ""
         while cause is not None and len(boots) < max_boots:
             lines: tuple[str, ...] = ()
             if cause is not ResetCause.SOFT:
-                partition = None
                 try:
-                    result = self.boot(self.flash)
+                    found = self._boot()
                 except PowerCut:
                     boots.append(Boot(cause, None, (), ""))
                     end = End.POWER_CUT
                     break
-                partition, lines = result.partition, result.lines
-                self._tell("".join(f"{line}\n" for line in lines))
-            if partition is None:
+                lines = found.printed
+            app = found.starts
+            if app is None or found.bootloader is None:
                 boots.append(Boot(cause, None, lines, ""))
                 end = End.NO_APP
                 break
-            process = _Process(self, partition, cause, script, deadline, wait_at_idle)
+            start = _Start(app, found.bootloader, cause, script)
+            process = _Process(self, start, deadline, wait_at_idle)
             next_cause = process.serve()
-            boots.append(Boot(cause, partition, lines, process.output))
+            boots.append(Boot(cause, app, lines, process.output))
             cause, script = next_cause, None
             if cause is None:
                 end, traceback = process.end, process.traceback
-        return Run(end, tuple(boots), traceback, tuple(self.flash.operations))
+        return Run(end, tuple(boots), traceback, tuple(self.flash.operations[first_operation:]))
+
+    def _boot(self) -> BootResult:
+        result = boot(self.flash, table_offset=self.table_offset, chip_revision=self.chip_revision)
+        self._tell("".join(f"{line}\n" for line in result.printed))
+        return result
 
     def partitions(self) -> tuple[Partition, ...]:
         """The partitions as the running app sees them.
@@ -209,24 +199,24 @@ class Board:
             self.on_output(text)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a boot starts with."""
+
+    app: Partition
+    bootloader: BootloaderInfo
+    cause: ResetCause
+    script: str | None
+
+
 class _Process:
     """The MicroPython process of one boot, and the chip around it."""
 
-    def __init__(
-        self,
-        board: Board,
-        partition: Partition,
-        cause: ResetCause,
-        script: str | None,
-        deadline: float,
-        wait_at_idle: bool,
-    ) -> None:
+    def __init__(self, board: Board, start: _Start, deadline: float, wait_at_idle: bool) -> None:
         self._board = board
         self._flash = board.flash
         self._partitions = board.partitions()
-        self._partition = partition
-        self._cause = cause
-        self._script = script
+        self._start = start
         self._deadline = deadline
         self._wait_at_idle = wait_at_idle
         self._watchdog: float | None = None  # when it bites
@@ -321,13 +311,7 @@ class _Process:
                 self._flash.write(argument, payload)
                 return ota_ops.ESP_OK, b""
             case "B":
-                target = next(p for p in self._partitions if p.offset == argument)
-                return (
-                    ota_ops.set_boot_partition(
-                        self._flash, self._partitions, target, self._board.verify
-                    ),
-                    b"",
-                )
+                return self._set_boot(argument), b""
             case "V":
                 return ota_ops.mark_app_valid(self._flash, self._partitions), b""
             case "P":
@@ -352,15 +336,23 @@ class _Process:
             case "C":
                 return 0, json.dumps(self._config()).encode()
             case "S":
-                return 0, (self._script or "").encode()
+                return 0, (self._start.script or "").encode()
             case "I":
                 self._idle(argument, payload.decode("utf-8", "replace"))
                 return 0, b""
         raise FlashError(f"the board asked for '{kind}', which is nothing")
 
+    def _set_boot(self, offset: int) -> int:
+        def image_validate(partition: Partition) -> int:
+            bootloader = self._start.bootloader
+            return set_boot_error(self._flash, partition.offset, partition.size, bootloader)
+
+        target = next(p for p in self._partitions if p.offset == offset)
+        return ota_ops.set_boot_partition(self._flash, self._partitions, target, image_validate)
+
     def _idle(self, ended: int, traceback: str) -> None:
         """boot.py and main.py are over: ended 0 normally, 1 by an exception, 2 by sys.exit()."""
-        if ended == 2 and self._script is None:
+        if ended == 2 and self._start.script is None:
             self._print("MPY: soft reboot\n")
             raise _Reset(ResetCause.SOFT)
         # On a board the functions of the stand-ins are C code, which no traceback shows.
@@ -373,7 +365,7 @@ class _Process:
     def _check_region_safe(self, offset: int, size: int) -> None:
         """esp_partition_main_flash_region_safe, with SPI_FLASH_DANGEROUS_WRITE_ABORTS."""
         table_end = self._board.table_offset + partition_table.TABLE_SIZE
-        running = self._partition
+        running = self._start.app
         if offset <= table_end or (offset < running.end and offset + size > running.offset):
             self._print("\nabort() was called: write to a protected region of the flash\n")
             self._print("Rebooting...\n")
@@ -387,12 +379,14 @@ class _Process:
                 (p.type, p.subtype, p.offset, p.size, p.label, bool(p.flags & 1))
                 for p in self._partitions
             ],
-            "running": self._partitions.index(self._partition),
+            "running": next(
+                i for i, p in enumerate(self._partitions) if p.offset == self._start.app.offset
+            ),
             "flash_size": self._flash.size,
-            "reset_cause": int(self._cause),
+            "reset_cause": int(self._start.cause),
             "unique_id": list(board.unique_id),
-            "version": app_version(self._flash, self._partition),
-            "has_script": self._script is not None,
+            "version": app_version(self._flash, self._start.app),
+            "has_script": self._start.script is not None,
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
         }
@@ -425,14 +419,14 @@ def app_version(flash: Flash, partition: Partition) -> tuple[str, str, str] | No
     """What the MicroPython app in ``partition`` says of itself, None if it is none.
 
     ("v1.26.1", "v1.26.1 on 2025-09-11", "Generic ESP32S3 module with ESP32S3"). The texts stand
-    in the app's read-only data, which is the first segment of the image.
+    one behind the other in the app's read-only data, the first segment of the image.
     """
     data = flash.read(partition.offset, min(partition.size, 512 * KiB))
     version = _VERSION.search(data)
     if version is None:
         return None
     build = version[1].decode("ascii", "replace")
-    machine = _MACHINE.search(data)
+    machine = _MACHINE.match(data, version.end())
     name = machine[1].decode("ascii", "replace") if machine else "ESP32 module with ESP32"
     return build.split(" ")[0], build, name
 

@@ -19,18 +19,18 @@ ESP_OK = 0
 ESP_FAIL = -1
 ESP_ERR_INVALID_ARG = 0x102
 ESP_ERR_NOT_FOUND = 0x105
-ESP_ERR_OTA_VALIDATE_FAILED = 0x1503
-
-# Says whether esp_image_verify(ESP_IMAGE_VERIFY) accepts the image in a partition.
-Verify = Callable[[Flash, Partition], bool]
 
 
 def set_boot_partition(
-    flash: Flash, partitions: Sequence[Partition], target: Partition, verify: Verify
+    flash: Flash,
+    partitions: Sequence[Partition],
+    target: Partition,
+    image_validate: Callable[[Partition], int],
 ) -> int:
-    """esp_ota_set_boot_partition."""
-    if not verify(flash, target):
-        return ESP_ERR_OTA_VALIDATE_FAILED
+    """esp_ota_set_boot_partition. ``image_validate`` is the check of the image, an esp_err_t."""
+    error = image_validate(target)
+    if error:
+        return error
     if target.type != partition_table.APP:
         return ESP_ERR_INVALID_ARG
     data = _otadata_partition(partitions)

@@ -72,9 +72,10 @@ def _pose_as(config):
         version, build, machine = config["version"]
         release = version.split("-")[0].lstrip("v")
         Implementation = namedtuple("Implementation", ("name", "version", "_machine", "_mpy"))
-        numbers = tuple(int(n) for n in release.split("."))
+        numbers = [int(n) for n in release.split(".")]
+        numbers.append("")
         posing_sys.implementation = Implementation(
-            "micropython", numbers + ("",), machine, sys.implementation._mpy
+            "micropython", tuple(numbers), machine, sys.implementation._mpy
         )
         posing_sys.version = "3.4.0; MicroPython " + build
         Uname = namedtuple("Uname", ("sysname", "nodename", "release", "version", "machine"))

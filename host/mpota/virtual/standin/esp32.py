@@ -71,7 +71,7 @@ class Partition:
         if isinstance(id, int):
             if id == 0:
                 offset = link.call(link.BOOT_PARTITION)
-                info = None if offset < 0 else [p for p in _partitions if p[2] == offset][0]
+                info = None if offset < 0 else next(p for p in _partitions if p[2] == offset)
             elif id == 1:
                 info = _running
             else:

@@ -7,8 +7,8 @@
 # Request: kind (a character), u32 argument, u32 payload size, payload.
 # Answer: i32 result, u32 payload size, payload. Nothing is allocated for a request without one.
 
-import struct
 import _thread
+import struct
 
 CONFIG = ord("C")  # -> JSON
 SCRIPT = ord("S")  # -> source text of the script to run instead of main.py

@@ -27,6 +27,7 @@ class WLAN:
         if is_active is None:
             return self._is_active
         self._is_active = is_active
+        return None
 
     def connect(self, ssid=None, key=None, **options):
         pass
