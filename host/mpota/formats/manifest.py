@@ -1,0 +1,353 @@
+"""The manifest of a release: what an update consists of and which boards it is for.
+
+A JSON object in UTF-8, at most 8 KiB, without duplicate keys and without numbers that are no
+integers. Fields that this table does not have are refused, but for those that start with ``x-``,
+which are ignored: a later meaning needs a later ``format``::
+
+    format        1
+    name          the product; a board takes only releases of the name that it has installed
+    version       of the release: 2.1.0, or 2.1.0-rc1 for what comes before it
+    chip          esp32, esp32s3, ...; required where there is an app payload
+    board         optional: sys.implementation._machine of the boards it is for, or its part
+                  before " with " ("Generic ESP32S3 module")
+    from_version  optional: the oldest installed version that may be updated to this one
+    counter       optional, 0: a board refuses a lower counter than that of the last release that
+                  was confirmed on it
+    expires       optional: no board installs it from this time on, 2027-01-31T00:00:00Z
+    payloads      see below, in the order in which a board takes them
+    keys          optional: {"add": [digest...], "retire": [digest...]}, changes to the trusted
+                  keys when the release is confirmed; at once if it has no payloads
+
+A payload says what a board will have, and where its bytes are::
+
+    kind          app: an app image, for the next OTA slot
+                  files: a directory tree as ustar, beside the running one
+                  certs: CA certificates in PEM or DER
+                  data: the content of a data partition
+    size, sha256  of the content, whole and decoded
+    partition     data: the label
+    disk          files: bytes of file system that the tree takes, files rounded up to blocks
+    member | url  the content as it is: a member of the bundle, or a URL, relative to the
+                  manifest's own
+    encoded       optional: a list of other forms of the same content, each with
+                  encoding ("deflate": frames of raw deflate; "delta": a difference),
+                  size and sha256 of the encoded bytes, member | url, and for a delta "from", the
+                  SHA-256 of the content that it starts from
+
+A board takes the smallest form that it can use, so that one bundle may carry a full image and
+several differences. What a signature covers are the bytes of ``manifest.json`` as they stand in
+the bundle, padded with 0xFF to a multiple of 4 KiB (formats/signature.py).
+
+The JSON of ``micropython-esp32-ota`` (``firmware``, ``sha``, ``length``) is read as a manifest
+with one app payload.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mpota.errors import MpotaError
+from mpota.formats.chips import CHIPS
+
+FORMAT = 1
+MAX_SIZE = 8192
+MAX_PAYLOADS = 8
+MAX_COUNTER = 0x7FFFFFFF
+MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
+
+KINDS = ("app", "files", "certs", "data")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
+_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}(-[0-9A-Za-z.-]{1,32})?")
+_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
+_URL = re.compile(r"[!-~]{1,1024}")
+_LABEL = re.compile(r"[!-~]{1,15}")
+_BOARD = re.compile(r"[ -~]{1,100}")
+_EXPIRES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ENCODING = re.compile(r"[a-z][a-z0-9-]{0,15}")
+
+
+@dataclass(frozen=True)
+class Form:
+    """Bytes that give a payload: as they are (``encoding`` None), or encoded.
+
+    ``size`` and ``sha256`` (hexadecimal) are those of the bytes that are stored or sent. Exactly
+    one of ``member`` and ``url`` is set. ``base`` is the SHA-256 that a delta starts from.
+    """
+
+    size: int
+    sha256: str
+    member: str | None = None
+    url: str | None = None
+    encoding: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Payload:
+    """``size`` and ``sha256`` are those of the content; ``forms`` in the order of a bundle."""
+
+    kind: str
+    size: int
+    sha256: str
+    forms: tuple[Form, ...]
+    partition: str | None = None
+    disk: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Version 1; see the module's text. ``add_keys`` and ``retire_keys`` are key digests in hex."""
+
+    name: str
+    version: str
+    payloads: tuple[Payload, ...] = ()
+    chip: str | None = None
+    board: str | None = None
+    from_version: str | None = None
+    counter: int = 0
+    expires: str | None = None
+    add_keys: tuple[str, ...] = ()
+    retire_keys: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)  # fields that start with x-
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Raises MpotaError, naming the field, for anything that a board would refuse."""
+        document = _load(data)
+        if {"firmware", "sha", "length"} <= document.keys():
+            return _from_simple(document)
+        number = document.get("format")
+        if number != FORMAT or isinstance(number, bool):
+            raise MpotaError(f"manifest has format {number!r}, known is {FORMAT}")
+        fields = _Fields(document, "manifest")
+        fields.take("format", int)
+        keys = _Fields(fields.take("keys", dict, {}), "manifest: keys")
+        manifest = cls(
+            name=fields.text("name", _NAME),
+            version=fields.text("version", _VERSION),
+            payloads=tuple(
+                _parse_payload(item, f"payload {index}")
+                for index, item in enumerate(fields.take("payloads", list))
+            ),
+            chip=fields.optional_text("chip", _NAME),
+            board=fields.optional_text("board", _BOARD),
+            from_version=fields.optional_text("from_version", _VERSION),
+            counter=fields.number("counter", 0, MAX_COUNTER, 0),
+            expires=fields.optional_text("expires", _EXPIRES),
+            add_keys=keys.digests("add"),
+            retire_keys=keys.digests("retire"),
+            extra={key: value for key, value in document.items() if key.startswith("x-")},
+        )
+        keys.end()
+        fields.end()
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Raises MpotaError if the fields contradict each other."""
+        if len(self.payloads) > MAX_PAYLOADS:
+            raise MpotaError(f"manifest has {len(self.payloads)} payloads, at most {MAX_PAYLOADS}")
+        if not self.payloads and not self.add_keys and not self.retire_keys:
+            raise MpotaError("manifest has no payloads and changes no keys")
+        names = [chip.name for chip in CHIPS]
+        if self.chip is not None and self.chip not in names:
+            raise MpotaError(f"manifest is for chip '{self.chip}', known are {', '.join(names)}")
+        kinds = [payload.kind for payload in self.payloads]
+        for kind in ("app", "files", "certs"):
+            if kinds.count(kind) > 1:
+                raise MpotaError(f"manifest has {kinds.count(kind)} {kind} payloads, at most one")
+        labels = [payload.partition for payload in self.payloads if payload.kind == "data"]
+        if len(set(labels)) < len(labels):
+            raise MpotaError("manifest has two data payloads for one partition")
+        if "app" in kinds and self.chip is None:
+            raise MpotaError("manifest has an app payload and no chip")
+        members = [form.member for form in self.forms if form.member]
+        if len(set(members)) < len(members):
+            raise MpotaError("manifest names a member twice")
+        if set(self.add_keys) & set(self.retire_keys):
+            raise MpotaError("manifest adds and retires the same key")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """All forms of all payloads, in the order in which they stand in a bundle."""
+        return tuple(form for payload in self.payloads for form in payload.forms)
+
+    def to_bytes(self) -> bytes:
+        """JSON for boards and people. Raises MpotaError if a board would refuse it."""
+        document: dict[str, Any] = {"format": FORMAT, "name": self.name, "version": self.version}
+        document |= _present(
+            chip=self.chip,
+            board=self.board,
+            from_version=self.from_version,
+            counter=self.counter or None,
+            expires=self.expires,
+        )
+        document["payloads"] = [_compose_payload(payload) for payload in self.payloads]
+        keys = _present(add=list(self.add_keys) or None, retire=list(self.retire_keys) or None)
+        document |= _present(keys=keys or None) | self.extra
+        data = json.dumps(document, indent=1).encode() + b"\n"
+        Manifest.from_bytes(data)
+        return data
+
+
+def _parse_payload(item: Any, what: str) -> Payload:
+    fields = _Fields(item, what)
+    kind = fields.take("kind", str)
+    if kind not in KINDS:
+        raise MpotaError(f"{what} is of kind {kind!r}, known are {', '.join(KINDS)}")
+    size = fields.number("size", 1, MAX_COUNTER)
+    sha256 = fields.text("sha256", _DIGEST)
+    partition = fields.text("partition", _LABEL) if kind == "data" else None
+    disk = fields.number("disk", 0, MAX_COUNTER, -1) if kind == "files" else -1
+    forms = [
+        _parse_encoded(entry, f"{what}, encoded {index}")
+        for index, entry in enumerate(fields.take("encoded", list, []))
+    ]
+    if "member" in fields.found or "url" in fields.found:
+        forms.append(Form(size, sha256, *fields.place()))
+    if not forms:
+        raise MpotaError(f"{what} has neither member nor url")
+    fields.end()
+    return Payload(kind, size, sha256, tuple(forms), partition, disk if disk >= 0 else None)
+
+
+def _parse_encoded(item: Any, what: str) -> Form:
+    fields = _Fields(item, what)
+    form = Form(
+        fields.number("size", 1, MAX_COUNTER),
+        fields.text("sha256", _DIGEST),
+        *fields.place(),
+        encoding=fields.text("encoding", _ENCODING),
+        base=fields.optional_text("from", _DIGEST),
+    )
+    fields.end()
+    return form
+
+
+def _compose_payload(payload: Payload) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": payload.kind}
+    document |= _present(partition=payload.partition)
+    document |= {"size": payload.size, "sha256": payload.sha256}
+    document |= _present(disk=payload.disk)
+    encoded = []
+    for form in payload.forms:
+        place = _present(member=form.member, url=form.url)
+        if form.encoding is None:
+            document |= place
+        else:
+            head = {"encoding": form.encoding} | _present(**{"from": form.base})
+            encoded.append(head | {"size": form.size, "sha256": form.sha256} | place)
+    return document | _present(encoded=encoded or None)
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _from_simple(document: dict[str, Any]) -> Manifest:
+    """``firmware``, ``sha``, ``length``: what micropython-esp32-ota's from_json() reads."""
+    fields = _Fields(document, "manifest")
+    size = fields.number("length", 1, MAX_COUNTER)
+    sha256 = fields.text("sha", _DIGEST)
+    form = Form(size, sha256, url=fields.text("firmware", _URL))
+    return Manifest("firmware", "0", (Payload("app", size, sha256, (form,)),))
+
+
+def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
+    """Sorts versions: numbers as numbers, 2.1 as 2.1.0.0, and 2.1.0-rc1 before 2.1.0."""
+    numbers, _, suffix = version.partition("-")
+    parts = tuple(int(number) for number in numbers.split("."))
+    return parts + (0,) * (4 - len(parts)), not suffix, suffix
+
+
+class _Fields:
+    """Takes the fields out of a JSON object one by one; what is left at the end is unknown."""
+
+    def __init__(self, found: Any, what: str) -> None:
+        if not isinstance(found, dict):
+            raise MpotaError(f"{what} is not a JSON object")
+        self.found = dict(found)
+        self._what = what
+
+    def take(self, key: str, kind: type, default: Any = None) -> Any:
+        value = self.found.pop(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self._fail(key, value)
+        return value
+
+    def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.take(key, int, default)
+        if key in self.found or (not low <= value <= high and value != default):
+            self._fail(key, value)
+        return int(value)
+
+    def text(self, key: str, pattern: re.Pattern[str]) -> str:
+        value = self.take(key, str)
+        if not pattern.fullmatch(value):
+            self._fail(key, value)
+        return str(value)
+
+    def optional_text(self, key: str, pattern: re.Pattern[str]) -> str | None:
+        return self.text(key, pattern) if key in self.found else None
+
+    def digests(self, key: str) -> tuple[str, ...]:
+        values = self.take(key, list, [])
+        good = all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in values)
+        if not good or len(values) > MAX_KEYS or len(set(values)) < len(values):
+            self._fail(key, values)
+        return tuple(values)
+
+    def place(self) -> tuple[str | None, str | None]:
+        """(member, url), one of them None."""
+        member = self.optional_text("member", _MEMBER)
+        url = self.optional_text("url", _URL)
+        if (member is None) == (url is None):
+            raise MpotaError(f"{self._what} must have one of member and url")
+        if member in ("manifest.json", "manifest.sig"):
+            self._fail("member", member)
+        return member, url
+
+    def end(self) -> None:
+        unknown = sorted(key for key in self.found if not key.startswith("x-"))
+        if unknown:
+            raise MpotaError(f"{self._what} has an unknown field '{unknown[0]}'")
+
+    def _fail(self, key: str, value: Any) -> NoReturn:
+        if value is None:
+            raise MpotaError(f"{self._what} has no '{key}'")
+        raise MpotaError(f"{self._what} has {key} {str(value)[:80]!r}, which is not acceptable")
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_SIZE:
+        raise MpotaError(f"manifest is {len(data):,} bytes, at most {MAX_SIZE:,}")
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_no_number,
+            parse_constant=_no_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise MpotaError(f"manifest is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise MpotaError("manifest is not a JSON object")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise MpotaError(f"manifest has the key '{twice}' twice")
+    return document
+
+
+def _no_number(text: str) -> NoReturn:
+    raise MpotaError(f"manifest has the number {text}, only integers are allowed")
