@@ -65,7 +65,11 @@ def find_app_desc(image: bytes | memoryview) -> AppDesc | None:
         return None
     return AppDesc(
         secure_version,
-        *(_text(field) for field in (version, name, time, date, idf)),
+        _text(version),
+        _text(name),
+        _text(time),
+        _text(date),
+        _text(idf),
         elf,
         low,
         high,

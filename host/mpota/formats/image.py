@@ -18,7 +18,7 @@ from functools import cached_property
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import FLASH_SIZES, Chip, chip_by_id
-from mpota.units import MiB, SECTOR_SIZE, align_up
+from mpota.units import SECTOR_SIZE, MiB, align_up
 
 IMAGE_MAGIC = 0xE9
 HEADER_SIZE = 24

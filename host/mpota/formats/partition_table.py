@@ -141,7 +141,8 @@ class Partition:
         size = len(self.label.encode("utf-8", "surrogateescape"))
         if not 1 <= size <= MAX_LABEL_SIZE or not self.label.isprintable():
             raise MpotaError(
-                f"{name}: the name is {size} bytes, 1 to {MAX_LABEL_SIZE} printable ones are allowed"
+                f"{name}: the name is {size} bytes, "
+                f"1 to {MAX_LABEL_SIZE} printable ones are allowed"
             )
         if not self.size:
             raise MpotaError(f"{name} has size 0")
@@ -151,18 +152,18 @@ class Partition:
                 f"{name}: offset {self.offset:#x} is not a multiple of {alignment:#x}, "
                 f"as {self.type_name} partitions need"
             )
-        if self.type in (APP, DATA) and self.size % SECTOR_SIZE:
+        if self.is_app and self.size % SECTOR_SIZE:
             raise MpotaError(f"{name}: size {self.size:#x} is not a multiple of {SECTOR_SIZE:#x}")
         if self.is_otadata and self.size != OTADATA_SIZE:
             raise MpotaError(f"{name}: size {self.size:#x}, otadata has {OTADATA_SIZE:#x}")
         readonly = bool(self.flags & FLAGS["readonly"])
         if readonly and self.type == DATA and self.subtype in (DATA_OTA, DATA_COREDUMP):
             raise MpotaError(f"{name}: {self.subtype_name} partitions cannot be readonly")
-        if (self.type, self.subtype) == (DATA, DATA_NVS) and self.size < NVS_MIN_SIZE:
-            if not readonly:
-                raise MpotaError(
-                    f"{name}: size {self.size:#x}, nvs that is written needs {NVS_MIN_SIZE:#x}"
-                )
+        is_nvs = (self.type, self.subtype) == (DATA, DATA_NVS)
+        if is_nvs and self.size < NVS_MIN_SIZE and not readonly:
+            raise MpotaError(
+                f"{name}: size {self.size:#x}, nvs that is written needs {NVS_MIN_SIZE:#x}"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""``python -m mpota``."""
+
+from mpota.cli import main
+
+main()

@@ -1,0 +1,386 @@
+"""What a bootloader will do with a firmware, or with an image somebody is about to install.
+
+The verdict is `mpota.virtual.bootloader`'s; here it gets a cause in plain words and a remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware, FlashReader
+from mpota.formats.app_desc import (
+    APP_DESC_OFFSET,
+    APP_DESC_SIZE,
+    find_app_desc,
+    find_micropython,
+)
+from mpota.formats.chips import find_chip
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
+from mpota.storage.file import FileImage
+from mpota.storage.memory import MemoryFlash
+from mpota.units import BLOCK_SIZE, MiB, align_up
+from mpota.virtual.bootloader import (
+    BootloaderInfo,
+    BootResult,
+    Cause,
+    Fault,
+    ImageVerdict,
+    boot,
+    bootloader_info,
+    find_bootloader,
+    known_bootloader,
+    verify_image,
+)
+
+_ALONE_OFFSET = BLOCK_SIZE  # where an image without a firmware is taken to stand
+_MAX_SLOT = 16 * MiB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be: where, why, and what to do about it."""
+
+    where: str
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An app partition and what the bootloader says of the image in it."""
+
+    partition: Partition
+    verdict: ImageVerdict
+    data: bytes = field(repr=False)
+
+    @property
+    def is_blank(self) -> bool:
+        return not self.data.strip(b"\xff")
+
+    @property
+    def has_app_desc(self) -> bool:
+        return find_app_desc(self.data) is not None
+
+    @property
+    def version(self) -> str | None:
+        """MicroPython's version text, if the app boots and has one."""
+        return find_micropython(self.data).version if self.verdict.is_bootable else None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The verdict: ``boots`` is the label of the app that would start, None if none would.
+
+    ``console`` are the bootloader's error lines, ``otadata_after`` the two records as it leaves
+    them. ``is_ok`` is False for contents that do not boot, or boot by luck.
+    """
+
+    boots: str | None
+    console: tuple[str, ...]
+    otadata_after: tuple[bytes, bytes] | None
+    slots: tuple[Slot, ...]
+    findings: tuple[Finding, ...]
+    is_ok: bool
+    log: tuple[str, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "boots": self.boots,
+            "ok": self.is_ok,
+            "console": list(self.console),
+            "otadata_after": self.otadata_after and [r.hex() for r in self.otadata_after],
+            "slots": [_slot_json(slot) for slot in self.slots],
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+def check_flash(
+    flash: FlashReader,
+    *,
+    flash_size: int | None = None,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    is_file: bool = True,
+) -> Check:
+    """What happens at power-on of a board with these flash contents.
+
+    ``flash_size`` in bytes; None: what the bootloader's header declares, or as much as there is.
+    ``flash`` is only read. No content raises anything.
+    """
+    memory = MemoryFlash(flash, _flash_size(flash, flash_size))
+    result = boot(memory, table_offset=table_offset)
+    slots = tuple(_slots(memory, result))
+    of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
+    findings = [_finding(f, "boot", None) for f in result.faults if id(f) not in of_images]
+    for slot in slots:
+        if not slot.is_blank or (slot.partition == result.selected and not result.starts):
+            findings += [_finding(f, slot.partition.label, slot) for f in slot.verdict.faults]
+    damage = _bootloader_damage(memory) if is_file else None
+    if damage is not None:
+        findings.append(damage)
+    return Check(
+        result.starts.label if result.starts else None,
+        result.console,
+        result.otadata_after,
+        slots,
+        tuple(findings),
+        result.starts is not None and damage is None,
+        result.printed,
+    )
+
+
+def check_app(data: bytes, against: Firmware | None = None) -> Check:
+    """What the bootloader will say of ``data`` once it has been written into an app slot.
+
+    ``against`` supplies the bootloader and the slot: its own segments decide what memory is
+    taken. Without it the chip's known regions do. No content raises anything.
+    """
+    if against is not None:
+        info = bootloader_info(against.bootloader.data)
+        slot = update_slot(against)
+    else:
+        info = known_bootloader_for(data)
+        slot = Partition("app", 0, 0, _ALONE_OFFSET, _MAX_SLOT)
+    image = FileImage(slot.offset, data)
+    flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT))
+    verdict = verify_image(flash, slot.offset, slot.size, info)
+    checked = Slot(slot, verdict, data)
+    findings = [_finding(fault, slot.label, checked) for fault in verdict.faults]
+    if verdict.is_bootable:
+        findings += _tail_findings(data, slot)
+    is_ok = verdict.is_bootable and not findings
+    return Check(
+        slot.label if verdict.is_bootable else None,
+        verdict.console,
+        None,
+        (checked,),
+        tuple(findings),
+        is_ok,
+    )
+
+
+def require_app(data: bytes, what: str, against: Firmware) -> None:
+    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot as an app."""
+    check = check_app(data, against)
+    if not check.is_ok:
+        words = f": {check.console[0]}" if check.console else ""
+        finding = check.findings[0]
+        raise MpotaError(f"{what}: {finding.cause}{words}", finding.remedy)
+
+
+def update_slot(firmware: Firmware) -> Partition:
+    """The slot that an update would be written to: the one behind the running app's, else it.
+
+    esp_ota_ops.c: esp_ota_get_next_update_partition.
+    """
+    running, slots = firmware.app_partition, firmware.table.slots
+    if running not in slots:
+        return slots[0] if slots else running
+    return slots[(slots.index(running) + 1) % len(slots)]
+
+
+def known_bootloader_for(data: bytes) -> BootloaderInfo:
+    """The newest known bootloader of the chip that an image is for.
+
+    Raises MpotaError if ``data`` does not start with an image of a known chip.
+    """
+    if data[:1] != bytes([IMAGE_MAGIC]) or len(data) < HEADER_SIZE:
+        raise MpotaError(
+            f"image at {_ALONE_OFFSET:#x} has invalid magic byte (nothing flashed here?): "
+            f"{len(data):,} bytes that start with {data[:4].hex(' ')}, images start with e9",
+            "an app image is what `mpota extract` takes out of a firmware",
+        )
+    return known_bootloader(ImageHeader.from_bytes(data[:HEADER_SIZE]).chip)
+
+
+def _flash_size(flash: FlashReader, flash_size: int | None) -> int:
+    known = MemoryFlash(flash, flash.end)
+    found = find_bootloader(known)
+    declared = 0
+    if found is not None:
+        header = ImageHeader.from_bytes(flash.read(found[1], HEADER_SIZE))
+        declared = header.flash_size or 0
+    return max(flash_size or declared, align_up(flash.end, BLOCK_SIZE))
+
+
+def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
+    verdicts = {partition.offset: verdict for partition, verdict in result.verdicts}
+    for partition in result.partitions:
+        if not partition.is_app or result.bootloader is None:
+            continue
+        verdict = verdicts.get(partition.offset) or verify_image(
+            flash, partition.offset, partition.size, result.bootloader
+        )
+        size = max(verdict.image_size, APP_DESC_OFFSET + APP_DESC_SIZE)
+        yield Slot(partition, verdict, flash.read(partition.offset, size))
+
+
+def _bootloader_damage(flash: MemoryFlash) -> Finding | None:
+    """A bootloader whose digest does not fit boots, since nothing on the board looks at it."""
+    found = find_bootloader(flash)
+    if found is None:
+        return None
+    try:
+        Image.from_bytes(flash.read(found[1], min(flash.size, 0x20000) - found[1])).check()
+    except MpotaError as error:
+        return Finding("bootloader", str(error), "download or build the firmware again")
+    return None
+
+
+def _tail_findings(data: bytes, slot: Partition) -> list[Finding]:
+    if len(data) <= slot.size:
+        return []
+    return [
+        Finding(
+            slot.label,
+            f"the file is {len(data):,} bytes, slot {slot.label} holds {slot.size:,}",
+            "use the app image alone: mpota extract",
+        )
+    ]
+
+
+def _finding(fault: Fault, where: str, slot: Slot | None) -> Finding:
+    cause, remedy = _words(fault, slot)
+    return Finding(where, cause, remedy)
+
+
+_EXTRACT = "write the app image alone: `mpota extract FIRMWARE` takes it out of a merged file"
+_DOWNLOAD = "download or build the file again and compare its SHA-256"
+_TABLE = "write a table that validates: `mpota table` checks it, `mpota resize` makes one"
+
+# Cause in plain words and remedy; the numbers of the fault fill the braces.
+_WORDS = {
+    Cause.BOOTLOADER_MISSING: (
+        "there is no bootloader at {offset:#x}",
+        "flash a merged firmware at the chip's bootloader offset: `mpota flash`",
+    ),
+    Cause.BOOTLOADER_CORRUPT: ("the bootloader at {offset:#x} is damaged", _DOWNLOAD),
+    Cause.TABLE_MAGIC: (
+        "entry {index} of the partition table starts with {found:#06x}: there is no table, "
+        "or one that is damaged",
+        _TABLE,
+    ),
+    Cause.TABLE_MD5: ("the partition table was changed without its MD5", _TABLE),
+    Cause.TABLE_TWO_MD5: ("the partition table has two MD5 entries", _TABLE),
+    Cause.TABLE_FLASH_SIZE: (
+        "partition {index} goes to {end:#x}, the bootloader's header says the flash has {limit:#x}",
+        "set the flash size: `mpota resize -f`",
+    ),
+    Cause.TABLE_NO_END: ("the partition table has no end", _TABLE),
+    Cause.OTADATA_SIZE: ("otadata has {size:#x} bytes, the bootloader wants {limit:#x}", _TABLE),
+    Cause.OTADATA_WRITE: ("otadata at {offset:#x} could not be written", "replace the flash chip"),
+    Cause.OTADATA_INVALID: (
+        "no otadata record selects a slot",
+        "erase otadata, so that the first slot boots",
+    ),
+    Cause.PARTITION_SIZE: (
+        "the partition has {size:#x} bytes, more than this bootloader can map",
+        "make it 16 MiB at most",
+    ),
+    Cause.OFFSET_ALIGNMENT: ("the partition starts at {offset:#x}, no multiple of 4", _TABLE),
+    Cause.MAGIC: ("there is no image: it starts with {found:#04x}, images with 0xe9", _EXTRACT),
+    Cause.CHIP: (
+        "the image is for {found_chip}, the bootloader for {expected_chip}",
+        "use the firmware for {expected_chip}",
+    ),
+    Cause.MIN_REVISION: (
+        "the image needs chip revision {limit_revision}, the chip is {found_revision}",
+        "use a firmware for this revision",
+    ),
+    Cause.MAX_REVISION: (
+        "the image is for chips up to revision {limit_revision}, the chip is {found_revision}",
+        "use a firmware for this revision",
+    ),
+    Cause.MIN_BLOCK_REVISION: (
+        "the image needs efuse block revision {limit_revision}, the chip has {found_revision}",
+        "use a firmware for this revision",
+    ),
+    Cause.MAX_BLOCK_REVISION: (
+        "the image is for efuse block revisions up to {limit_revision}, "
+        "the chip has {found_revision}",
+        "use a firmware for this revision",
+    ),
+    Cause.SEGMENT_COUNT: ("the header says {found} segments, {limit} are the limit", _DOWNLOAD),
+    Cause.SEGMENT_LENGTH: (
+        "segment {segment} says it has {length:#x} bytes: "
+        "the image is truncated, shifted or partly erased",
+        _DOWNLOAD,
+    ),
+    Cause.APP_DESC: ("the image has no app description: it is no app", _EXTRACT),
+    Cause.MAP_ALIGNMENT: (
+        "segment {segment} maps {load_addr:#x} onto flash {data_offset:#x}, which differ within a "
+        "page of {page_size:#x}: the image is shifted, or stands at the wrong offset",
+        "app partitions start at multiples of 0x10000",
+    ),
+    Cause.OVERLAPS_STACK: (
+        "segment {segment} would load over the bootloader's stack {region_start:#x}-"
+        "{region_end:#x}",
+        "link the app below it, or use the bootloader that the app was built with",
+    ),
+    Cause.OVERLAPS_DATA: (
+        "segment {segment} would load over the bootloader's data {region_start:#x}-{region_end:#x}",
+        "link the app below it, or use the bootloader that the app was built with",
+    ),
+    Cause.OVERLAPS_LOADER: (
+        "segment {segment} would load over the bootloader's code {region_start:#x}-{region_end:#x}",
+        "link the app below it, or use the bootloader that the app was built with",
+    ),
+    Cause.BAD_ADDRESS: (
+        "segment {segment} would load to {start:#x}, where the chip has no memory for it",
+        _DOWNLOAD,
+    ),
+    Cause.CHECKSUM: (
+        "the segments give checksum {calculated:#04x}, the image says {found:#04x}: "
+        "bytes were lost or changed",
+        _DOWNLOAD,
+    ),
+    Cause.LENGTH: (
+        "the image is {length:,} bytes, the partition holds {limit:,}",
+        "make the app partitions larger: `mpota resize --app-size`",
+    ),
+    Cause.DIGEST: ("the appended SHA-256 does not fit: bytes were lost or changed", _DOWNLOAD),
+    Cause.TWO_MAPPED_SEGMENTS: ("the image maps more segments than the bootloader can", _DOWNLOAD),
+    Cause.NO_BOOTABLE_APP: (
+        "no app partition holds an app that boots",
+        "write an app image into one: `mpota write FIRMWARE NAME=FILE`",
+    ),
+}
+_MEMORY_CAUSES = (
+    Cause.OVERLAPS_STACK,
+    Cause.OVERLAPS_DATA,
+    Cause.OVERLAPS_LOADER,
+    Cause.BAD_ADDRESS,
+    Cause.APP_DESC,
+)
+
+
+def _words(fault: Fault, slot: Slot | None) -> tuple[str, str]:
+    values: dict[str, object] = dict(fault.values)
+    values["end"] = fault.values.get("offset", 0) + fault.values.get("size", 0)
+    for key in ("found", "limit", "expected"):
+        number = fault.values.get(key, 0)
+        chip = find_chip(number)
+        values[f"{key}_chip"] = chip.title if chip else f"chip id {number}"
+        values[f"{key}_revision"] = f"v{number // 100}.{number % 100}"
+    cause, remedy = _WORDS[fault.cause]
+    cause = cause.format(**values)
+    if slot is not None and fault.cause in _MEMORY_CAUSES and not slot.has_app_desc:
+        cause = f"this is a merged firmware or a bootloader, not an app image: {cause}"
+        remedy = _EXTRACT
+    return cause, remedy.format(**values)
+
+
+def _slot_json(slot: Slot) -> dict[str, Any]:
+    return {
+        "label": slot.partition.label,
+        "offset": slot.partition.offset,
+        "size": slot.partition.size,
+        "bootable": slot.verdict.is_bootable,
+        "blank": slot.is_blank,
+        "image_size": slot.verdict.image_size,
+        "version": slot.version,
+        "console": list(slot.verdict.console),
+    }

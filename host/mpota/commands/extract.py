@@ -1,0 +1,48 @@
+"""``mpota extract``: the app image or a partition's content, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from mpota import report
+from mpota.commands.options import (
+    firmware_argument,
+    force_option,
+    output_option,
+    table_offset_option,
+)
+from mpota.edit import extract
+from mpota.firmware import Firmware
+from mpota.storage.file import check_output, write_file
+
+
+@click.command()
+@firmware_argument
+@click.argument("partition", required=False)
+@output_option
+@click.option("--trim", is_flag=True, help="Leave out the blank end of a data partition.")
+@force_option
+@table_offset_option
+def command(
+    firmware: Path,
+    partition: str | None,
+    output: Path | None,
+    trim: bool,
+    force: bool,
+    table_offset: int,
+) -> None:
+    """Take the app image out of FIRMWARE, ready for an OTA update; or any PARTITION's content.
+
+    PARTITION may also be 'bootloader'. App images are cut to their exact length and their digest
+    is checked.
+    """
+    ending = f"-{partition}.bin" if partition else ".app-bin"
+    target = output or firmware.with_name(firmware.stem + ending)
+    check_output(target, (firmware,), force=force)
+    data = extract(Firmware.open(firmware, table_offset), partition)
+    if trim:
+        data = data.rstrip(b"\xff")
+    write_file(target, data)
+    report.console().print(f"written: {target} ({len(data):,} bytes)", soft_wrap=True)

@@ -1,0 +1,63 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from mpota.errors import UsageError
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
+from mpota.units import SECTOR_SIZE, parse_size
+
+
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:
+    _IntType = click.ParamType  # generic since click 8.2 only
+
+
+class Size(_IntType):
+    """``16M``, ``512K``, ``0x1f0000`` or bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_size(value, _option_name(param))
+
+
+class TableOffset(Size):
+    """A size that a partition table can stand at."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        offset = super().convert(value, param, ctx)
+        if not SECTOR_SIZE <= offset <= 0xFFFF000 or offset % SECTOR_SIZE:
+            raise UsageError(f"table offset {offset:#x} is not a multiple of {SECTOR_SIZE:#x}")
+        return offset
+
+
+firmware_argument = click.argument("firmware", type=click.Path(path_type=Path))
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write to this file."
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite an existing output file.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+table_offset_option = click.option(
+    "--table-offset",
+    type=TableOffset(),
+    default=DEFAULT_TABLE_OFFSET,
+    help="Flash address of the partition table (default 0x8000).",
+)
+
+
+def split_pair(text: str, separator: str, what: str) -> tuple[str, str]:
+    """``NAME=VALUE`` in two. Raises UsageError if either is missing."""
+    name, found, value = text.partition(separator)
+    if not (name and found and value):
+        raise UsageError(f"'{text}' is not {what}")
+    return name, value
+
+
+def _option_name(param: click.Parameter | None) -> str:
+    return param.opts[-1].lstrip("-").replace("-", " ") if param else "size"

@@ -1,0 +1,45 @@
+"""``mpota table``: convert and validate partition tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from mpota import report
+from mpota.commands.options import Size, force_option, output_option, table_offset_option
+from mpota.errors import UsageError
+from mpota.firmware import read_table
+from mpota.formats.partition_csv import table_to_csv
+from mpota.storage.file import check_output, read_file, write_file
+
+
+@click.command()
+@click.argument("input_file", metavar="INPUT", type=click.Path(path_type=Path))
+@output_option
+@click.option("-f", "--flash-size", type=Size(), help="Also check that it fits this flash.")
+@force_option
+@table_offset_option
+def command(
+    input_file: Path,
+    output: Path | None,
+    flash_size: int | None,
+    force: bool,
+    table_offset: int,
+) -> None:
+    """Validate the partition table in INPUT: a CSV, a binary table or a firmware.
+
+    Printed as CSV, or written to OUT.csv or OUT.bin (-o).
+    """
+    if output is not None:
+        if output.suffix not in (".csv", ".bin"):
+            raise UsageError(f"output '{output}' ends neither in .csv nor in .bin")
+        check_output(output, (input_file,), force=force)
+    table = read_table(read_file(input_file), input_file.name, table_offset)
+    table.check(flash_size, table_offset)
+    csv = table_to_csv(table)
+    if output is None:
+        print(csv, end="")
+        return
+    write_file(output, csv.encode() if output.suffix == ".csv" else table.to_bytes())
+    report.console().print(f"written: {output} ({len(table)} partitions)", soft_wrap=True)

@@ -1,0 +1,58 @@
+"""``mpota write``: files into partitions, or a new bootloader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from mpota import report
+from mpota.commands.options import (
+    firmware_argument,
+    force_option,
+    output_option,
+    split_pair,
+    table_offset_option,
+)
+from mpota.edit import write_contents
+from mpota.errors import UsageError
+from mpota.firmware import Firmware
+from mpota.storage.file import check_output, read_file, write_file
+
+
+@click.command()
+@firmware_argument
+@click.argument("contents", nargs=-1, metavar="PARTITION=FILE...")
+@click.option("--erase", "erases", multiple=True, metavar="PARTITION", help="Make it blank.")
+@output_option
+@force_option
+@table_offset_option
+def command(
+    firmware: Path,
+    contents: tuple[str, ...],
+    erases: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    table_offset: int,
+) -> None:
+    """Put files into partitions of FIRMWARE; PARTITION may also be 'bootloader'.
+
+    An app partition takes only an app image that this firmware's bootloader will boot. FIRMWARE
+    itself is never changed.
+    """
+    pairs = [split_pair(text, "=", "PARTITION=FILE") for text in contents]
+    names = [name for name, _ in pairs] + list(erases)
+    if not names:
+        raise UsageError("nothing to write", "give PARTITION=FILE or --erase PARTITION")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"'{name}' is given {names.count(name)} times")
+    target = output or firmware.with_name("-".join((firmware.stem, *names)) + ".bin")
+    sources = [Path(path) for _, path in pairs]
+    check_output(target, (firmware, *sources), force=force)
+    wanted = {name: read_file(path) for name, path in pairs} | dict.fromkeys(erases, b"")
+    result = write_contents(Firmware.open(firmware, table_offset), wanted)
+    write_file(target, result.data)
+    console = report.console()
+    console.print(f"{firmware.name}: {result.summary}", soft_wrap=True)
+    console.print(f"written: {target} ({len(result.data):,} bytes)", soft_wrap=True)

@@ -1,0 +1,177 @@
+"""What the desk's commands do to a firmware in a file: resize it, put files into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpota.changes import Change, Difference, apply, bootloader_change, changes_for, differences
+from mpota.carried import data_directory
+from mpota.check import require_app
+from mpota.errors import MpotaError, UsageError
+from mpota.firmware import Firmware, read_table
+from mpota.formats.app_desc import find_app_desc
+from mpota.formats.chips import Chip
+from mpota.formats.image import Image
+from mpota.formats.otadata import active_record, selected_slot
+from mpota.formats.partition_table import PartitionTable
+from mpota.layout import LAYOUTS, Edits, Layout
+from mpota.storage.file import read_file
+from mpota.units import format_flash_size
+
+BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A changed firmware: the file's new bytes, and what to tell about it."""
+
+    chip: Chip
+    data: bytes = field(repr=False)
+    differences: tuple[Difference, ...]
+    changes: tuple[Change, ...]
+    summary: str
+    notes: tuple[str, ...] = ()
+
+
+def resize(firmware: Firmware, edits: Edits) -> Edited:
+    """Fit a firmware to another flash size or table.
+
+    Raises MpotaError if the result would not fit or boot, UsageError for edits that cannot be.
+    Nothing is written: ``data`` of the result is what the new file holds.
+    """
+    layout = edits.apply(firmware.layout())
+    changes = changes_for(firmware, layout)
+    data = _apply(firmware, changes, layout.flash_size)
+    result = Firmware.from_bytes(data, firmware.name, layout.table_offset)
+    return Edited(
+        firmware.chip,
+        data,
+        differences(firmware, layout),
+        changes,
+        _summary(firmware.flash_size, layout.flash_size),
+        tuple(_notes(firmware, layout, edits, result)),
+    )
+
+
+def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
+    """Put bytes into partitions by label, or a new bootloader under the name ``bootloader``.
+
+    App partitions and the bootloader take only what will boot. Raises MpotaError otherwise.
+    """
+    changes: list[Change] = []
+    layout = firmware.layout()
+    partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
+    for label, data in partitions.items():
+        if firmware.table[label].is_app:
+            require_app(data, label, firmware)
+    for change in changes_for(firmware, layout, partitions):
+        if change.what in partitions:
+            changes.append(change)
+    if BOOTLOADER in contents:
+        changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))
+    data = _apply(firmware, changes, firmware.flash_size)
+    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
+    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
+    return Edited(firmware.chip, data, (), tuple(changes), summary)
+
+
+def extract(firmware: Firmware, name: str | None = None) -> bytes:
+    """The app image (``name`` None or an app partition's), a data partition's bytes, or the image
+    under the name ``bootloader``.
+
+    An app is cut to its exact length, signature included, and its digest checked. Raises
+    MpotaError if it is damaged or the partition is unknown.
+    """
+    if name == BOOTLOADER and firmware.table.find(name) is None:
+        firmware.bootloader.check(f"{firmware.name}: bootloader")
+        return firmware.bootloader.data
+    partition = firmware.app_partition if name is None else firmware.table[name]
+    if partition.is_app:
+        return firmware.app(partition).to_bytes()
+    return firmware.read(partition)
+
+
+def find_layout(text: str | None, table_offset: int) -> tuple[str | None, PartitionTable | None]:
+    """What ``--layout`` names: a computed layout, or the table of a CSV.
+
+    A CSV is a file of the user's or one of mpota's own by its name (``4MB-ota``). Raises
+    UsageError if there is none.
+    """
+    if text is None or text in LAYOUTS:
+        return text, None
+    path = Path(text)
+    if path.suffix or path.exists():
+        return None, read_table(read_file(path), path.name, table_offset)
+    own = {file.stem: file for file in data_directory("partitions").glob("*.csv")}
+    if text not in own:
+        raise UsageError(
+            f"layout '{text}' is not one of {', '.join((*LAYOUTS, *sorted(own)))}, nor a CSV file"
+        )
+    return None, read_table(own[text].read_bytes(), text, table_offset)
+
+
+def _apply(firmware: Firmware, changes: Iterable[Change], flash_size: int) -> bytes:
+    flash = firmware.flash
+    data = bytearray(flash.read(flash.base, flash.end - flash.base))
+    apply(data, flash.base, changes)
+    if firmware.is_dump:
+        # A dump of the whole flash stays one.
+        data.extend(b"\xff" * (flash_size - flash.base - len(data)))
+    del data[max(0, flash_size - flash.base) :]
+    return bytes(data)
+
+
+def _summary(old_size: int, new_size: int) -> str:
+    if old_size == new_size:
+        return f"flash size {format_flash_size(old_size)}"
+    return f"flash size {format_flash_size(old_size)} -> {format_flash_size(new_size)}"
+
+
+def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -> Iterator[str]:
+    grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
+    if grown and layout.table == firmware.table:
+        last = max(firmware.table, key=lambda p: p.offset)
+        if not any(p.is_file_system for p in firmware.table):
+            yield (
+                "the table stays as it is: it has no file system partition, MicroPython 1.25 and "
+                "later makes one at boot in all the flash behind the last entry"
+            )
+        else:
+            yield f"the table stays as it is: it ends with '{last.label}', which is no file system"
+    records, slots = firmware.otadata, firmware.table.slots
+    active = active_record(records) if records and slots else None
+    if records and active is not None:
+        selected = slots[selected_slot(records[active].ota_seq, len(slots))]
+        boots = result.app_partition
+        if layout.sources.get(boots.label) != selected:
+            yield (
+                f"otadata selected '{selected.label}' and is blank now: "
+                f"'{boots.label}' boots, which was '{_label(layout, boots.label)}'"
+            )
+    if layout.table.otadata and not firmware.table.otadata:
+        yield "otadata is blank: the first boot starts ota_0"
+
+
+def _label(layout: Layout, label: str) -> str:
+    old = layout.sources.get(label)
+    return old.label if old else "blank"
+
+
+def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
+    """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
+    image = Image.from_bytes(data)
+    image.check(BOOTLOADER)
+    if find_app_desc(image.data) is not None:
+        raise MpotaError("bootloader: the file is an app image")
+    if image.chip != firmware.chip:
+        raise MpotaError(
+            f"bootloader is for {image.chip.title}, the firmware for {firmware.chip.title}"
+        )
+    room = firmware.table_offset - firmware.chip.bootloader_offset
+    if image.size > room:
+        raise MpotaError(
+            f"bootloader is {image.size:,} bytes, in front of the partition table are {room:,}"
+        )
+    return image.with_flash_size(firmware.flash_size)

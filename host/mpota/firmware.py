@@ -1,0 +1,363 @@
+"""A firmware: bootloader, partition table and apps over flash contents.
+
+What people have: the merged file of a release (it starts at the chip's bootloader offset), a dump
+of a whole flash (it starts at 0), or the flash of a board. All three are the same `Firmware`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from mpota.errors import MpotaError
+from mpota.formats.app_desc import find_app_desc
+from mpota.formats.chips import CHIPS, Chip, find_chip
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader, signature_size
+from mpota.formats.otadata import OtaRecord, active_record, parse_otadata, selected_slot
+from mpota.formats.partition_csv import table_from_csv
+from mpota.formats.partition_table import (
+    DEFAULT_TABLE_OFFSET,
+    ENTRY_MAGIC,
+    FACTORY,
+    TABLE_SIZE,
+    Partition,
+    PartitionTable,
+)
+from mpota.layout import Layout
+from mpota.storage.file import FileImage, read_file
+from mpota.units import SECTOR_SIZE, align_up
+
+_TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
+
+
+class FlashReader(Protocol):
+    """What a firmware is read from."""
+
+    @property
+    def base(self) -> int:
+        """The first flash address that there is something known of."""
+
+    @property
+    def end(self) -> int:
+        """The first flash address behind all that is known."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from flash address ``offset``; 0xFF where nothing is known."""
+
+
+@dataclass(frozen=True)
+class App:
+    """An app image as it stands in a file or a slot: ``image``, and its signature if it has one."""
+
+    image: Image
+    signature: bytes = b""
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview) -> App:
+        """The app at the start of ``data``. Raises MpotaError if it is broken or no app."""
+        image = Image.from_bytes(data)
+        if find_app_desc(image.data) is None:
+            raise MpotaError(
+                "image has no app description: it is a bootloader or a merged firmware, not an app"
+            )
+        size = signature_size(data, image.size)
+        return cls(image, bytes(data[image.size : image.size + size]))
+
+    @property
+    def size(self) -> int:
+        """Bytes, signature included: what an update has to write."""
+        return self.image.size + len(self.signature)
+
+    def to_bytes(self) -> bytes:
+        return self.image.data + self.signature
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """Flash contents that have a bootloader and a partition table.
+
+    Addresses are flash addresses. ``name`` is for messages.
+    """
+
+    name: str
+    flash: FlashReader = field(repr=False)
+    bootloader: Image = field(repr=False)
+    table: PartitionTable
+    table_offset: int = DEFAULT_TABLE_OFFSET
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], table_offset: int = DEFAULT_TABLE_OFFSET
+    ) -> Firmware:
+        """The firmware in a file: merged, or a dump of a whole flash.
+
+        Raises UsageError if the file cannot be read, MpotaError if it is no firmware, or one
+        whose bootloader, partition table or apps are damaged.
+        """
+        return cls.from_bytes(read_file(path), Path(path).name, table_offset)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, name: str = "firmware", table_offset: int = DEFAULT_TABLE_OFFSET
+    ) -> Firmware:
+        """The same for the bytes of such a file."""
+        firmware = cls.from_flash(FileImage(find_base(data, name), data), name, table_offset)
+        firmware.check_contents()
+        return firmware
+
+    @classmethod
+    def from_flash(
+        cls, flash: FlashReader, name: str, table_offset: int = DEFAULT_TABLE_OFFSET
+    ) -> Firmware:
+        """The firmware in ``flash``, which may be the flash of a board.
+
+        Raises MpotaError without a bootloader whose checksum fits, or without a valid table.
+        """
+        bootloader = _read_bootloader(flash, name, table_offset)
+        table = _read_table(flash, name, table_offset)
+        return cls(name, flash, bootloader, table, table_offset)
+
+    @property
+    def chip(self) -> Chip:
+        return self.bootloader.chip
+
+    @property
+    def flash_size(self) -> int:
+        """Bytes of flash as the bootloader's header declares them, else what the table needs."""
+        return self.bootloader.header.flash_size or align_up(self.table.end, SECTOR_SIZE)
+
+    @property
+    def is_dump(self) -> bool:
+        """The contents begin in front of the bootloader, or reach the end of the flash."""
+        return self.flash.base < self.chip.bootloader_offset or self.flash.end >= self.flash_size
+
+    def read(self, partition: Partition) -> bytes:
+        """All bytes of a partition."""
+        return self.flash.read(partition.offset, partition.size)
+
+    def content(self, partition: Partition) -> bytes:
+        """What is in a partition: the app, or all bytes up to the blank end."""
+        data = self.read(partition)
+        if partition.is_app:
+            try:
+                return App.from_bytes(data).to_bytes()
+            except MpotaError:
+                pass  # not an app, or half of one: its bytes are all there is to keep
+        return data.rstrip(b"\xff")
+
+    def layout(self) -> Layout:
+        """The table as it is, to start edits from."""
+        partition = self.app_partition
+        return Layout(
+            self.table, self.flash_size, partition, self.app(partition).size, self.table_offset
+        )
+
+    def is_blank(self, partition: Partition) -> bool:
+        """Nothing is written in the partition, as far as the contents reach."""
+        size = min(partition.size, max(0, self.flash.end - partition.offset))
+        return self.flash.read(partition.offset, size).count(0xFF) == size
+
+    def app(self, partition: Partition) -> App:
+        """The app in a partition. Raises MpotaError, naming the partition, if it is not whole."""
+        try:
+            app = App.from_bytes(self.read(partition))
+            if app.image.chip != self.chip:
+                raise MpotaError(
+                    f"app is for {app.image.chip.title}, the bootloader for {self.chip.title}"
+                )
+            app.image.check("app")
+        except MpotaError as error:
+            raise MpotaError(f"{self.name}: {partition.label}: {error}", error.hint) from None
+        return app
+
+    @property
+    def otadata(self) -> tuple[OtaRecord, OtaRecord] | None:
+        """The otadata records, None for a table without otadata."""
+        partition = self.table.otadata
+        return parse_otadata(self.read(partition)) if partition else None
+
+    @cached_property
+    def app_partition(self) -> Partition:
+        """The partition of the app that this firmware is about.
+
+        That is the slot that otadata selects, else factory, else the first slot, else any other,
+        and of these the first that holds an intact app. Raises MpotaError if none does.
+        """
+        problems = []
+        for partition in self._candidates():
+            try:
+                self.app(partition)
+            except MpotaError as error:
+                problems.append(error)
+            else:
+                return partition
+        if problems:
+            raise problems[0]
+        raise MpotaError(f"{self.name}: the partition table has no app partition")
+
+    def check_contents(self) -> None:
+        """Raises MpotaError if bytes of a file are damaged where a checksum can tell.
+
+        In a dump a slot may well hold what an interrupted update left: it needs one intact app.
+        """
+        app_partition = self.app_partition
+        if self.is_dump:
+            return
+        self.bootloader.check(f"{self.name}: bootloader")
+        bootloader_offset = self.chip.bootloader_offset
+        self._check_tail("bootloader", bootloader_offset + self.bootloader.size)
+        for partition in self.table.apps:
+            if partition == app_partition or not self.is_blank(partition):
+                app = self.app(partition)
+                self._check_tail(partition.label, partition.offset + app.size)
+
+    def _check_tail(self, name: str, end: int) -> None:
+        """Behind an image its last sector is blank; other bytes there come from a damaged image."""
+        tail = self.flash.read(end, align_up(end, SECTOR_SIZE) - end)
+        if tail.strip(b"\xff") and tail.strip(b"\0"):
+            raise MpotaError(
+                f"{self.name}: {name} ends at {end:#x}, but bytes that belong to no image follow: "
+                "its header was changed, or the file put together wrongly"
+            )
+
+    def _candidates(self) -> list[Partition]:
+        """The app partitions, the most likely to be the running one first."""
+        order = [p for p in self.table.apps if p.subtype == FACTORY]
+        order += self.table.slots
+        order += [p for p in self.table.apps if p not in order]
+        records, slots = self.otadata, self.table.slots
+        if records and slots:
+            active = active_record(records)
+            if active is not None:
+                selected = slots[selected_slot(records[active].ota_seq, len(slots))]
+                order.remove(selected)
+                order.insert(0, selected)
+        return order
+
+
+def find_base(data: bytes, name: str = "file") -> int:
+    """The flash address of the first byte of a firmware file: its chip's bootloader offset, or 0.
+
+    Raises MpotaError for anything else, saying what it seems to be.
+    """
+    if is_app_image(data):
+        raise MpotaError(
+            f"{name} is an app image alone, without bootloader and partition table",
+            "commands that change a partition table need the merged firmware",
+        )
+    if data[:1] == bytes([IMAGE_MAGIC]):
+        return ImageHeader.from_bytes(data[:HEADER_SIZE]).chip.bootloader_offset
+    for chip in CHIPS:
+        header_bytes = data[chip.bootloader_offset :][:HEADER_SIZE]
+        if len(header_bytes) == HEADER_SIZE and header_bytes[0] == IMAGE_MAGIC:
+            header = ImageHeader.from_bytes(header_bytes)
+            if find_chip(header.chip_id) == chip:
+                return 0
+    raise MpotaError(
+        f"{name} starts with {data[:4].hex(' ')}: it is no firmware for a chip that is known, "
+        "whose images start with e9"
+    )
+
+
+def is_app_image(data: bytes) -> bool:
+    """``data`` starts with an app image, intact or not, instead of a bootloader."""
+    return data[:1] == bytes([IMAGE_MAGIC]) and find_app_desc(data) is not None
+
+
+def _read_bootloader(flash: FlashReader, name: str, table_offset: int) -> Image:
+    for chip in CHIPS:
+        if flash.base > chip.bootloader_offset:
+            continue
+        header = flash.read(chip.bootloader_offset, HEADER_SIZE)
+        if header[0] != IMAGE_MAGIC or ImageHeader.from_bytes(header).chip_id != chip.chip_id:
+            continue
+        size = min(table_offset, flash.end) - chip.bootloader_offset
+        if size <= 0:
+            raise MpotaError(
+                f"{name}: the table offset {table_offset:#x} lies in front of the bootloader, "
+                f"which starts at {chip.bootloader_offset:#x}"
+            )
+        try:
+            bootloader = Image.from_bytes(flash.read(chip.bootloader_offset, size))
+            if bootloader.checksum != bootloader.computed_checksum:
+                bootloader.check()
+        except MpotaError as error:
+            raise MpotaError(f"{name}: bootloader: {error}", error.hint) from None
+        return bootloader
+    raise MpotaError(f"{name}: no bootloader where a chip has it")
+
+
+def _read_table(flash: FlashReader, name: str, table_offset: int) -> PartitionTable:
+    data = flash.read(table_offset, TABLE_SIZE)
+    try:
+        table = PartitionTable.from_bytes(data)
+        table.check(table_offset=table_offset)
+    except MpotaError as error:
+        hint = error.hint
+        if data[:2] != ENTRY_MAGIC:
+            hint = _find_table_hint(flash) or hint
+        raise MpotaError(f"{name}: at {table_offset:#x}: {error}", hint) from None
+    return table
+
+
+def _find_table_hint(flash: FlashReader) -> str | None:
+    for offset in range(0, min(_TABLE_SEARCH_END, flash.end), SECTOR_SIZE):
+        try:
+            PartitionTable.from_bytes(flash.read(offset, TABLE_SIZE))
+        except MpotaError:
+            continue
+        return f"there is a partition table at {offset:#x}: --table-offset {offset:#x}"
+    return None
+
+
+def read_app(data: bytes, name: str, offset_of_table: int = DEFAULT_TABLE_OFFSET) -> App:
+    """The app in the bytes of a file that may be an app image or a merged firmware.
+
+    Raises MpotaError if the app is not intact, or if bytes follow an app image that belong to
+    nothing.
+    """
+    if is_app_image(data):
+        try:
+            app = App.from_bytes(data)
+            app.image.check()
+        except MpotaError as error:
+            raise MpotaError(f"{name}: {error}", error.hint) from None
+        tail = data[app.size :]
+        if tail.strip(b"\xff") and tail.strip(b"\0"):
+            raise MpotaError(
+                f"{name}: the app ends at {app.size:,} bytes, but {len(tail):,} bytes follow"
+            )
+        return app
+    firmware = Firmware.from_bytes(data, name, offset_of_table)
+    return firmware.app(firmware.app_partition)
+
+
+def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -> PartitionTable:
+    """The table in the bytes of a file: a binary table, a CSV or a firmware.
+
+    Raises MpotaError if there is none in it, or one that breaks the rules.
+    """
+    parsers: dict[bool, Callable[[], PartitionTable]] = {
+        data[:2] == ENTRY_MAGIC: lambda: PartitionTable.from_bytes(data),
+        _is_text(data): lambda: table_from_csv(data.decode("utf-8-sig"), table_offset),
+    }
+    if True not in parsers:
+        return Firmware.from_flash(FileImage(find_base(data, name), data), name, table_offset).table
+    try:
+        table = parsers[True]()
+        table.check(table_offset=table_offset)
+    except MpotaError as error:
+        raise MpotaError(f"{name}: {error}", error.hint) from None
+    return table
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        text = data[:65536].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return all(c.isprintable() or c in "\t\r\n" for c in text)

@@ -1,0 +1,105 @@
+"""Files as storage: read whole, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpota.errors import MpotaError, UsageError
+from mpota.units import MiB
+
+MAX_FILE_SIZE = 256 * MiB  # twice the largest flash that an image can declare
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """Flash contents in memory: ``data`` stands at flash address ``base``, all around is 0xFF."""
+
+    base: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The first flash address behind the data."""
+        return self.base + len(self.data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from flash address ``offset``."""
+        start = max(offset, self.base)
+        stop = min(offset + size, self.end)
+        if start >= stop:
+            return b"\xff" * size
+        found = self.data[start - self.base : stop - self.base]
+        return b"\xff" * (start - offset) + found + b"\xff" * (offset + size - stop)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file. Raises UsageError if it cannot be read, MpotaError if it is empty."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_SIZE + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read '{os.fspath(path)}': {error.strerror}") from None
+    if not data:
+        raise MpotaError(f"'{os.fspath(path)}' is empty")
+    if len(data) > MAX_FILE_SIZE:
+        raise MpotaError(
+            f"'{os.fspath(path)}' is larger than {MAX_FILE_SIZE:,} bytes, the limit of a firmware"
+        )
+    return data
+
+
+def check_output(path: Path, inputs: tuple[Path, ...] = (), *, force: bool = False) -> None:
+    """Raises UsageError if ``path`` is an input, or exists and ``force`` is not given."""
+    if any(_is_same_file(path, source) for source in inputs):
+        raise UsageError(f"output '{path}' is the input: the input is never changed")
+    if path.exists() and not force:
+        raise UsageError(f"'{path}' exists", "use --force to overwrite it, or -o for another name")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write all of ``data`` to ``path`` or leave ``path`` as it was.
+
+    Raises UsageError if the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    Raises UsageError if the file cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, path.stat().st_mode if path.exists() else _default_mode())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write '{path}': {error.strerror}") from None
+
+
+def _default_mode() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _is_same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
