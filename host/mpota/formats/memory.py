@@ -272,6 +272,7 @@ _ROWS = (
         32 * MiB,
         flash_limit=32 * MiB,
         has_mmu_page_sizes=True,
+        has_big_images=True,
     ),
     _unified(
         "esp32h2",

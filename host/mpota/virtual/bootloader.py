@@ -49,6 +49,7 @@ from mpota.virtual.image_load import (
     ImageVerdict,
     Log,
     LogLine,
+    address_faults,
     bootloader_info,
     check_chip_validity,
     error_lines,
@@ -66,6 +67,7 @@ __all__ = [
     "Fault",
     "ImageVerdict",
     "LogLine",
+    "address_faults",
     "boot",
     "bootloader_info",
     "find_bootloader",
@@ -223,16 +225,16 @@ class _PowerOn:
         if found is None:
             offset = chip.bootloader_offset if chip else min(0x1000, max(0, self.flash.size - 4))
             raw = self.read(offset, 4)
-            self.log.rom(f"invalid header: 0x{int.from_bytes(raw, 'little'):08x}")
-            self.log.faults.append(Fault(Cause.BOOTLOADER_MISSING, {"offset": offset}))
+            word = int.from_bytes(raw, "little")
+            text = f"invalid header: 0x{word:08x}"
+            self.log.rom(text, Cause.BOOTLOADER_MISSING, offset=offset, found=word)
             return None
         _, offset = found
         end = self.table_offset if self.table_offset > offset else self.flash.size
         try:
             data = read_bootloader(self.flash, offset, end)
         except MpotaError as error:
-            self.log.rom(str(error))
-            self.log.faults.append(Fault(Cause.BOOTLOADER_CORRUPT, {"offset": offset}))
+            self.log.rom(str(error), Cause.BOOTLOADER_CORRUPT, offset=offset)
             return None
         info = bootloader_info(data, revision)
         header = ImageHeader.from_bytes(data)

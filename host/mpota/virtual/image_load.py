@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.app_desc import APP_DESC_MAGIC, find_bootloader_desc
@@ -33,7 +35,6 @@ from mpota.formats.image import (
     xor_bytes,
 )
 from mpota.formats.memory import ESP32_IRAM_GREW, Memory, Region, memory_map
-from mpota.storage import Flash
 from mpota.units import BLOCK_SIZE, align_up
 
 ESP_ERR_OTA_VALIDATE_FAILED = 0x1503  # esp_ota_ops.h
@@ -47,13 +48,22 @@ _WORD = 0xFFFFFFFF
 # the address says may answer with other bytes of it; neither is ever an image.
 _UNMAPPED = b"\xad\xba\xad\xba"
 
-# esp_image_format.c: STACK_LOAD_HEADROOM
-_STACK_HEADROOM = 32768
+_STACK_HEADROOM = 32768  # esp_image_format.c: STACK_LOAD_HEADROOM
 # How far below the top of the ROM's stack the bootloader's stack pointer stands when it checks a
-# segment. An estimate: no release states it. The frames of its call chain (the ROM,
-# call_start_cpu0, load_boot_image with its esp_image_metadata_t, image_load, process_segments,
-# verify_load_addresses) take some 1 KiB. Recorded refusals need at least 0x64.
+# segment. An estimate: the frames from call_start_cpu0 to verify_load_addresses take 0x330 bytes
+# in a v5.0.4 bootloader of an ESP32, those of the ROM that called it come on top.
 _STACK_DEPTH = 0x400
+
+
+class Readable(Protocol):
+    """The reading half of `mpota.storage.Flash`."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of flash."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``."""
 
 
 class Level(str, Enum):
@@ -125,9 +135,10 @@ class Cause(Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """A cause and its numbers, by name; addresses, offsets and sizes in bytes."""
+    """A cause, the words on the console, and their numbers by name; sizes in bytes."""
 
     cause: Cause
+    text: str
     values: dict[str, int] = field(default_factory=dict)
 
 
@@ -141,7 +152,7 @@ class Log:
     def fail(self, cause: Cause, tag: str, text: str, **values: int) -> None:
         """An error line with its cause."""
         self.error(tag, text)
-        self.faults.append(Fault(cause, values))
+        self.faults.append(Fault(cause, f"{tag}: {text}", values))
 
     def error(self, tag: str, text: str) -> None:
         self.lines.append(LogLine(Level.ERROR, tag, text))
@@ -152,8 +163,10 @@ class Log:
     def info(self, tag: str, text: str) -> None:
         self.lines.append(LogLine(Level.INFO, tag, text))
 
-    def rom(self, text: str) -> None:
+    def rom(self, text: str, cause: Cause | None = None, **values: int) -> None:
         self.lines.append(LogLine(Level.ROM, "", text))
+        if cause is not None:
+            self.faults.append(Fault(cause, text, values))
 
 
 def error_lines(lines: tuple[LogLine, ...]) -> tuple[str, ...]:
@@ -249,7 +262,7 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
     memory = memory_map(chip.name, minimum)
     region, loader = memory.bootloader_regions(image.segments, image.header.entry_addr)
     desc = find_bootloader_desc(image.data)
-    version = _release(desc.idf_ver if desc else None)
+    version = _release(desc.idf_ver if desc else None, image.data)
     if chip.name == "esp32" and version < ESP32_IRAM_GREW:
         memory = replace(memory, iram=Region(memory.iram.start, memory.diram_iram.start))
     if chip.name == "esp32" and b"Unicore bootloader" in image.data:
@@ -275,10 +288,13 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
     )
 
 
-def _release(idf_version: str | None) -> tuple[int, int]:
-    """(5, 4) of "v5.4.2"; of a bootloader that names none, the last that did not, (5, 1)."""
+def _release(idf_version: str | None, image: bytes) -> tuple[int, int]:
+    """(5, 4) of "v5.4.2". A bootloader older than v5.2 names none: its texts tell it apart."""
     match = re.match(r"v(\d+)\.(\d+)", idf_version or "")
-    return (int(match[1]), int(match[2])) if match else (5, 0)
+    if match:
+        return int(match[1]), int(match[2])
+    # v5.1 was the first to print offsets by PRIx32.
+    return (5, 1) if b"image at 0x%lx" in image else (5, 0)
 
 
 def _revision_style(image: bytes) -> str:
@@ -319,7 +335,7 @@ class ImageVerdict:
 
 
 def verify_image(
-    flash: Flash, offset: int, size: int, bootloader: BootloaderInfo, *, is_boot: bool = True
+    flash: Readable, offset: int, size: int, bootloader: BootloaderInfo, *, is_boot: bool = True
 ) -> ImageVerdict:
     """What ``bootloader`` says of the image in the partition of ``size`` bytes at ``offset``.
 
@@ -329,7 +345,7 @@ def verify_image(
     return _Load(flash, offset, size, bootloader, is_boot).run()
 
 
-def set_boot_error(flash: Flash, offset: int, size: int, bootloader: BootloaderInfo) -> int:
+def set_boot_error(flash: Readable, offset: int, size: int, bootloader: BootloaderInfo) -> int:
     """What esp_ota_set_boot_partition makes of the image (esp_ota_ops.c: image_validate).
 
     0, or ESP_ERR_OTA_VALIDATE_FAILED, of which MicroPython makes OSError(-5379).
@@ -338,7 +354,7 @@ def set_boot_error(flash: Flash, offset: int, size: int, bootloader: BootloaderI
     return 0 if verdict.is_bootable else ESP_ERR_OTA_VALIDATE_FAILED
 
 
-def read_mapped(flash: Flash, offset: int, size: int, limit: int) -> bytes:
+def read_mapped(flash: Readable, offset: int, size: int, limit: int) -> bytes:
     """Flash as the cache shows it; what lies beyond the chip, or ``limit``, is unmapped."""
     end = min(flash.size, limit)
     inside = max(0, min(size, end - offset))
@@ -349,6 +365,91 @@ def read_mapped(flash: Flash, offset: int, size: int, limit: int) -> bytes:
     return data + (_UNMAPPED * (size // 4 + 2))[phase : phase + size - inside]
 
 
+@dataclass(frozen=True)
+class _Collision:
+    """A segment that may not be loaded: where it would lie, and what is in its way there."""
+
+    cause: Cause
+    load: Region
+    region: Region
+
+    def text(self, index: int) -> str:
+        return f"Segment {index} {self.load} invalid: {_COLLISION_TEXTS[self.cause]}"
+
+    def values(self) -> dict[str, int]:
+        load, region = self.load, self.region
+        return {
+            "start": load.start,
+            "end": load.end,
+            "region_start": region.start,
+            "region_end": region.end,
+        }
+
+
+_COLLISION_TEXTS = {
+    Cause.OVERLAPS_STACK: "overlaps bootloader stack",
+    Cause.OVERLAPS_DATA: "overlaps bootloader data",
+    Cause.OVERLAPS_LOADER: "overlaps loader IRAM",
+    Cause.BAD_ADDRESS: "bad load address range",
+}
+
+
+def address_faults(segments: Sequence[Segment], bootloader: BootloaderInfo) -> tuple[Fault, ...]:
+    """Every segment that ``bootloader`` would not load, in its words.
+
+    The bootloader itself stops at the first thing that is wrong, which may be another one.
+    """
+    faults = []
+    for index, segment in enumerate(segments):
+        if _is_loaded(segment, bootloader.memory) and segment.data_size:
+            found = _verify_load_addresses(segment, bootloader)
+            if found is not None:
+                text = f"esp_image: {found.text(index)}"
+                faults.append(Fault(found.cause, text, {"segment": index, **found.values()}))
+    return tuple(faults)
+
+
+def _is_loaded(segment: Segment, memory: Memory) -> bool:
+    """should_load: neither mapped, nor one of the numbers that padding has for an address."""
+    return not memory.is_mapped(segment.load_addr) and segment.load_addr >= 0x10000000
+
+
+def _verify_load_addresses(segment: Segment, bootloader: BootloaderInfo) -> _Collision | None:
+    load = Region(segment.load_addr, (segment.load_addr + segment.data_size) & _WORD)
+    return _find_collision(load, bootloader, is_alias=False)
+
+
+def _find_collision(load: Region, bootloader: BootloaderInfo, is_alias: bool) -> _Collision | None:
+    """verify_load_addresses: what would be overwritten that the bootloader needs.
+
+    What lies in D/IRAM is checked once more at its address on the other bus.
+    """
+    memory = bootloader.memory
+    if memory.dram.holds(load):
+        for cause, region in (
+            (Cause.OVERLAPS_STACK, bootloader.stack),
+            (Cause.OVERLAPS_DATA, bootloader.data),
+        ):
+            if region.overlaps(load):
+                return _Collision(cause, load, region)
+        bus, convert = memory.diram_dram, memory.to_iram
+    elif memory.iram.holds(load):
+        if bootloader.loader_iram.overlaps(load):
+            return _Collision(Cause.OVERLAPS_LOADER, load, bootloader.loader_iram)
+        bus, convert = memory.diram_iram, memory.to_dram
+    elif any(region.holds(load) for region in memory.plain):
+        return None
+    else:
+        return _Collision(Cause.BAD_ADDRESS, load, load)
+    if is_alias or not bus.overlaps(load):
+        return None
+    ends = (
+        convert(load.start if load.start in bus else bus.start),
+        convert(load.end if load.end - 1 in bus else bus.end),
+    )
+    return _find_collision(Region(min(ends), max(ends)), bootloader, is_alias=True)
+
+
 class _Stop(Exception):
     """The image is refused; the log says why."""
 
@@ -357,7 +458,7 @@ class _Load:
     """One pass over an image: esp_image_format.c, function by function."""
 
     def __init__(
-        self, flash: Flash, offset: int, size: int, bootloader: BootloaderInfo, is_boot: bool
+        self, flash: Readable, offset: int, size: int, bootloader: BootloaderInfo, is_boot: bool
     ) -> None:
         self.flash = flash
         self.offset = offset
@@ -448,8 +549,7 @@ class _Load:
         data_offset = self.offset + segment.data_offset
         self.verify_segment_header(index, segment, data_offset)
         is_mapped = self.memory.is_mapped(load_addr)
-        # should_load: below lie the numbers of segments that are only padding.
-        is_loaded = self.is_boot and not is_mapped and load_addr >= 0x10000000
+        is_loaded = self.is_boot and _is_loaded(segment, self.memory)
         use = "load" if is_loaded else "map" if is_mapped else ""
         self.log.info(
             "esp_image",
@@ -457,7 +557,11 @@ class _Load:
             f"size={length:05x}h ({length:6d}) {use}",
         )
         if is_loaded and length:
-            self.verify_load_addresses(index, Region(load_addr, (load_addr + length) & _WORD))
+            found = _verify_load_addresses(segment, self.bootloader)
+            if found is not None:
+                values = {"segment": index, **found.values()}
+                self.log.fail(found.cause, "esp_image", found.text(index), **values)
+                raise _Stop
         self.segments.append(segment)
         self.image_size = segment.data_offset + length
         data = self.read(data_offset, length)
@@ -529,55 +633,6 @@ class _Load:
         if self.log.faults:
             raise _Stop
 
-    def verify_load_addresses(self, index: int, load: Region, is_alias: bool = False) -> None:
-        """Refuse a segment that would be written over what the bootloader needs, or nowhere.
-
-        A part of it in D/IRAM is checked, once, at its address on the other bus too.
-        """
-        memory = self.memory
-        if load.start < load.end and memory.dram.holds(load):
-            self.check_overlap(index, load, Cause.OVERLAPS_STACK)
-            self.check_overlap(index, load, Cause.OVERLAPS_DATA)
-            bus, convert = memory.diram_dram, memory.to_iram
-        elif load.start < load.end and memory.iram.holds(load):
-            self.check_overlap(index, load, Cause.OVERLAPS_LOADER)
-            bus, convert = memory.diram_iram, memory.to_dram
-        elif any(load.start < load.end and region.holds(load) for region in memory.plain):
-            return
-        else:
-            self.refuse(index, load, Cause.BAD_ADDRESS, load)
-        if not is_alias and bus.overlaps(load):
-            start = convert(load.start if load.start in bus else bus.start)
-            end = convert(load.end if load.end - 1 in bus else bus.end)
-            self.verify_load_addresses(index, Region(min(start, end), max(start, end)), True)
-
-    def check_overlap(self, index: int, load: Region, cause: Cause) -> None:
-        bootloader = self.bootloader
-        region = {
-            Cause.OVERLAPS_STACK: bootloader.stack,
-            Cause.OVERLAPS_DATA: bootloader.data,
-            Cause.OVERLAPS_LOADER: bootloader.loader_iram,
-        }[cause]
-        if region.overlaps(load):
-            self.refuse(index, load, cause, region)
-
-    def refuse(self, index: int, load: Region, cause: Cause, region: Region) -> None:
-        reason = {
-            Cause.OVERLAPS_STACK: "overlaps bootloader stack",
-            Cause.OVERLAPS_DATA: "overlaps bootloader data",
-            Cause.OVERLAPS_LOADER: "overlaps loader IRAM",
-            Cause.BAD_ADDRESS: "bad load address range",
-        }[cause]
-        self.fail(
-            cause,
-            f"Segment {index} {load} invalid: {reason}",
-            segment=index,
-            start=load.start,
-            end=load.end,
-            region_start=region.start,
-            region_end=region.end,
-        )
-
     def process_checksum(self) -> None:
         end = align_up(self.image_size + 1, 16)
         padding = self.read(self.offset + self.image_size, end - self.image_size)
@@ -647,7 +702,7 @@ def _revision(number: int) -> str:
     return f"v{number // 100}.{number % 100}"
 
 
-def read_bootloader(flash: Flash, offset: int, end: int) -> bytes:
+def read_bootloader(flash: Readable, offset: int, end: int) -> bytes:
     """The bootloader's image at ``offset``, exactly its bytes, looked for up to ``end``.
 
     Raises MpotaError if none is there, or it is broken or incomplete.
