@@ -1,0 +1,65 @@
+"""Virtual boards with a cable, and the real esptool."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mpota.units import MiB
+from mpota.virtual.flash import VirtualFlash
+from mpota.virtual.rom_loader import LoaderPort
+from mpota.virtual.serial_port import SerialPort
+
+
+@dataclass
+class Cable:
+    """A board on a cable. ``events`` lists what the cable made it do."""
+
+    flash: VirtualFlash
+    port: SerialPort
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return self.port.path
+
+    def unplug(self) -> None:
+        """Pull the cable and let the port's thread come to its end."""
+        self.port.unplug()
+
+
+@pytest.fixture
+def plug_in() -> Iterator[Callable[..., Cable]]:
+    """``plug_in(flash=, chip=, size=)``: a cable to a board; a blank one without a flash."""
+    with ExitStack() as stack:
+
+        def plug_in(
+            flash: VirtualFlash | None = None, chip: str = "esp32s3", size: int = 4 * MiB
+        ) -> Cable:
+            if flash is None:
+                flash = stack.enter_context(VirtualFlash.create(size))
+            events: list[str] = []
+            handler = LoaderPort(
+                flash, chip, lambda: events.append("halt"), lambda: events.append("boot")
+            )
+            port = stack.enter_context(SerialPort(handler))
+            return Cable(flash, port, events)
+
+        yield plug_in
+
+
+@pytest.fixture
+def esptool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The real esptool on a cable: ``esptool(cable, "flash-id")``."""
+
+    def run(cable: Cable, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "esptool", "--port", cable.path, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    return run
