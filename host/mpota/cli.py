@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-import rich_click as click
+import click
 from click.exceptions import Exit
 
 from mpota import __version__
@@ -22,28 +22,41 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.RichGroup):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command = importlib.import_module(f"mpota.commands.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
+_HELP_OPTIONS = ("-h", "--help")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="mpota")
-def cli() -> None:
-    """Over-the-air updates for MicroPython on ESP32 boards."""
+def _build() -> click.Group:
+    class Commands(click.Group):
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return list(_COMMANDS)
+
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            if cmd_name not in _COMMANDS:
+                return None
+            module = importlib.import_module(f"mpota.commands.{cmd_name}")
+            command: click.Command = module.command
+            command.name = cmd_name
+            command.short_help = _COMMANDS[cmd_name]
+            return command
+
+    @click.group(cls=Commands, context_settings={"help_option_names": _HELP_OPTIONS})
+    @click.version_option(__version__, "-V", "--version", prog_name="mpota")
+    def cli() -> None:
+        """Over-the-air updates for MicroPython on ESP32 boards."""
+
+    return cli
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 bad content, 2 bad usage."""
+    arguments = sys.argv[1:] if args is None else args
+    if not arguments or any(option in arguments for option in _HELP_OPTIONS):
+        # Rich help, but only where help is asked for: importing rich doubles the start-up time.
+        from rich_click.patch import patch
+
+        patch()
     try:
-        sys.exit(cli.main(args, prog_name="mpota", standalone_mode=False))
+        sys.exit(_build().main(args, prog_name="mpota", standalone_mode=False))
     except MpotaError as error:
         _fail(str(error), error.hint, error.exit_code)
     except Exit as request:

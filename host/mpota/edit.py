@@ -1,26 +1,21 @@
-"""What the desk's commands do to a firmware in a file: resize it, put files into it."""
+"""Another flash size or partition table for a firmware in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mpota.changes import Change, Difference, apply, bootloader_change, changes_for, differences
 from mpota.carried import data_directory
-from mpota.check import require_app
-from mpota.errors import MpotaError, UsageError
+from mpota.changes import Change, Difference, apply, changes_for, differences
+from mpota.errors import UsageError
 from mpota.firmware import Firmware, read_table
-from mpota.formats.app_desc import find_app_desc
 from mpota.formats.chips import Chip
-from mpota.formats.image import Image
 from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
 from mpota.layout import LAYOUTS, Edits, Layout
-from mpota.storage.file import read_file
+from mpota.storage.file import FileImage, read_file
 from mpota.units import format_flash_size
-
-BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,10 @@ def resize(firmware: Firmware, edits: Edits) -> Edited:
     """
     layout = edits.apply(firmware.layout())
     changes = changes_for(firmware, layout)
-    data = _apply(firmware, changes, layout.flash_size)
-    result = Firmware.from_bytes(data, firmware.name, layout.table_offset)
+    data = apply_to_file(firmware, changes, layout.flash_size)
+    result = Firmware.from_flash(
+        FileImage(firmware.flash.base, data), firmware.name, layout.table_offset
+    )
     return Edited(
         firmware.chip,
         data,
@@ -53,44 +50,6 @@ def resize(firmware: Firmware, edits: Edits) -> Edited:
         _summary(firmware.flash_size, layout.flash_size),
         tuple(_notes(firmware, layout, edits, result)),
     )
-
-
-def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
-    """Put bytes into partitions by label, or a new bootloader under the name ``bootloader``.
-
-    App partitions and the bootloader take only what will boot. Raises MpotaError otherwise.
-    """
-    changes: list[Change] = []
-    layout = firmware.layout()
-    partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
-    for label, data in partitions.items():
-        if firmware.table[label].is_app:
-            require_app(data, label, firmware)
-    for change in changes_for(firmware, layout, partitions):
-        if change.what in partitions:
-            changes.append(change)
-    if BOOTLOADER in contents:
-        changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))
-    data = _apply(firmware, changes, firmware.flash_size)
-    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
-    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
-    return Edited(firmware.chip, data, (), tuple(changes), summary)
-
-
-def extract(firmware: Firmware, name: str | None = None) -> bytes:
-    """The app image (``name`` None or an app partition's), a data partition's bytes, or the image
-    under the name ``bootloader``.
-
-    An app is cut to its exact length, signature included, and its digest checked. Raises
-    MpotaError if it is damaged or the partition is unknown.
-    """
-    if name == BOOTLOADER and firmware.table.find(name) is None:
-        firmware.bootloader.check(f"{firmware.name}: bootloader")
-        return firmware.bootloader.data
-    partition = firmware.app_partition if name is None else firmware.table[name]
-    if partition.is_app:
-        return firmware.app(partition).to_bytes()
-    return firmware.read(partition)
 
 
 def find_layout(text: str | None, table_offset: int) -> tuple[str | None, PartitionTable | None]:
@@ -112,7 +71,8 @@ def find_layout(text: str | None, table_offset: int) -> tuple[str | None, Partit
     return None, read_table(own[text].read_bytes(), text, table_offset)
 
 
-def _apply(firmware: Firmware, changes: Iterable[Change], flash_size: int) -> bytes:
+def apply_to_file(firmware: Firmware, changes: Iterable[Change], flash_size: int) -> bytes:
+    """The bytes of a firmware's file after ``changes``, for a flash of ``flash_size`` bytes."""
     flash = firmware.flash
     data = bytearray(flash.read(flash.base, flash.end - flash.base))
     apply(data, flash.base, changes)
@@ -157,21 +117,3 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
 def _label(layout: Layout, label: str) -> str:
     old = layout.sources.get(label)
     return old.label if old else "blank"
-
-
-def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
-    """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
-    image = Image.from_bytes(data)
-    image.check(BOOTLOADER)
-    if find_app_desc(image.data) is not None:
-        raise MpotaError("bootloader: the file is an app image")
-    if image.chip != firmware.chip:
-        raise MpotaError(
-            f"bootloader is for {image.chip.title}, the firmware for {firmware.chip.title}"
-        )
-    room = firmware.table_offset - firmware.chip.bootloader_offset
-    if image.size > room:
-        raise MpotaError(
-            f"bootloader is {image.size:,} bytes, in front of the partition table are {room:,}"
-        )
-    return image.with_flash_size(firmware.flash_size)

@@ -18,7 +18,6 @@ from mpota.formats.app_desc import find_app_desc
 from mpota.formats.chips import CHIPS, Chip, find_chip
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader, signature_size
 from mpota.formats.otadata import OtaRecord, active_record, parse_otadata, selected_slot
-from mpota.formats.partition_csv import table_from_csv
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
     ENTRY_MAGIC,
@@ -88,6 +87,7 @@ class Firmware:
     bootloader: Image = field(repr=False)
     table: PartitionTable
     table_offset: int = DEFAULT_TABLE_OFFSET
+    _apps: dict[Partition, App] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -163,6 +163,8 @@ class Firmware:
 
     def app(self, partition: Partition) -> App:
         """The app in a partition. Raises MpotaError, naming the partition, if it is not whole."""
+        if partition in self._apps:
+            return self._apps[partition]
         try:
             app = App.from_bytes(self.read(partition))
             if app.image.chip != self.chip:
@@ -172,6 +174,7 @@ class Firmware:
             app.image.check("app")
         except MpotaError as error:
             raise MpotaError(f"{self.name}: {partition.label}: {error}", error.hint) from None
+        self._apps[partition] = app
         return app
 
     @property
@@ -341,6 +344,8 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
 
     Raises MpotaError if there is none in it, or one that breaks the rules.
     """
+    from mpota.formats.partition_csv import table_from_csv
+
     parsers: dict[bool, Callable[[], PartitionTable]] = {
         data[:2] == ENTRY_MAGIC: lambda: PartitionTable.from_bytes(data),
         _is_text(data): lambda: table_from_csv(data.decode("utf-8-sig"), table_offset),

@@ -1,4 +1,4 @@
-"""What commands print: text for people through rich, JSON for machines."""
+"""What commands print: text for people, JSON for machines, progress on standard error."""
 
 from __future__ import annotations
 
@@ -6,46 +6,34 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpota.changes import Difference
-from mpota.describe import AppFacts, Description, digest_state, flash_frequency, flash_mode
-from mpota.formats.app_desc import find_bootloader_desc
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.units import format_flash_size, format_size
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from mpota.units import format_size
 
 MAP_WIDTH = 64
-_PLAIN_WIDTH = 120
-
-
-def console() -> Console:
-    """Standard output; wide enough for every table where it is not a terminal."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    return Console(width=width, highlight=False, soft_wrap=width is not None)
 
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A rich table; columns whose name starts with ``>`` are right-aligned."""
-    from rich import box
-    from rich.table import Table
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table; columns whose name starts with ``>`` are right-aligned.
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        result.add_column(column.removeprefix(">"), justify="right" if right else "left")
-    for row in rows:
-        result.add_row(*row)
-    return result
+    Not rich's: importing that takes longer than all else that `mpota resize` does.
+    """
+    right = [column.startswith(">") for column in columns]
+    lines = [[column.removeprefix(">") for column in columns], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    lines.insert(1, ["-" * width for width in widths])
+    print()
+    for line in lines:
+        cells = zip(line, widths, right, strict=True)
+        text = "  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in cells)
+        print(f"  {text.rstrip()}")
+    print()
 
 
 def partition_rows(partitions: PartitionTable) -> Iterator[Sequence[str]]:
@@ -101,74 +89,6 @@ def flash_map(partitions: PartitionTable, table_offset: int, flash_size: int) ->
         legend.append(f"{letter} {partition.label}")
     ends = f"{'0':<{MAP_WIDTH}}{format_size(flash_size)}"
     return [ends, "|" + "".join(cells[:MAP_WIDTH]) + "|", "  ".join(legend)]
-
-
-def print_description(facts: Description) -> None:
-    """The text of ``mpota show``."""
-    out = console()
-    for key, value in _lines(facts):
-        out.print(f"{key + ':':<14}{value}", soft_wrap=True, markup=False)
-    if facts.table is None:
-        return
-    out.print(table(None, PARTITION_COLUMNS, partition_rows(facts.table)))
-    size = (facts.header.flash_size if facts.header else None) or facts.table.end
-    for line in flash_map(facts.table, facts.table_offset, size):
-        out.print(line, soft_wrap=True, markup=False)
-
-
-def _lines(facts: Description) -> Iterator[tuple[str, str]]:
-    header = facts.header
-    yield "file", facts.name
-    if header is not None:
-        size = format_flash_size(header.flash_size) if header.flash_size else "of unknown size"
-        yield "chip", header.chip.title
-        yield "flash", f"{size}, {flash_mode(header)}, {flash_frequency(header)}"
-    if facts.bootloader is not None:
-        desc = find_bootloader_desc(facts.bootloader.data)
-        release = f"ESP-IDF {desc.idf_ver}, " if desc else ""
-        yield (
-            "bootloader",
-            f"{release}{facts.bootloader.size:,} bytes at {header.chip.bootloader_offset:#x}, "
-            f"digest {digest_state(facts.bootloader)}"
-            if header
-            else "",
-        )
-    for app in facts.apps:
-        yield "app", _app_line(app)
-    for partition, reason in facts.broken:
-        yield "broken", f"{partition.label}: {reason}"
-    for partition in facts.blank:
-        yield "blank", f"{partition.label} ({format_size(partition.size)})"
-    if facts.table is not None and facts.app is not None:
-        yield "OTA", _ota_line(facts)
-
-
-def _app_line(facts: AppFacts) -> str:
-    text, desc, image = facts.micropython, facts.desc, facts.app.image
-    parts = []
-    if text.version:
-        parts.append(f"MicroPython {text.version} ({text.build_date})")
-    if text.board:
-        parts.append(text.board)
-    if desc is not None:
-        named = " ".join(filter(None, (desc.project_name, desc.version)))
-        parts += [*([named] if named else []), f"ESP-IDF {desc.idf_ver}"]
-    digest = f", {image.digest.hex()[:12]}..." if image.digest else ""
-    parts.append(f"{facts.app.size:,} bytes, digest {digest_state(image)}{digest}")
-    if facts.app.signature:
-        parts.append("signed")
-    line = "; ".join(parts)
-    if facts.partition is not None and facts.fill is not None:
-        free = format_size(facts.partition.size - facts.app.size)
-        line = f"{facts.partition.label} {facts.fill:.0%} full, {free} free: {line}"
-    return line
-
-
-def _ota_line(facts: Description) -> str:
-    rollback = "rollback enabled" if facts.rollback else "rollback unknown"
-    if facts.table is not None and facts.table.is_ota_capable:
-        return f"possible, {rollback}"
-    return f"not possible with this table ({rollback}): mpota resize --layout ota"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from mpota import report
 from mpota.check import Check, check_app, check_flash
@@ -39,22 +39,20 @@ def command(
 
 
 def _print(check: Check, name: str) -> None:
-    console = report.console()
     verdict = f"'{check.boots}' boots" if check.boots else "nothing boots"
-    console.print(f"{name}: {verdict}", soft_wrap=True)
+    print(f"{name}: {verdict}")
     for slot in check.slots:
         state = "bootable" if slot.verdict.is_bootable else "not bootable"
         if slot.is_blank:
             state = "blank"
         version = f", MicroPython {slot.version}" if slot.version else ""
-        console.print(
+        print(
             f"  {slot.partition.label} at {slot.partition.offset:#x}: {state}{version}",
-            soft_wrap=True,
         )
     if check.console:
-        console.print("The bootloader says:")
+        print("The bootloader says:")
         for line in check.console:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
+            print(f"  {line}")
     for finding in check.findings:
-        console.print(f"{finding.where}: {finding.cause}", soft_wrap=True, markup=False)
-        console.print(f"  remedy: {finding.remedy}", soft_wrap=True, markup=False)
+        print(f"{finding.where}: {finding.cause}")
+        print(f"  remedy: {finding.remedy}")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rich_click as click
+import click
 
-from mpota import report
 from mpota.commands.options import (
     firmware_argument,
     force_option,
     output_option,
     table_offset_option,
 )
-from mpota.edit import extract
+from mpota.contents import extract
 from mpota.firmware import Firmware
 from mpota.storage.file import check_output, write_file
 
@@ -45,4 +44,4 @@ def command(
     if trim:
         data = data.rstrip(b"\xff")
     write_file(target, data)
-    report.console().print(f"written: {target} ({len(data):,} bytes)", soft_wrap=True)
+    print(f"written: {target} ({len(data):,} bytes)")

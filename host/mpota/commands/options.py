@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich_click as click
+import click
 
 from mpota.errors import UsageError
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.units import SECTOR_SIZE, parse_size
-
 
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from mpota import report
 from mpota.commands.options import (
@@ -81,17 +81,16 @@ def command(
     if not dry_run:
         check_output(target, (firmware,), force=force)
     result = resize(Firmware.open(firmware, table_offset), edits)
-    console = report.console()
-    console.print(f"{firmware.name}: {result.chip.title}, {result.summary}")
+    print(f"{firmware.name}: {result.chip.title}, {result.summary}")
     rows = report.difference_rows(result.differences)
-    console.print(report.table(None, report.DIFFERENCE_COLUMNS, rows))
+    report.print_table(report.DIFFERENCE_COLUMNS, rows)
     for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        print(f"note: {note}")
     if dry_run:
-        console.print("dry run: nothing written")
+        print("dry run: nothing written")
         return
     write_file(target, result.data)
-    console.print(f"written: {target} ({len(result.data):,} bytes)", soft_wrap=True)
+    print(f"written: {target} ({len(result.data):,} bytes)")
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import rich_click as click
+import click
 
 from mpota import report
 from mpota.commands.options import firmware_argument, json_option, table_offset_option
-from mpota.describe import describe
+from mpota.describe import (
+    AppFacts,
+    Description,
+    describe,
+    digest_state,
+    flash_frequency,
+    flash_mode,
+)
+from mpota.formats.app_desc import find_bootloader_desc
 from mpota.storage.file import read_file
+from mpota.units import format_flash_size, format_size
 
 
 @click.command()
@@ -22,4 +32,70 @@ def command(firmware: Path, as_json: bool, table_offset: int) -> None:
     if as_json:
         report.print_json(description.to_json())
     else:
-        report.print_description(description)
+        _print_description(description)
+
+
+def _print_description(facts: Description) -> None:
+    for key, value in _lines(facts):
+        print(f"{key + ':':<12}{value}")
+    if facts.table is None:
+        return
+    report.print_table(report.PARTITION_COLUMNS, report.partition_rows(facts.table))
+    size = (facts.header.flash_size if facts.header else None) or facts.table.end
+    for line in report.flash_map(facts.table, facts.table_offset, size):
+        print(line)
+
+
+def _lines(facts: Description) -> Iterator[tuple[str, str]]:
+    header = facts.header
+    yield "file", facts.name
+    if header is not None:
+        size = format_flash_size(header.flash_size) if header.flash_size else "of unknown size"
+        yield "chip", header.chip.title
+        yield "flash", f"{size}, {flash_mode(header)}, {flash_frequency(header)}"
+    if facts.bootloader is not None:
+        desc = find_bootloader_desc(facts.bootloader.data)
+        release = f"ESP-IDF {desc.idf_ver}, " if desc else ""
+        yield (
+            "bootloader",
+            f"{release}{facts.bootloader.size:,} bytes at {header.chip.bootloader_offset:#x}, "
+            f"digest {digest_state(facts.bootloader)}"
+            if header
+            else "",
+        )
+    for app in facts.apps:
+        yield "app", _app_line(app)
+    for partition, reason in facts.broken:
+        yield "broken", f"{partition.label}: {reason}"
+    for partition in facts.blank:
+        yield "blank", f"{partition.label} ({format_size(partition.size)})"
+    if facts.table is not None and facts.app is not None:
+        yield "OTA", _ota_line(facts)
+
+
+def _app_line(facts: AppFacts) -> str:
+    text, desc, image = facts.micropython, facts.desc, facts.app.image
+    parts = []
+    if text.version:
+        parts.append(f"MicroPython {text.version} ({text.build_date})")
+    if text.board:
+        parts.append(text.board)
+    if desc is not None:
+        named = " ".join(filter(None, (desc.project_name, desc.version)))
+        parts += [*([named] if named else []), f"ESP-IDF {desc.idf_ver}"]
+    digest = f", {image.digest.hex()[:12]}..." if image.digest else ""
+    parts.append(f"{facts.app.size:,} bytes, digest {digest_state(image)}{digest}")
+    if facts.app.signature:
+        parts.append("signed")
+    line = "; ".join(parts)
+    if facts.partition is not None and facts.fill is not None:
+        free = format_size(facts.partition.size - facts.app.size)
+        line = f"{facts.partition.label} {facts.fill:.0%} full, {free} free: {line}"
+    return line
+
+
+def _ota_line(facts: Description) -> str:
+    rollback = "rollback enabled" if facts.rollback else "rollback unknown"
+    if facts.table is not None and facts.table.is_ota_capable:
+        return f"possible, {rollback}"
+    return f"not possible with this table ({rollback}): mpota resize --layout ota"

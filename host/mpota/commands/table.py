@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rich_click as click
+import click
 
-from mpota import report
 from mpota.commands.options import Size, force_option, output_option, table_offset_option
 from mpota.errors import UsageError
 from mpota.firmware import read_table
@@ -42,4 +41,4 @@ def command(
         print(csv, end="")
         return
     write_file(output, csv.encode() if output.suffix == ".csv" else table.to_bytes())
-    report.console().print(f"written: {output} ({len(table)} partitions)", soft_wrap=True)
+    print(f"written: {output} ({len(table)} partitions)")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import rich_click as click
+import click
 
-from mpota import report
 from mpota.commands.options import (
     firmware_argument,
     force_option,
@@ -14,7 +13,7 @@ from mpota.commands.options import (
     split_pair,
     table_offset_option,
 )
-from mpota.edit import write_contents
+from mpota.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.storage.file import check_output, read_file, write_file
@@ -53,6 +52,5 @@ def command(
     wanted = {name: read_file(path) for name, path in pairs} | dict.fromkeys(erases, b"")
     result = write_contents(Firmware.open(firmware, table_offset), wanted)
     write_file(target, result.data)
-    console = report.console()
-    console.print(f"{firmware.name}: {result.summary}", soft_wrap=True)
-    console.print(f"written: {target} ({len(result.data):,} bytes)", soft_wrap=True)
+    print(f"{firmware.name}: {result.summary}")
+    print(f"written: {target} ({len(result.data):,} bytes)")

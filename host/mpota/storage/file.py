@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -76,13 +75,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises UsageError if the file cannot be written.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
         try:
+            temporary.touch(exist_ok=False)
             yield temporary
-            os.chmod(temporary, path.stat().st_mode if path.exists() else _default_mode())
+            if path.exists():
+                temporary.chmod(path.stat().st_mode)
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -90,12 +89,6 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise UsageError(f"cannot write '{path}': {error.strerror}") from None
-
-
-def _default_mode() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def _is_same_file(a: Path, b: Path) -> bool:

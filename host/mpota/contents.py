@@ -1,0 +1,68 @@
+"""Contents of a firmware's partitions, and its bootloader: taken out and put in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mpota.changes import bootloader_change, changes_for
+from mpota.check import require_app
+from mpota.edit import Edited, apply_to_file
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware
+from mpota.formats.app_desc import find_app_desc
+from mpota.formats.image import Image
+
+BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
+
+
+def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
+    """Put bytes into partitions by label, or a new bootloader under the name ``bootloader``.
+
+    App partitions and the bootloader take only what will boot. Raises MpotaError otherwise.
+    """
+    layout = firmware.layout()
+    partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
+    for label, data in partitions.items():
+        if firmware.table[label].is_app:
+            require_app(data, label, firmware)
+    changes = [c for c in changes_for(firmware, layout, partitions) if c.what in partitions]
+    if BOOTLOADER in contents:
+        changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))
+    data = apply_to_file(firmware, changes, firmware.flash_size)
+    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
+    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
+    return Edited(firmware.chip, data, (), tuple(changes), summary)
+
+
+def extract(firmware: Firmware, name: str | None = None) -> bytes:
+    """The app image (``name`` None or an app partition's), a data partition's bytes, or the image
+    under the name ``bootloader``.
+
+    An app is cut to its exact length, signature included, and its digest checked. Raises
+    MpotaError if it is damaged or the partition is unknown.
+    """
+    if name == BOOTLOADER and firmware.table.find(name) is None:
+        firmware.bootloader.check(f"{firmware.name}: bootloader")
+        return firmware.bootloader.data
+    partition = firmware.app_partition if name is None else firmware.table[name]
+    if partition.is_app:
+        return firmware.app(partition).to_bytes()
+    return firmware.read(partition)
+
+
+def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
+    """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
+    image = Image.from_bytes(data)
+    image.check(BOOTLOADER)
+    if find_app_desc(image.data) is not None:
+        raise MpotaError("bootloader: the file is an app image")
+    if image.chip != firmware.chip:
+        raise MpotaError(
+            f"bootloader is for {image.chip.title}, the firmware for {firmware.chip.title}"
+        )
+    room = firmware.table_offset - firmware.chip.bootloader_offset
+    if image.size > room:
+        raise MpotaError(
+            f"bootloader is {image.size:,} bytes, in front of the partition table are {room:,}"
+        )
+    return image.with_flash_size(firmware.flash_size)
