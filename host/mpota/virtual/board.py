@@ -43,6 +43,10 @@ _DEFAULT_MAX_BOOTS = 20
 _REQUEST = struct.Struct("<BII")  # kind, argument, payload size
 _ANSWER = struct.Struct("<iI")  # result, payload size
 
+# How an app came to its prompt: standin/boot_app.py.
+_FORCED_EXIT = 2
+_HAS_TIMERS = 4
+
 _VERSION = re.compile(rb"MicroPython (v\d+\.\d+\.\d+[^\0 ]* on \d{4}-\d\d-\d\d)")
 _MACHINE = re.compile(rb"\0+; ([^\0]{4,120})\0")
 
@@ -137,7 +141,8 @@ class Board:
 
         With a ``script`` the first boot runs it in place of main.py, as `mpremote run` does; a
         reset in it ends it, and the next boot is an ordinary one. With ``wait_at_idle`` the board
-        is left at its prompt until a timer or the watchdog resets it, or time is out.
+        is left at its prompt as long as its watchdog or a timer runs, until one of them resets
+        it or time is out.
 
         Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
         the flash has no partition table for the app that starts.
@@ -146,6 +151,7 @@ class Board:
         deadline = time.monotonic() + timeout_s
         cause: ResetCause | None = ResetCause.POWER_ON
         boots: list[Boot] = []
+        watchdog: float | None = None
         end, traceback = End.TOO_MANY_BOOTS, ""
         while cause is not None and len(boots) < max_boots:
             lines: tuple[str, ...] = ()
@@ -164,7 +170,10 @@ class Board:
                 break
             start = _Start(app, found.bootloader, cause, script)
             process = _Process(self, start, deadline, wait_at_idle)
+            if cause is ResetCause.SOFT:
+                process.watchdog = watchdog
             next_cause = process.serve()
+            watchdog = process.watchdog
             boots.append(Boot(cause, app, lines, process.output))
             cause, script = next_cause, None
             if cause is None:
@@ -219,8 +228,9 @@ class _Process:
         self._start = start
         self._deadline = deadline
         self._wait_at_idle = wait_at_idle
-        self._watchdog: float | None = None  # when it bites
+        self.watchdog: float | None = None  # when it bites; only a soft reset leaves it running
         self._is_idle = False
+        self._is_resettable = False
         nvs = (p for p in self._partitions if p.type_name == "data" and p.subtype_name == "nvs")
         self._nvs = Nvs(self._flash, next(nvs, None))
         self._output = bytearray()
@@ -273,7 +283,7 @@ class _Process:
     def _serve(self, request_fd: int, answer_fd: int, console_fd: int) -> ResetCause | None:
         waiting = [request_fd, console_fd]
         while True:
-            until = min(self._deadline, self._watchdog or self._deadline)
+            until = min(self._deadline, self.watchdog or self._deadline)
             ready, _, _ = select.select(waiting, [], [], max(0.0, until - time.monotonic()))
             if console_fd in ready and not self._take_output(console_fd):
                 waiting.remove(console_fd)
@@ -287,11 +297,11 @@ class _Process:
                     result, answer = self._perform(chr(kind), argument, payload)
                 except _Reset as reset:
                     return reset.cause
-                if self._is_idle and not self._wait_at_idle:
+                if self._is_idle and not (self._wait_at_idle and self._is_resettable):
                     self.end = End.IDLE
                     return None
                 os.write(answer_fd, _ANSWER.pack(result, len(answer)) + answer)
-            elif not ready and self._watchdog is not None and until == self._watchdog:
+            elif not ready and self.watchdog is not None and until == self.watchdog:
                 self._print(_WATCHDOG_LINES)
                 return ResetCause.WATCHDOG
             elif not ready:
@@ -329,7 +339,7 @@ class _Process:
             case "M":
                 return self._nvs.commit(), b""
             case "D":
-                self._watchdog = time.monotonic() + argument / 1000
+                self.watchdog = time.monotonic() + argument / 1000
                 return 0, b""
             case "R":
                 raise _Reset(ResetCause(argument))
@@ -351,8 +361,8 @@ class _Process:
         return ota_ops.set_boot_partition(self._flash, self._partitions, target, image_validate)
 
     def _idle(self, ended: int, traceback: str) -> None:
-        """boot.py and main.py are over: ended 0 normally, 1 by an exception, 2 by sys.exit()."""
-        if ended == 2 and self._start.script is None:
+        """boot.py and main.py are over. ``ended``: bits of ``standin/boot_app.py``."""
+        if ended & _FORCED_EXIT and self._start.script is None:
             self._print("MPY: soft reboot\n")
             raise _Reset(ResetCause.SOFT)
         # On a board the functions of the stand-ins are C code, which no traceback shows.
@@ -361,6 +371,7 @@ class _Process:
         self.traceback = "".join(line for line in lines if not line.startswith(own))
         self._print(self.traceback)
         self._is_idle = True
+        self._is_resettable = bool(ended & _HAS_TIMERS) or self.watchdog is not None
 
     def _check_region_safe(self, offset: int, size: int) -> None:
         """esp_partition_main_flash_region_safe, with SPI_FLASH_DANGEROUS_WRITE_ABORTS."""

@@ -9,10 +9,11 @@ import link
 
 _MOUNT_OF_FROZEN = "/frozen"
 
-# How boot.py and main.py ended, for the host.
+# How boot.py and main.py ended, for the host: board.py. _HAS_TIMERS is added to one of the others.
 _NORMALLY = 0
 _EXCEPTION = 1
 _FORCED_EXIT = 2
+_HAS_TIMERS = 4
 
 _ballast = None
 
@@ -26,10 +27,14 @@ def start(requests_fd, answers_fd, flash_fd):
     _take_all_but(config["heap_size"])
     config = None
     ended, traceback = _run(script)
-    link.call(link.IDLE, ended, traceback)
-    # The REPL: nothing happens until somebody types, but timers and threads go on.
     import time
 
+    import machine
+
+    if machine.Timer._running:
+        ended += _HAS_TIMERS
+    link.call(link.IDLE, ended, traceback)
+    # The REPL: nothing happens until somebody types, but timers and threads go on.
     while True:
         time.sleep_ms(5)
 

@@ -88,8 +88,10 @@ class Timer:
     ONE_SHOT = const(0)
     PERIODIC = const(1)
 
+    _running = set()  # keeps them alive, as the chip does
+
     def __init__(self, id, **options):
-        self._run = 0  # counts up: a thread of a former init() sees that it is not wanted
+        self._run = 0  # counts up: the thread of a former init() sees that it is not wanted
         if options:
             self.init(**options)
 
@@ -98,19 +100,21 @@ class Timer:
         self._callback = callback
         self._period = period if freq == 0 else 1000 // freq
         self._is_periodic = mode == Timer.PERIODIC
+        Timer._running.add(self)
         _thread.start_new_thread(self._wait, (self._run,))
 
     def deinit(self):
         self._run += 1
+        Timer._running.discard(self)
 
     def _wait(self, run):
-        while True:
+        is_first = True
+        while is_first or self._is_periodic:
+            is_first = False
             time.sleep_ms(self._period)
             if run != self._run:
                 return
             self._schedule(run)
-            if not self._is_periodic:
-                return
 
     def _schedule(self, run):
         try:
@@ -123,5 +127,8 @@ class Timer:
             return
         if link.is_busy():  # a request is under way, which in C could not be interrupted
             self._schedule(run)
-        else:
+            return
+        if not self._is_periodic:
+            Timer._running.discard(self)
+        if self._callback:
             self._callback(self)
