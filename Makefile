@@ -1,0 +1,36 @@
+# make demo [FIRMWARE=path]   the whole story on the virtual board
+# make test                   all tests; make test-all adds every power cut
+# make lint                   ruff, formatting, types
+# make bench                  measurements against peers
+# Each does all its own set-up in .venv.
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(READY)
+	$(RUN)/mpota demo $(FIRMWARE)
+
+test: $(READY)
+	$(RUN)/pytest -n auto
+
+test-all: $(READY)
+	$(RUN)/pytest -n auto --all-cuts
+
+lint: $(READY)
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+
+bench: $(READY)
+	$(RUN)/python -m bench
+
+$(READY): pyproject.toml .ci/venv
+	.ci/venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist
