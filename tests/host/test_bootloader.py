@@ -18,7 +18,6 @@ from bootloader_images import (
     OTADATA,
     SLOT_SIZE,
     TEST,
-    make_app,
     make_bootloader,
     make_flash,
     make_table,
@@ -317,6 +316,22 @@ def test_a_bootloader_with_a_flipped_bit_does_not_run() -> None:
     result = boot_once(make_flash(bootloader=bytes(broken)))
     assert label(result) is None
     assert [fault.cause for fault in result.faults] == [Cause.BOOTLOADER_CORRUPT]
+    assert str(result.lines[-1]).startswith("csum err:0x")
+    result = boot_once(make_flash(bootloader=make_bootloader(ESP32)[:0x1000]))
+    assert label(result) is None
+    assert [fault.cause for fault in result.faults] == [Cause.BOOTLOADER_CORRUPT]
+
+
+def test_a_bootloader_whose_digest_does_not_fit_runs() -> None:
+    """As after a change of the flash size in its header by a tool that forgets the digest."""
+    for name, words in (("esp32", 0), ("esp32c3", 2)):
+        chip = chip_by_name(name)
+        edited = bytearray(make_bootloader(chip))
+        edited[3] = 0x20
+        result = boot_once(make_flash(chip=chip, bootloader=bytes(edited)))
+        assert label(result) == "ota_0"
+        lines = [str(line) for line in result.lines]
+        assert ("SHA-256 comparison failed:" in lines) == bool(words)
 
 
 def test_a_bootloader_for_a_newer_chip_stops_by_itself() -> None:
@@ -496,6 +511,22 @@ def test_combinations_of_states_agree_with_the_rules_written_out() -> None:
 def test_bootloader_info_says_what_is_known() -> None:
     info = bootloader_info(make_bootloader(ESP32))
     assert (info.idf_version, info.rollback, info.flash_size) == (None, None, 1 << 20)
-    info = bootloader_info(make_bootloader(ESP32, idf_version="v5.4.2", min_rev=100, spi_size=5))
-    assert (info.idf_version, info.chip_revision, info.flash_size) == ("v5.4.2", 100, 32 << 20)
-    assert make_app(ESP32)[32:36] != b"\x50"
+    info = bootloader_info(make_bootloader(ESP32, idf_version="v6.0.1", min_rev=100, spi_size=5))
+    assert (info.idf_version, info.chip_revision, info.flash_size) == ("v6.0.1", 100, 32 << 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "idf_version", "megabytes"),
+    [
+        ("esp32", "v5.5", 2),
+        ("esp32c3", "v5.5", 2),
+        ("esp32s3", "v5.2", 32),
+        ("esp32c3", "v6.0", 32),
+    ],
+)
+def test_a_bootloader_that_does_not_know_32_mb_takes_it_for_2(
+    name: str, idf_version: str, megabytes: int
+) -> None:
+    chip = chip_by_name(name)
+    bootloader = make_bootloader(chip, idf_version=idf_version, spi_size=5)
+    assert bootloader_info(bootloader).flash_size == megabytes << 20

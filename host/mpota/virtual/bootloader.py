@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
-from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, ImageHeader
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
 from mpota.formats.otadata import (
     RECORD_SIZE,
     OtaRecord,
@@ -54,7 +54,6 @@ from mpota.virtual.image_load import (
     check_chip_validity,
     error_lines,
     known_bootloader,
-    read_bootloader,
     read_mapped,
     set_boot_error,
     verify_image,
@@ -220,35 +219,54 @@ class _PowerOn:
     # The mask ROM
 
     def load_bootloader(self, chip: Chip | None, revision: int | None) -> BootloaderInfo | None:
-        """Load the bootloader as the ROM does, which checks its checksum but not its digest."""
+        """Find and load the bootloader. None: it does not run, and the chip resets."""
         found = find_bootloader(self.flash, chip)
         if found is None:
             offset = chip.bootloader_offset if chip else min(0x1000, max(0, self.flash.size - 4))
-            raw = self.read(offset, 4)
-            word = int.from_bytes(raw, "little")
+            word = int.from_bytes(self.read(offset, 4), "little")
             text = f"invalid header: 0x{word:08x}"
-            self.log.rom(text, Cause.BOOTLOADER_MISSING, offset=offset, found=word)
+            self.log.rom(text)
+            self.rom_fault(Cause.BOOTLOADER_MISSING, text, offset=offset, found=word)
             return None
         _, offset = found
         end = self.table_offset if self.table_offset > offset else self.flash.size
         try:
-            data = read_bootloader(self.flash, offset, end)
-        except MpotaError as error:
-            self.log.rom(str(error), Cause.BOOTLOADER_CORRUPT, offset=offset)
+            image = Image.from_bytes(self.flash.read(offset, min(end, self.flash.size) - offset))
+        except MpotaError as error:  # what a ROM says of it depends on what it then loads
+            self.rom_fault(Cause.BOOTLOADER_CORRUPT, str(error), offset=offset)
             return None
-        info = bootloader_info(data, revision)
-        header = ImageHeader.from_bytes(data)
+        return self.rom_load(image, offset, revision)
+
+    def rom_load(self, image: Image, offset: int, revision: int | None) -> BootloaderInfo | None:
+        """The ROM demands the checksum. A digest that does not fit is mentioned by newer chips."""
+        header, is_esp32 = image.header, image.chip.name == "esp32"
         mode = FLASH_MODES[header.spi_mode] if header.spi_mode < len(FLASH_MODES) else "SLOW_READ"
         self.log.rom(f"mode:{mode}, clock div:{1 if header.spi_speed == 0xF else 2}")
+        for segment in image.segments:
+            size = f"{segment.data_size}" if is_esp32 else f"0x{segment.data_size:x}"
+            self.log.rom(f"load:0x{segment.load_addr:08x},len:{size}")
+        computed, stored = image.computed_checksum, image.checksum
+        if computed != stored:
+            text = f"Checksum failure. Calculated 0x{computed:02x} stored 0x{stored:02x}"
+            if is_esp32:
+                text = f"csum err:0x{computed:x}!=0x{stored:x}"
+            self.log.rom(text)
+            values = {"offset": offset, "calculated": computed, "found": stored}
+            self.rom_fault(Cause.BOOTLOADER_CORRUPT, text, **values)
+            return None
+        if image.digest not in (None, image.computed_digest) and not is_esp32:
+            self.log.rom("SHA-256 comparison failed:")
+            self.log.rom("Attempting to boot anyway...")
         self.log.rom(f"entry 0x{header.entry_addr:08x}")
-        log = Log()
-        check_chip_validity(header, info, log, is_app=False)
-        self.log.lines += log.lines
-        self.log.faults += log.faults
-        if log.faults:  # bootloader_init fails, and the chip resets
+        info = bootloader_info(image.data, revision)
+        check_chip_validity(header, info, self.log, is_app=False)
+        if self.log.faults:  # bootloader_init.c: bootloader_check_bootloader_validity
             self.bootloader = info
             return None
         return info
+
+    def rom_fault(self, cause: Cause, text: str, **values: int) -> None:
+        self.log.faults.append(Fault(cause, text, values))
 
     # bootloader_start.c: call_start_cpu0
 
@@ -264,7 +282,8 @@ class _PowerOn:
             self.load_boot_image(info, index)
 
     def print_banner(self, info: BootloaderInfo) -> None:
-        self.log.info("boot", f"ESP-IDF {info.idf_version or 'v5'} 2nd stage bootloader")
+        if info.idf_version:
+            self.log.info("boot", f"ESP-IDF {info.idf_version} 2nd stage bootloader")
         revision = info.chip_revision or 0
         self.log.info("boot", f"chip revision: v{revision // 100}.{revision % 100}")
         size = format_flash_size(self.chip_size(info))

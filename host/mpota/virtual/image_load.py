@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
-from mpota.errors import MpotaError
 from mpota.formats.app_desc import APP_DESC_MAGIC, find_bootloader_desc
 from mpota.formats.chips import Chip
 from mpota.formats.image import (
@@ -35,7 +34,7 @@ from mpota.formats.image import (
     xor_bytes,
 )
 from mpota.formats.memory import ESP32_IRAM_GREW, Memory, Region, memory_map
-from mpota.units import BLOCK_SIZE, align_up
+from mpota.units import BLOCK_SIZE, MiB, align_up
 
 ESP_ERR_OTA_VALIDATE_FAILED = 0x1503  # esp_ota_ops.h
 
@@ -163,10 +162,8 @@ class Log:
     def info(self, tag: str, text: str) -> None:
         self.lines.append(LogLine(Level.INFO, tag, text))
 
-    def rom(self, text: str, cause: Cause | None = None, **values: int) -> None:
+    def rom(self, text: str) -> None:
         self.lines.append(LogLine(Level.ROM, "", text))
-        if cause is not None:
-            self.faults.append(Fault(cause, text, values))
 
 
 def error_lines(lines: tuple[LogLine, ...]) -> tuple[str, ...]:
@@ -303,11 +300,16 @@ def _revision_style(image: bytes) -> str:
     return "major" if b"is configured for minimum revision" in image else "full"
 
 
+# The release in which the chip's update_flash_config (bootloader_flash_config_<chip>.c, before
+# that bootloader_<chip>.c) learned of more than 16 MiB; (6, 0) for those not named.
+_KNOWS_BIG_FLASH = {"esp32s2": (4, 0), "esp32s3": (4, 0), "esp32p4": (5, 4), "esp32c5": (5, 5)}
+
+
 def _declared_flash_size(header: ImageHeader, version: tuple[int, int]) -> int:
-    """bootloader_flash_config_<chip>.c: update_flash_config. What it does not know is 2 MiB."""
-    known = 0 if header.flash_size is None else header.flash_size
-    big = version >= (5, 4) or header.chip.name in ("esp32s2", "esp32s3")
-    return known if 0 < known <= (128 if big else 16) * 1024 * 1024 else 2 * 1024 * 1024
+    """update_flash_config: what the header says; a code that it does not know is 2 MiB."""
+    is_big_known = version >= _KNOWS_BIG_FLASH.get(header.chip.name, (6, 0))
+    size = header.flash_size
+    return 2 * MiB if size is None or (size > 16 * MiB and not is_big_known) else size
 
 
 def _stack(memory: Memory) -> Region:
@@ -700,18 +702,3 @@ def check_chip_validity(
 
 def _revision(number: int) -> str:
     return f"v{number // 100}.{number % 100}"
-
-
-def read_bootloader(flash: Readable, offset: int, end: int) -> bytes:
-    """The bootloader's image at ``offset``, exactly its bytes, looked for up to ``end``.
-
-    Raises MpotaError if none is there, or it is broken or incomplete.
-    """
-    size = max(0, min(end, flash.size) - offset)
-    image = Image.from_bytes(flash.read(offset, size))
-    if image.checksum != image.computed_checksum:
-        raise MpotaError(
-            f"bootloader at {offset:#x}: checksum is {image.checksum:#04x}, "
-            f"its segments give {image.computed_checksum:#04x}"
-        )
-    return image.data
