@@ -1,0 +1,73 @@
+"""What users call a board's serial port: ``/dev/ttyUSB0``, ``COM3``, ``u0``, ``a0``, ``auto``.
+
+The short names are mpremote's: u for ttyUSB, a for ttyACM, c for COM.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from mpota.errors import MpotaError, UsageError
+
+_SHORT = re.compile(r"([uac])(\d{1,3})")
+_SHORT_PREFIX = {"u": "/dev/ttyUSB", "a": "/dev/ttyACM", "c": "COM"}
+_WINDOWS = re.compile(r"(\\\\\.\\)?COM\d{1,3}", re.IGNORECASE)
+_URL = re.compile(r"(rfc2217|socket)://.+")
+_ESPRESSIF_VID = 0x303A
+
+
+def is_port(text: str | os.PathLike[str]) -> bool:
+    """Whether ``text`` names a serial port rather than a file; a file of that name wins."""
+    name = os.fspath(text)
+    if name.startswith("/dev/"):
+        return True
+    try:
+        return stat.S_ISCHR(os.stat(name).st_mode)
+    except OSError:
+        pass
+    known = (_SHORT, _WINDOWS, _URL)
+    return name == "auto" or any(pattern.fullmatch(name) for pattern in known)
+
+
+def find_port(text: str | os.PathLike[str]) -> str:
+    """The port that ``text`` names, as the operating system calls it.
+
+    Raises MpotaError if ``auto`` finds no board, UsageError if it finds several or ``text`` is no
+    port.
+    """
+    name = os.fspath(text)
+    if not is_port(name):
+        raise UsageError(
+            f"'{name}' is not a serial port",
+            "ports are /dev/ttyUSB0, COM3, u0 (ttyUSB0), a0 (ttyACM0), c3 (COM3), or auto",
+        )
+    if name == "auto":
+        return _only_port()
+    short = _SHORT.fullmatch(name)
+    if short and not Path(name).exists():
+        return f"{_SHORT_PREFIX[short[1]]}{int(short[2])}"
+    return name
+
+
+def is_pty(port: str) -> bool:
+    """Whether ``port`` is a pty, as a virtual board has it: there are no reset lines."""
+    return os.path.realpath(port).startswith(("/dev/pts/", "/dev/ttys"))
+
+
+def _only_port() -> str:
+    from serial.tools.list_ports import comports
+
+    found = [port for port in comports() if port.vid is not None]
+    chosen = [port for port in found if port.vid == _ESPRESSIF_VID] or found
+    if not chosen:
+        raise MpotaError(
+            "no board found: no serial port of a USB device",
+            "plug the board in, use a cable that carries data, or name the port",
+        )
+    if len(chosen) > 1:
+        names = ", ".join(f"{port.device} ({port.description})" for port in chosen)
+        raise UsageError(f"auto finds {len(chosen)} ports: {names}", "name one of them")
+    return str(chosen[0].device)

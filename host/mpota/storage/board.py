@@ -1,0 +1,342 @@
+"""The flash of a board on a serial port, through esptool and its stub.
+
+One connection a command: `open_board` connects, resets into download mode, loads the stub, and
+lets the board start again when it is done. Everything that is written is read back as an MD5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, Protocol
+
+from mpota.errors import MpotaError
+from mpota.formats.chips import Chip, chip_by_name
+from mpota.ports import find_port, is_pty
+from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
+
+DEFAULT_BAUD = 460800
+BEFORE_ENV = "MPOTA_BEFORE"  # how to reset into download mode: esptool's --before
+AFTER_ENV = "MPOTA_AFTER"  # and out of it: esptool's --after
+
+_ROM_BAUD = 115200
+_CHUNK_SIZE = 4 * BLOCK_SIZE  # written and verified in one go
+_ATTEMPTS = 3
+_CACHE_SIZE = 16 * KiB
+_SECONDS_PER_MIB = 40.0  # worst case of erasing and writing: esptool's cmds.py, write_flash
+_MIN_TIMEOUT = 5.0
+_REACH_24BIT = 16 * MiB
+_CHECK_CABLE = "check cable and power, then run the same command again: it goes on where it stopped"
+
+
+class Progress(Protocol):
+    """How long work is shown: `mpota.report.progress`. The value it yields takes bytes done."""
+
+    def __call__(
+        self, description: str, total: int, /
+    ) -> AbstractContextManager[Callable[[int], object]]: ...
+
+
+def quiet(description: str, total: int, /) -> AbstractContextManager[Callable[[int], object]]:
+    """No progress is shown."""
+    return nullcontext(lambda done: None)
+
+
+class BoardFlash:
+    """A board's flash. Follows `mpota.storage.Flash`, and is a firmware's `FlashReader`.
+
+    ``name`` is the port, ``mac`` the chip's in hex. What was read once is kept; blank flash is
+    recognised by its MD5 and never read.
+    """
+
+    base = 0
+
+    def __init__(self, esp: Any, name: str, chip: Chip, size: int, progress: Progress) -> None:
+        self._esp = esp
+        self.name = name
+        self.chip = chip
+        self.size = size
+        self.mac = bytes(esp.read_mac()).hex()
+        self._progress = progress
+        self._cache: dict[int, bytes] = {}
+        has_32bit = getattr(esp, "FLASH_32BIT_ADDR_SUPPORTED", False)
+        self._reach = size if has_32bit else min(size, _REACH_24BIT)
+
+    @property
+    def end(self) -> int:
+        """The first flash address behind the flash."""
+        return self.size
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``; 0xFF behind the end of the flash."""
+        first, last = align_down(offset, _CACHE_SIZE), min(offset + size, self.size)
+        wanted = range(first, last, _CACHE_SIZE)
+        missing = [start for start in wanted if start not in self._cache]
+        if missing:
+            self._check_range("read", offset, last - offset)
+            total = len(missing) * _CACHE_SIZE
+            with self._progress(f"reading {offset:#x}", total) as update, self.translated():
+                done = 0
+                for start, end in _runs(missing, _CACHE_SIZE):
+                    self._fetch(start, end, update, done)
+                    done += end - start
+        data = b"".join(self._cache[start] for start in wanted)
+        return data[offset - first :][:size].ljust(size, b"\xff")
+
+    def _fetch(self, start: int, end: int, update: Callable[[int], object], done: int) -> None:
+        """Read into the cache; halves that are blank cost one MD5."""
+        size = end - start
+        if self._esp.flash_md5sum(start, size) == _md5(b"\xff" * size):
+            data = b"\xff" * size
+        elif size > 2 * BLOCK_SIZE:
+            middle = start + align_up(size // 2, _CACHE_SIZE)
+            self._fetch(start, middle, update, done)
+            self._fetch(middle, end, update, done + middle - start)
+            return
+        else:
+            data = self._esp.read_flash(start, size, lambda n, *_: update(done + n))
+        update(done + size)
+        for at in range(0, size, _CACHE_SIZE):
+            self._cache[start + at] = data[at : at + _CACHE_SIZE]
+
+    def is_equal(self, offset: int, data: bytes) -> bool:
+        """Whether these bytes stand at ``offset``: by MD5, without reading them."""
+        self._check_range("compare", offset, len(data))
+        with self.translated():
+            return not data or bool(self._esp.flash_md5sum(offset, len(data)) == _md5(data))
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def erase(self, offset: int, size: int) -> None:
+        """Set whole sectors to 0xFF; offset and size are multiples of 4 KiB."""
+        self._check_range("erase", offset, size)
+        with self._progress(f"erasing {offset:#x}", size) as update, self.translated():
+            for start in range(offset, offset + size, 16 * BLOCK_SIZE):
+                step = min(16 * BLOCK_SIZE, offset + size - start)
+                self._forget(start, step)
+                self._esp.erase_region(start, step)
+                update(start + step - offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Program erased flash: in sectors that are written only in part, the rest stays."""
+        start, end = align_down(offset, SECTOR_SIZE), align_up(offset + len(data), SECTOR_SIZE)
+        if (start, end) != (offset, offset + len(data)):
+            around = self.read(start, end - start)
+            data = around[: offset - start] + data + around[offset - start + len(data) :]
+        self.program(start, data)
+
+    def program(self, offset: int, data: bytes, what: str = "") -> bool:
+        """Make ``data`` stand at ``offset``, a sector's start: erase, write and compare by MD5.
+
+        The last sector's rest becomes 0xFF. Chunks that stand there already are left alone, so
+        that the same call again finishes what was interrupted; False: there was nothing to do.
+        Raises MpotaError if the flash does not keep what is written to it.
+        """
+        self._check_range("write", offset, len(data))
+        data = data.ljust(align_up(len(data), SECTOR_SIZE), b"\xff")
+        is_changed = False
+        with self._progress(f"writing {what or hex(offset)}", len(data)) as update:
+            # Chunks end at 64 KiB blocks, which erase faster than sectors.
+            position = 0
+            while position < len(data):
+                at = offset + position
+                size = min(align_down(at, BLOCK_SIZE) + _CHUNK_SIZE - at, len(data) - position)
+                chunk = data[position : position + size]
+                if not self.is_equal(at, chunk):
+                    self._write_chunk(at, chunk)
+                    is_changed = True
+                position += size
+                update(position)
+        return is_changed
+
+    def _write_chunk(self, offset: int, data: bytes) -> None:
+        self._forget(offset, len(data))
+        for _ in range(_ATTEMPTS):
+            with self.translated():
+                if data.count(0xFF) == len(data):
+                    self._esp.erase_region(offset, len(data))
+                else:
+                    self._send_chunk(offset, data)
+            if self.is_equal(offset, data):
+                return
+        raise self._unreliable(offset, data)
+
+    def _unreliable(self, offset: int, data: bytes) -> MpotaError:
+        found = self.read(offset, len(data))
+        wrong = [i for i, (a, b) in enumerate(zip(data, found, strict=True)) if a != b]
+        example = ""
+        if wrong:
+            at = wrong[0]
+            example = (
+                f", the first at {offset + at:#x}: {found[at]:#04x} instead of {data[at]:#04x}"
+            )
+        return MpotaError(
+            f"{self.name}: flash does not keep what is written to it: {len(wrong):,} of "
+            f"{len(data):,} bytes at {offset:#x} differ after {_ATTEMPTS} attempts{example}",
+            "the flash chip is worn out or badly soldered, or the supply voltage drops",
+        )
+
+    def _send_chunk(self, offset: int, data: bytes) -> None:
+        esp = self._esp
+        packed = zlib.compress(data, 9)
+        block_size = esp.FLASH_WRITE_SIZE
+        timeout = max(_MIN_TIMEOUT, _SECONDS_PER_MIB * (len(data) + BLOCK_SIZE) / MiB)
+        esp.flash_defl_begin(len(data), len(packed), offset)
+        for seq, start in enumerate(range(0, len(packed), block_size)):
+            esp.flash_defl_block(packed[start : start + block_size], seq, timeout=timeout)
+        # The stub answers before it writes: its answer to this one says that all is written.
+        esp.flash_defl_finish(reboot=False, timeout=timeout)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _forget(self, offset: int, size: int) -> None:
+        for start in range(align_down(offset, _CACHE_SIZE), offset + size, _CACHE_SIZE):
+            self._cache.pop(start, None)
+
+    def _check_range(self, verb: str, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise MpotaError(
+                f"{self.name}: {verb} of {size:#x} bytes at {offset:#x}: "
+                f"the flash ends at {self.size:#x}"
+            )
+        if offset + size > self._reach:
+            raise MpotaError(
+                f"{self.name}: {verb} of {size:#x} bytes at {offset:#x}: esptool reaches only the "
+                f"first {self._reach:#x} bytes of an {self.chip.title}'s flash"
+            )
+
+    def translated(self) -> AbstractContextManager[None]:
+        """What esptool and the serial port raise becomes a MpotaError."""
+        return _translated(self.name)
+
+
+@contextmanager
+def open_board(
+    port: str | os.PathLike[str], *, baud: int = DEFAULT_BAUD, progress: Progress = quiet
+) -> Iterator[BoardFlash]:
+    """Connect to the board on ``port`` (see `mpota.ports`); at the end it is reset.
+
+    How it is reset can be set by the environment, MPOTA_BEFORE and MPOTA_AFTER, in esptool's
+    words; a pty, which has no reset lines, is never reset. Raises MpotaError if there is no
+    board, or one whose flash cannot be written as it is (encrypted, or in secure download mode).
+    """
+    name = find_port(port)
+    fixed = "no-reset" if is_pty(name) else None
+    before = os.environ.get(BEFORE_ENV) or fixed or "default-reset"
+    after = os.environ.get(AFTER_ENV) or ("no-reset-stub" if fixed else "hard-reset")
+    with _quiet_esptool(), _connected(name, before, baud) as esp:
+        board = BoardFlash(esp, name, chip_by_name(esp.CHIP_NAME), _flash_size(esp, name), progress)
+        try:
+            yield board
+        finally:
+            # A board that has gone cannot be reset, and its own error is the one to tell.
+            with suppress(MpotaError), _translated(name):
+                from esptool.cmds import reset_chip
+
+                reset_chip(esp, after)
+
+
+@contextmanager
+def _connected(name: str, before: str, baud: int) -> Iterator[Any]:
+    from esptool.cmds import attach_flash, detect_chip, run_stub
+
+    with _translated(name, "no board answers"):
+        esp = detect_chip(name, _ROM_BAUD, before)
+    try:
+        with _translated(name):
+            if esp.secure_download_mode:
+                raise MpotaError(f"{name}: the board is in secure download mode")
+            if esp.get_flash_encryption_enabled():
+                raise MpotaError(
+                    f"{name}: flash encryption is on: what is written over the cable would not boot"
+                )
+            esp = run_stub(esp)
+            if baud != _ROM_BAUD:
+                esp.change_baud(baud)
+            attach_flash(esp)
+        yield esp
+    finally:
+        with suppress(Exception):
+            esp._port.close()
+
+
+def _flash_size(esp: Any, name: str) -> int:
+    from esptool.cmds import detect_flash_size
+    from esptool.util import flash_size_bytes
+
+    with _translated(name):
+        text = detect_flash_size(esp)
+        size = flash_size_bytes(text) if text else None
+        if size is None:
+            raise MpotaError(
+                f"{name}: flash chip {esp.flash_id():#08x} does not tell a size that esptool knows"
+            )
+        esp.flash_set_parameters(size)
+    return int(size)
+
+
+@contextmanager
+def _translated(name: str, what: str = "the connection failed") -> Iterator[None]:
+    from esptool.util import FatalError, UnsupportedCommandError
+    from serial import SerialException
+
+    kinds: list[type[BaseException]] = [
+        FatalError,
+        UnsupportedCommandError,
+        SerialException,
+        OSError,
+    ]
+    with suppress(ImportError):
+        import termios
+
+        kinds.append(termios.error)
+    try:
+        yield
+    except tuple(kinds) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise MpotaError(
+            f"{name}: {what}: {lines[0] if lines else error!r}", _hint(error)
+        ) from None
+
+
+def _hint(error: BaseException) -> str:
+    text = str(error)
+    if "Permission denied" in text or "Access is denied" in text:
+        return "another program may have the port open; on Linux add yourself to the group dialout"
+    if "Errno 2" in text or "FileNotFoundError" in text:
+        return "check the port's name: `mpota ... auto` finds the only board that is plugged in"
+    if "Failed to connect" in text or "No serial data" in text:
+        return "hold BOOT while you press RESET, then run the command again"
+    return _CHECK_CABLE
+
+
+@contextmanager
+def _quiet_esptool() -> Iterator[None]:
+    """esptool prints what it does; here only what goes wrong is told, as an error."""
+    from esptool.logger import log
+
+    log.set_verbosity("silent")
+    try:
+        yield
+    finally:
+        log.set_verbosity("auto")
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _runs(starts: list[int], step: int) -> Iterator[tuple[int, int]]:
+    """Neighbours among ``starts`` together, as (start, end)."""
+    first = previous = starts[0]
+    for start in starts[1:]:
+        if start != previous + step:
+            yield first, previous + step
+            first = start
+        previous = start
+    yield first, previous + step
