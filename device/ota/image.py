@@ -1,0 +1,387 @@
+"""Checks an app image as its bytes arrive, by the bootloader's rules (``esp_image_format.c``).
+
+AppImage is a stage: bytes come in by ``write(buf)`` in pieces of any size, and what passes goes on
+to the next stage's ``write(buf)``. The XOR checksum is left to set_boot(), which verifies it in C
+before it switches.
+"""
+
+import struct
+
+from micropython import const
+
+from .errors import ImageError
+from .memory import Memory, chip_name
+
+SECTOR = const(4096)
+_HEADER_SIZE = const(24)
+_DIGEST_SIZE = const(32)
+_DESC_OFFSET = const(32)
+_DESC_SIZE = const(256)
+
+MAGIC = const(0xE9)
+_SIGNATURE_MAGIC = const(0xE7)
+_DESC_MAGIC = b"\x32\x54\xcd\xab"
+_BOOTLOADER_DESC_MAGIC = const(0x50)
+_MAX_SEGMENTS = const(16)
+_MAX_SEGMENT_SIZE = const(0x1000000)
+_MMU_PAGE_OFFSET = const(180)  # in esp_app_desc_t
+_MMU_PAGE = const(0x10000)
+_NOTHING = const(0x3FFFFFFF)  # an offset that no byte has
+
+_BLANK = b"\xff" * 256
+
+
+class Board:
+    """What an image must fit: this board's chip, and the memory of its bootloader.
+
+    ``header``: the first 24 bytes of the running app.
+    """
+
+    def __init__(self, running):
+        self.header = bytearray(_HEADER_SIZE)
+        running.readblocks(0, self.header, 0)
+        self.chip_id, self.min_rev, self.max_rev = _chip_limits(self.header)
+        self.memory = Memory(self.chip_id)
+
+    def check_chip(self, header, what):
+        """Raises ImageError unless ``header`` is of an image for this chip and its revision.
+
+        The revision of the chip cannot be read on stock MicroPython. That the running app runs
+        bounds it; what is inside the bounds is decided by set_boot().
+        """
+        chip_id, min_rev, max_rev = _chip_limits(header)
+        if chip_id != self.chip_id:
+            raise ImageError(
+                "wrong-chip",
+                "%s is for %s, this board is %s"
+                % (what, chip_name(chip_id), chip_name(self.chip_id)),
+            )
+        if self.max_rev and min_rev > self.max_rev:
+            raise ImageError(
+                "chip-revision",
+                "%s needs chip revision %s or newer, this chip is %s at most"
+                % (what, _revision(min_rev), _revision(self.max_rev)),
+            )
+        if max_rev and max_rev < self.min_rev:
+            raise ImageError(
+                "chip-revision",
+                "%s needs chip revision %s or older, this chip is %s at least"
+                % (what, _revision(max_rev), _revision(self.min_rev)),
+            )
+
+
+def _chip_limits(header):
+    """(chip id, lowest revision, highest revision or 0 for no limit) of an image header."""
+    chip_id, _, min_rev, max_rev = struct.unpack_from("<HBHH", header, 12)
+    return chip_id, min_rev, 0 if max_rev == 0xFFFF else max_rev
+
+
+def _revision(revision):
+    return "v%d.%d" % (revision // 100, revision % 100)
+
+
+class AppImage:
+    """A stage that lets a bootable app image pass and raises ImageError for anything else.
+
+    ``slot`` is the esp32.Partition for it, ``accept(image)`` is called once header and app_desc
+    have passed and before any byte goes on; it may raise. With ``embedded`` the image stands in a
+    larger file: what follows it is not looked at, and ``is_complete`` says when it is whole.
+    ``needs_digest``: refuse an image that carries no SHA-256.
+
+    ``size`` (bytes, digest included), ``digest_offset`` and ``digest`` are None until known.
+    """
+
+    def __init__(self, sink, board, slot, accept=None, embedded=False, needs_digest=True):
+        self.header = bytearray(_HEADER_SIZE)
+        self.desc = bytearray(_DESC_SIZE)
+        self.size = self.digest_offset = self.digest = None
+        self.is_complete = False
+        self._sink = sink
+        self._board = board
+        _, _, self._slot_offset, self._slot_size, self._slot_name, _ = slot.info()
+        self._accept = accept
+        self._embedded = embedded
+        self._needs_digest = needs_digest
+        self._pos = 0  # bytes seen
+        self._end = _NOTHING  # of what belongs to the image: digest, or signature sector
+        self._trailing = 0
+        self._index = 0
+        self._segment = (0, 0, 0)
+        self._page = _MMU_PAGE
+        # The next field to look at: its offset, its size, what has arrived of it, and its parser.
+        self._at, self._size, self._have = 0, _HEADER_SIZE, 0
+        self._field = bytearray(_DESC_SIZE)
+        self._parse = self._parse_header
+
+    def write(self, buf):
+        """Take the next bytes. Raises ImageError as soon as they cannot become an image."""
+        if self.is_complete:
+            return
+        end = self._pos + len(buf)
+        while self._at < end and self._collect(buf):
+            pass
+        if end > self._end:
+            self._write_end(memoryview(buf), end)
+        else:
+            self._pos = end
+            self._sink.write(buf)
+
+    def _collect(self, buf):
+        """Take from buf what it holds of the next field; parse that and return True if whole."""
+        start = self._at + self._have - self._pos
+        count = min(self._size - self._have, len(buf) - start)
+        self._field[self._have : self._have + count] = memoryview(buf)[start : start + count]
+        self._have += count
+        if self._have < self._size:
+            return False
+        self._have = 0
+        self._parse()
+        return True
+
+    def _await(self, offset, size, parse):
+        self._at, self._size, self._parse = offset, size, parse
+
+    def _parse_header(self):
+        header = self.header
+        header[:] = self._field[:_HEADER_SIZE]
+        if header[0] != MAGIC:
+            raise ImageError("not-an-image", describe(header))
+        self._board.check_chip(header, "the image")
+        if not 1 <= header[1] <= _MAX_SEGMENTS:
+            raise ImageError(
+                "segment-count",
+                "the image has %d segments, 1 to %d are possible" % (header[1], _MAX_SEGMENTS),
+            )
+        if header[23] != 1 and self._needs_digest:
+            raise ImageError(
+                "no-digest", "the image carries no SHA-256 digest: pass the file's as sha="
+            )
+        self._await(_HEADER_SIZE, 8, self._parse_segment)
+
+    def _parse_segment(self):
+        load, size = struct.unpack_from("<II", self._field)
+        index, start = self._index, self._at + 8
+        if size >= _MAX_SEGMENT_SIZE or size % 4:
+            raise ImageError(
+                "segment-length",
+                "segment %d (at 0x%x) has length 0x%x, which cannot be: "
+                "the file is damaged or bytes are missing before it" % (index, self._at, size),
+            )
+        left = self.header[1] - index - 1  # segments to come, of 8 bytes at least
+        self._check_fits(_image_size(start + size + 8 * left, self.header))
+        conflict = self._board.memory.find_conflict(load, load + size)
+        if conflict:
+            raise ImageError(
+                "load-address",
+                "segment %d (0x%08x-0x%08x) %s" % (index, load, load + size, conflict),
+            )
+        self._segment = (load, size, start)
+        if index == 0:
+            if size < _DESC_SIZE:
+                raise ImageError(
+                    "no-app-desc", "segment 0 has 0x%x bytes, app_desc alone has 0x100" % size
+                )
+            self._await(start, _DESC_SIZE, self._parse_desc)
+        else:
+            self._next_segment()
+
+    def _parse_desc(self):
+        self.desc[:] = self._field
+        if self.desc[:4] != _DESC_MAGIC:
+            raise ImageError(
+                "no-app-desc", "the image has no app_desc: it is no app (a bootloader, perhaps)"
+            )
+        page = self.desc[_MMU_PAGE_OFFSET]  # log2, 0 in older images
+        if 13 <= page <= 16:
+            self._page = 1 << page
+        self._next_segment()
+        if self._accept:
+            self._accept(self)
+
+    def _next_segment(self):
+        """The segment at hand has passed; now for its mapping, and what follows it."""
+        load, size, start = self._segment
+        flash = self._slot_offset + start
+        if self._board.memory.is_mapped(load) and (flash - load) % self._page:
+            raise ImageError(
+                "mapping",
+                "segment %d is to be mapped to 0x%08x, its data at flash 0x%x does not align"
+                % (self._index, load, flash),
+            )
+        self._index += 1
+        end = start + size
+        if self._index < self.header[1]:
+            self._await(end, 8, self._parse_segment)
+            return
+        self.size = self._end = _image_size(end, self.header)
+        self._check_fits(self.size)
+        if self.header[23] == 1:
+            self.digest_offset = self.size - _DIGEST_SIZE
+            self._await(self.digest_offset, _DIGEST_SIZE, self._parse_digest)
+        else:
+            self._await(_NOTHING, 0, None)
+
+    def _check_fits(self, size):
+        if size > self._slot_size:
+            raise ImageError(
+                "too-long",
+                "the app image is %d bytes or more, %s holds %d: a table with larger slots is needed"
+                % (size, self._slot_name, self._slot_size),
+            )
+
+    def _parse_digest(self):
+        self.digest = bytes(self._field[:_DIGEST_SIZE])
+        self._await(_NOTHING, 0, None)
+
+    def _write_end(self, view, end):
+        """Pass on the image's last bytes; see what follows them.
+
+        A signed app (Secure Boot V2) is padded to a sector and followed by one that starts with
+        0xE7. 0xFF is padding. Anything else does not belong to it.
+        """
+        pos = self._pos
+        sector = (self.size + SECTOR - 1) & ~(SECTOR - 1)
+        while pos < end and not self.is_complete:
+            if pos == sector and self._end == self.size and view[0] == _SIGNATURE_MAGIC:
+                self._end = sector + SECTOR
+                self._check_fits(self._end)
+            if pos < self._end:
+                stop = min(end, self._end)
+            elif pos < sector:
+                stop = min(end, sector)
+            else:
+                stop = end
+            piece, view = view[: stop - pos], view[stop - pos :]
+            if pos < self._end or is_blank(piece):
+                if pos + len(piece) > self._slot_size:
+                    self._trailing += len(piece)
+                elif not self._embedded or pos < max(self._end, sector):
+                    self._sink.write(piece)
+                else:
+                    self.is_complete = True
+            elif self._embedded:
+                self.is_complete = True
+            else:
+                self._trailing += len(piece)
+            pos = stop
+        self._pos = end
+
+    def scan(self, partition):
+        """Read the fields from a partition instead, and none of the data between them.
+
+        Raises ImageError for what is no app image.
+        """
+        while self._at != _NOTHING:
+            field = memoryview(self._field)[: self._size]
+            partition.readblocks(self._at // SECTOR, field, self._at % SECTOR)
+            self._parse()
+        self.is_complete = True
+
+    def finish(self):
+        """No more bytes come. Raises ImageError if the image is not whole, or is not all."""
+        if self.is_complete:
+            return
+        if self._pos < _HEADER_SIZE:
+            raise ImageError(
+                "truncated", "the file is %d bytes, an image's header alone has 24" % self._pos
+            )
+        if self.size is None:
+            missing = self._at + self._size - self._pos
+            raise ImageError(
+                "truncated",
+                "the image ends after %d bytes, in segment %d of %d: %d bytes or more are missing"
+                % (self._pos, max(self._index - 1, 0), self.header[1], missing),
+            )
+        end = self._end
+        if self._pos < end:
+            raise ImageError(
+                "truncated",
+                "the image ends after %d bytes of %d: %d bytes are missing"
+                % (self._pos, end, end - self._pos),
+            )
+        if self._trailing:
+            raise ImageError(
+                "trailing",
+                "%d bytes that are no part of it follow the image of %d bytes"
+                % (self._trailing, end),
+            )
+        self.is_complete = True
+
+
+def _image_size(end, header):
+    """The size of an image whose last segment ends at ``end``: process_checksum, then the digest."""
+    return ((end + 16) & ~15) + (_DIGEST_SIZE if header[23] == 1 else 0)
+
+
+def is_merged(head, board):
+    """Whether a file that starts with these bytes is a merged firmware, not an app image."""
+    if is_blank(memoryview(head)):
+        return True  # a dump of a chip whose bootloader stands further back
+    if head[0] != MAGIC or len(head) < _DESC_OFFSET + 4:
+        return False
+    if head[_DESC_OFFSET : _DESC_OFFSET + 4] == _DESC_MAGIC:
+        return False
+    if head[_DESC_OFFSET] == _BOOTLOADER_DESC_MAGIC:
+        return True
+    # An app's first segment is mapped, a bootloader's is loaded.
+    return not board.memory.is_mapped(struct.unpack_from("<I", head, _HEADER_SIZE)[0])
+
+
+def is_blank(view):
+    """Whether all bytes are 0xFF."""
+    for at in range(0, len(view), len(_BLANK)):
+        piece = view[at : at + len(_BLANK)]
+        if piece != memoryview(_BLANK)[: len(piece)]:
+            return False
+    return True
+
+
+def describe(head):
+    """What bytes that are no image look like."""
+    head = bytes(head[:16])
+    for magic, what in (
+        (b"<", "it looks like a web page"),
+        (b"{", "it looks like JSON"),
+        (b"\x1f\x8b", "it is gzip-compressed"),
+        (b"PK", "it is a zip archive"),
+        (b"UF2\n", "it is a UF2 file"),
+        (b"\x7fELF", "it is an ELF file: use the .bin beside it"),
+        (b"\0\0\0\0", "it starts with zeros"),
+        (b"\xff\xff\xff\xff", "it starts with erased flash"),
+    ):
+        if head.startswith(magic):
+            break
+    else:
+        what = "it starts with 0x%02x, an image with 0xe9" % head[0]
+    return "this is no firmware: " + what
+
+
+class _Nowhere:
+    def write(self, buf):
+        pass
+
+
+def read_app(partition, board):
+    """The AppImage in a slot, its header and segments read and checked, its data not.
+
+    Raises ImageError if there is none.
+    """
+    image = AppImage(_Nowhere(), board, partition)
+    image.scan(partition)
+    return image
+
+
+def is_intact(partition, image):
+    """Whether the slot holds ``image`` with the digest that it carries."""
+    from hashlib import sha256
+
+    sha = sha256()
+    buf = bytearray(SECTOR)
+    at = 0
+    while at < image.digest_offset:
+        count = min(SECTOR, image.digest_offset - at)
+        piece = buf if count == SECTOR else memoryview(buf)[:count]
+        partition.readblocks(at // SECTOR, piece, 0)
+        sha.update(piece)
+        at += count
+    return sha.digest() == image.digest

@@ -1,0 +1,130 @@
+"""otadata: the two records by which the bootloader selects a slot.
+
+Source of the rules: ESP-IDF ``esp_ota_ops.c`` and ``bootloader_common_loader.c``.
+"""
+
+import struct
+from binascii import crc32
+
+from esp32 import Partition
+from micropython import const
+
+NEW = const(0)
+PENDING_VERIFY = const(1)
+VALID = const(2)
+INVALID = const(3)
+ABORTED = const(4)
+UNDEFINED = const(0xFFFFFFFF)
+
+_BLANK = const(0xFFFFFFFF)
+_RECORD_SIZE = const(32)
+_SUBTYPE_FACTORY = const(0)
+_SUBTYPE_OTA_0 = const(0x10)
+_MAX_SLOTS = const(16)
+
+
+class Record:
+    """One record. ``slot`` is the number of the OTA slot that it selects, None if it names none."""
+
+    def __init__(self, data, slot_count):
+        self.seq, self.state, crc = struct.unpack("<I20xII", data)
+        self.is_crc_ok = self.seq != _BLANK and crc == crc32(data[:4], _BLANK)
+        self.is_valid = self.is_crc_ok and self.state not in (INVALID, ABORTED)
+        self.slot = (self.seq - 1) % slot_count if self.is_crc_ok and slot_count else None
+
+
+def find_otadata():
+    """The otadata partition, or None."""
+    found = Partition.find(Partition.TYPE_DATA, 0)
+    return found[0] if found else None
+
+
+def slots():
+    """The OTA slots in order: ota_0, ota_1, ... up to the first that the table lacks."""
+    found = {p.info()[1]: p for p in Partition.find(Partition.TYPE_APP)}
+    count = 0
+    while count < _MAX_SLOTS and _SUBTYPE_OTA_0 + count in found:
+        count += 1
+    return [found[_SUBTYPE_OTA_0 + i] for i in range(count)]
+
+
+def find_factory():
+    """The factory app partition, or None."""
+    found = Partition.find(Partition.TYPE_APP, _SUBTYPE_FACTORY)
+    return found[0] if found else None
+
+
+def records():
+    """Both records, or () where the table has no otadata."""
+    partition = find_otadata()
+    if partition is None:
+        return ()
+    count = len(slots())
+    data = bytearray(_RECORD_SIZE)
+    found = []
+    for sector in (0, 1):
+        partition.readblocks(sector, data, 0)
+        found.append(Record(data, count))
+    return tuple(found)
+
+
+def active(pair):
+    """Index of the record that selects a slot: the valid one of the higher seq; None if neither."""
+    valid = [i for i, record in enumerate(pair) if record.is_valid]
+    return max(valid, key=lambda i: (pair[i].seq, -i)) if valid else None
+
+
+def find_record(partition):
+    """(index, Record) of what otadata says of this partition, None if nothing.
+
+    Of two records of one slot, the one that selects it, else the later.
+    """
+    number = partition.info()[1] - _SUBTYPE_OTA_0
+    pair = records()
+    of_slot = [i for i, record in enumerate(pair) if record.slot == number]
+    if not of_slot:
+        return None
+    index = max(of_slot, key=lambda i: (pair[i].is_valid, pair[i].seq))
+    return index, pair[index]
+
+
+def state(partition):
+    """The ota_state of a partition: one of the constants above, or None if it has no record."""
+    found = find_record(partition)
+    return found[1].state if found else None
+
+
+def rewrite(index, state):
+    """Write record ``index`` anew with another state, as esp_ota_ops.c: rewrite_ota_seq does."""
+    partition = find_otadata()
+    data = bytearray(_RECORD_SIZE)
+    partition.readblocks(index, data, 0)
+    struct.pack_into("<I", data, 24, state)
+    erase(index)
+    partition.writeblocks(index, data, 0)
+
+
+def erase(index):
+    """Blank record ``index``."""
+    find_otadata().ioctl(6, index)
+
+
+def previous():
+    """The partition of the app that ran before this one, or None.
+
+    That is what the bootloader would roll back to (esp_ota_check_rollback_is_possible): the slot
+    of the other record, or the factory app.
+    """
+    running = Partition(Partition.RUNNING).info()
+    by_slot = slots()
+    others = [
+        record
+        for record in records()
+        if record.is_valid and by_slot[record.slot].info()[2] != running[2]
+    ]
+    if others:
+        return by_slot[max(others, key=lambda record: record.seq).slot]
+    factory = find_factory()
+    if factory is not None and factory.info()[2] != running[2]:
+        return factory
+    return None

@@ -1,0 +1,156 @@
+"""What rollback.py offers beyond confirming: it is loaded only when one of these is called."""
+
+from esp32 import Partition
+from micropython import const
+
+from . import otadata
+from .errors import ImageError, StateError
+
+_NOT_SUPPORTED = const(-261)  # ESP_ERR_NOT_FOUND, as esp32.Partition says it
+_VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
+
+# The longest time-out of the task watchdog: task_wdt_impl_timergroup.c counts 500 us ticks of
+# twice the time in 32 bits.
+_LONGEST_MS = const(0x3FFFFFFF)
+_POLL_MS = const(100)
+
+_watchdog = None
+
+
+def force():
+    """Boot the app that ran before this one from now on.
+
+    It is the one that otadata names, and set_boot() verifies its image first. It must confirm
+    itself like a new one, else the bootloader comes back to the app that runs now.
+
+    Raises OSError(-261) where the table has no OTA slots, StateError if there is no such app
+    (no-previous) or its image is not intact (not-bootable).
+    """
+    partition = _previous()
+    try:
+        partition.set_boot()
+    except OSError as error:
+        if error.args[0] != _VALIDATE_FAILED:
+            raise
+        raise StateError(
+            "not-bootable", "the image in %s is not intact: still booting %s"
+            % (partition.info()[4], _running().info()[4]),
+        )
+
+
+def cancel_force():
+    """Boot the running app from now on, confirmed if it was so before `force`."""
+    running = _running()
+    if Partition(Partition.BOOT).info()[2] == running.info()[2]:
+        return
+    state = otadata.state(running)
+    running.set_boot()
+    if state in (otadata.VALID, otadata.UNDEFINED):
+        Partition.mark_app_valid_cancel_rollback()
+
+
+def is_possible():
+    """Whether there is an app to go back to and its image is intact (reads all of it)."""
+    try:
+        _check_intact(_previous())
+    except (OSError, StateError):
+        return False
+    return True
+
+
+def mark_invalid(reboot=True):
+    """Give up the running app, as esp_ota_mark_app_invalid_rollback_and_reboot() does.
+
+    Raises OSError(-261) where the table has no OTA slots, StateError if there is nothing to go
+    back to (no-previous, not-bootable) or otadata does not name the running app (not-selected).
+    """
+    _check_intact(_previous())
+    index = otadata.active(otadata.records())
+    if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
+        raise StateError("not-selected", "otadata selects another app than the one that runs")
+    otadata.rewrite(index, otadata.INVALID)
+    if reboot:
+        from machine import reset
+
+        reset()
+
+
+def guard(timeout_s, check=None):
+    """Arm the watchdog if the running app is not confirmed yet; True if it is (or has been now).
+
+    Without ``check`` the app goes on, and has ``timeout_s`` seconds to call `cancel`. With it,
+    ``check()`` is called again and again until it answers True, which confirms the app, or until
+    the time is over, which resets the board. An exception in it counts as False.
+
+    machine.WDT is the one thing that also bites when the interpreter hangs, and nothing can stop
+    it: once the app is confirmed, it is set to its longest time, 12 days, and fed by a timer where
+    MicroPython has timers without hardware (v1.29 on); else feed `machine.WDT` or restart within
+    these days. A program that feeds a watchdog of its own must not do so before it has confirmed:
+    there is only one.
+    """
+    if otadata.state(_running()) != otadata.PENDING_VERIFY:
+        return True
+    from machine import WDT, reset
+    from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+
+    global _watchdog
+    _watchdog = WDT(timeout=int(timeout_s * 1000))
+    if check is None:
+        return False
+    deadline = ticks_add(ticks_ms(), int(timeout_s * 1000))
+    while ticks_diff(deadline, ticks_ms()) > 0:
+        try:
+            is_healthy = check()
+        except Exception:
+            is_healthy = False
+        if is_healthy:
+            from .rollback import cancel
+
+            cancel()
+            return True
+        sleep_ms(_POLL_MS)
+    reset()
+
+
+def release():
+    """The app is confirmed: keep the watchdog of `guard` from biting."""
+    global _watchdog
+    if _watchdog is None:
+        return
+    from machine import WDT
+
+    watchdog = WDT(timeout=_LONGEST_MS)
+    _watchdog = None
+    from sys import implementation
+
+    if implementation[1] >= (1, 29):
+        from machine import Timer
+
+        Timer(-1).init(
+            mode=Timer.PERIODIC, period=_LONGEST_MS // 2, callback=lambda timer: watchdog.feed()
+        )
+
+
+def _running():
+    return Partition(Partition.RUNNING)
+
+
+def _previous():
+    if not otadata.records() or not otadata.slots():
+        raise OSError(_NOT_SUPPORTED)
+    partition = otadata.previous()
+    if partition is None:
+        raise StateError("no-previous", "otadata names no other app that ran before this one")
+    return partition
+
+
+def _check_intact(partition):
+    from .image import Board, is_intact, read_app
+
+    try:
+        if is_intact(partition, read_app(partition, Board(_running()))):
+            return
+        reason = "its SHA-256 does not match"
+    except ImageError as error:
+        reason = str(error)
+    raise StateError("not-bootable", "%s: %s" % (partition.info()[4], reason))

@@ -1,0 +1,198 @@
+"""Writes one slot: whole blocks, each read back and compared.
+
+Nothing is allocated per block after the first write.
+"""
+
+import gc
+
+from micropython import const
+
+from .errors import SlotError
+
+SECTOR = const(4096)
+_ERASE_BLOCK = const(65536)
+_RESERVE = const(8192)  # heap to leave alone when 64 KiB are taken
+# Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
+# from five sectors on the whole block is faster, though all of it is programmed again.
+_FEW = const(4)
+
+
+class _Key:
+    def __getitem__(self, key):
+        return key
+
+
+_ALL = _Key()[:]  # view[_ALL] = data: an assignment that allocates no slice
+
+
+class SlotWriter:
+    """A stage that writes what it is given into a partition, from ``start`` on.
+
+    ``readback``: the next stage; its ``write(buf)`` gets every byte as it was read back from the
+    flash, in order. With ``verify`` off nothing is read back and it gets the bytes themselves.
+    ``block_size``: bytes to erase and write at once, 4096 or (if it can be had) 65536; 0: by the heap.
+    ``before_erase()`` is called once, before the first erase. Blocks that already hold the right
+    bytes are left alone.
+
+    ``written``: bytes erased and written so far, ``retried``: sectors written a second time.
+    """
+
+    def __init__(self, partition, readback, verify=True, block_size=0, start=0, before_erase=None):
+        self._partition = partition
+        self._readback = readback
+        self._verify = verify
+        self._is_forced = block_size == _ERASE_BLOCK
+        self._before_erase = before_erase
+        _, _, _, self._limit, self._name, _ = partition.info()
+        self._at = start  # where in the slot the block at hand begins
+        self._fill = 0
+        self.written = self.retried = 0
+        # Now, before a connection and its strings divide the heap: 56 KiB are enough this way.
+        self._check = memoryview(bytearray(SECTOR))
+        self._use(bytearray(SECTOR))
+        self._is_fixed = block_size == SECTOR
+
+    def write(self, buf):
+        """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
+        if not self._is_fixed:
+            self._grow()
+        size = len(buf)
+        if self._at + self._fill + size > self._limit:
+            raise SlotError(
+                "flash", "%s holds %d bytes, there are more" % (self._name, self._limit)
+            )
+        if size == SECTOR and self._fill % SECTOR == 0:
+            place = self._sectors[self._fill // SECTOR]
+            if buf is not place:
+                place[_ALL] = buf
+            self._fill += SECTOR
+            if self._fill == self._room:
+                self._flush()
+            return
+        done = 0
+        view = memoryview(buf)
+        while done < size:
+            count = min(size - done, self._room - self._fill)
+            self._buf[self._fill : self._fill + count] = view[done : done + count]
+            self._fill += count
+            done += count
+            if self._fill == self._room:
+                self._flush()
+
+    def buffer(self):
+        """Where the next bytes will stand, up to the end of a sector: to be filled, then written."""
+        place = self._sectors[self._fill // SECTOR]
+        start = self._fill % SECTOR
+        return place[start:] if start else place
+
+    def close(self):
+        """Write the last, partial block, filled up with 0xFF."""
+        if self._fill:
+            self._flush()
+
+    def _use(self, buf):
+        self._size = len(buf)
+        self._buf = memoryview(buf)
+        self._sectors = [self._buf[at : at + SECTOR] for at in range(0, self._size, SECTOR)]
+        self._room = self._size - self._at % self._size  # the first block ends where one may
+
+    def _grow(self):
+        """Take 64 KiB for a block if they are to be had. Not before the first write: by then the
+        connection has what it needs."""
+        self._is_fixed = True
+        gc.collect()
+        if self._is_forced or gc.mem_free() >= _ERASE_BLOCK + _RESERVE:
+            try:
+                self._use(bytearray(_ERASE_BLOCK))
+            except MemoryError:
+                pass
+
+    def _flush(self):
+        """Bring the block at hand into the flash, and what was read back to the next stage."""
+        size = self._fill
+        count = (size + SECTOR - 1) // SECTOR
+        for at in range(size, count * SECTOR):
+            self._buf[at] = 0xFF
+        first = 0  # sectors before this one are right and have been passed on
+        if self._verify:
+            while first < count and self._is_right(first):
+                self._pass_on(first, size)
+                first += 1
+        if first < count:
+            self._write_from(first, count)
+            for index in range(first, count):
+                if self._verify and not self._is_right(index):
+                    self._retry(index)
+                self._pass_on(index, size)
+        self._at += size
+        self._room = self._size
+        self._fill = 0
+
+    def _is_right(self, index):
+        self._partition.readblocks(self._at // SECTOR + index, self._check)
+        return self._check == self._sectors[index]
+
+    def _pass_on(self, index, size):
+        data = self._check if self._verify else self._sectors[index]
+        left = size - index * SECTOR
+        self._readback.write(data if left >= SECTOR else data[:left])
+
+    def _write_from(self, first, count):
+        """Write the sectors from ``first`` on, of which that one at least is not right."""
+        if self._before_erase:
+            self._before_erase()
+            self._before_erase = None
+        block = self._at // SECTOR
+        if self._is_whole_faster(first, count):
+            self._blank(count)
+            self._partition.writeblocks(block, self._buf)
+            self.written += self._size
+            if self._verify:
+                for index in range(first):
+                    if not self._is_right(index):
+                        self._retry(index)
+            return
+        for index in range(first, count):
+            if index == first or not self._verify or not self._is_right(index):
+                self._partition.writeblocks(block + index, self._sectors[index])
+                self.written += SECTOR
+
+    def _blank(self, count):
+        """Fill the sectors of the block from ``count`` on with 0xFF."""
+        if count < len(self._sectors):
+            for at in range(SECTOR):
+                self._check[at] = 0xFF
+            for index in range(count, len(self._sectors)):
+                self._sectors[index][_ALL] = self._check
+
+    def _is_whole_faster(self, first, count):
+        """Whether to erase and write the whole 64 KiB block: more than a few sectors differ."""
+        if self._size == SECTOR or self._at % self._size or self._at + self._size > self._limit:
+            return False
+        differing = 1
+        index = first + 1
+        while index < count and differing <= _FEW:
+            if not self._verify or not self._is_right(index):
+                differing += 1
+            index += 1
+        return differing > _FEW
+
+    def _retry(self, index):
+        """Write a sector that lost bytes once more."""
+        block = self._at // SECTOR + index
+        self._partition.writeblocks(block, self._sectors[index])
+        self.written += SECTOR
+        self.retried += 1
+        if not self._is_right(index):
+            raise SlotError("flash", self._name_lost(block, self._sectors[index]))
+
+    def _name_lost(self, block, data):
+        lost = [at for at in range(SECTOR) if self._check[at] != data[at]]
+        base = block * SECTOR
+        places = ", ".join(["0x%x" % (base + at) for at in lost[:4]])
+        return "flash lost %d bytes of %s, twice, at offset %s%s" % (
+            len(lost),
+            self._name,
+            places,
+            ", ..." if len(lost) > 4 else "",
+        )

@@ -1,0 +1,408 @@
+"""Updates the firmware: bytes from a source, through the checks, into the next slot, then the switch.
+
+    ota.update.from_file("http://server/firmware.bin")
+
+takes an app image or a merged firmware, from a URL or a file. The slot that runs is never written,
+and otadata is switched last: whatever goes wrong, the running app stays selected.
+"""
+
+import gc
+from hashlib import sha256
+
+from esp32 import Partition
+from micropython import const
+
+from . import otadata
+from .errors import ImageError, SlotError, StateError
+from .image import SECTOR, AppImage, Board, is_merged
+from .slot import SlotWriter
+from .source import StreamSource, open_source
+
+_VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
+
+
+class OTA:
+    """One update of the next slot, as a context manager: leaving it without an exception switches.
+
+    Give it bytes by `write`, `from_stream`, `from_firmware_file` or `from_json`; then `close`
+    checks the whole and makes the slot the next to boot. With ``reboot`` it restarts the board
+    10 s later. ``sha`` (hex SHA-256) and ``length`` are those of the file, if known.
+    ``verify=False`` does not read back what is written.
+
+    ``force``: update though the running app is not confirmed, and install again what has failed
+    before. ``progress(done, total)`` is called after every block, ``total`` is None while the size
+    of the file is not known. ``block_size``: see SlotWriter.
+
+    Raises OTAError; nothing has been written then if ``error.code`` tells of the header.
+    """
+
+    def __init__(
+        self,
+        verify=True,
+        verbose=True,
+        reboot=False,
+        sha="",
+        length=0,
+        *,
+        force=False,
+        progress=None,
+        block_size=0
+    ):
+        self.verbose = verbose
+        self.reboot = reboot
+        self.part = find_next_slot()
+        self._force = force
+        self._progress = progress
+        self._total = None  # size of the file, once known
+        self._received = 0
+        self._head = bytearray()  # what came before the first stage was chosen
+        self._first = self._image = self._sha = None
+        self._failed = None
+        self._is_over = False
+        self._is_aborted = False
+        self._expect_sha = self._expect_length = None
+        self._expect(sha, length)
+        self._board = Board(Partition(Partition.RUNNING))
+        if not force:
+            self._check_confirmed()
+        gc.collect()
+        # The digest over what is read back, up to the image's own.
+        self._digest = _Digest()
+        self._writer = SlotWriter(
+            self.part, self._digest, verify, block_size, before_erase=self._forget_slot
+        )
+        if verbose:
+            _, _, _, size, name, _ = self.part.info()
+            print("Writing new micropython image to OTA partition '%s'..." % name)
+            print("Device capacity: %d x %d byte blocks." % (size // SECTOR, SECTOR))
+
+    def _check_confirmed(self):
+        running = Partition(Partition.RUNNING)
+        if otadata.state(running) == otadata.PENDING_VERIFY:
+            raise StateError(
+                "unconfirmed",
+                "the running app (%s) is not confirmed: call ota.rollback.cancel() first, or a "
+                "failed update would leave nothing to roll back to" % running.info()[4],
+            )
+
+    def _expect(self, sha, length):
+        if sha:
+            self._expect_sha = sha.lower()
+            if len(sha) != 64:
+                raise ImageError("sha", "sha is %d characters, 64 hex digits are due" % len(sha))
+        if length:
+            self._expect_length = self._total = length
+
+    # --- bytes in
+
+    def write(self, data):
+        """Take the next bytes of the file; returns how many. Raises OTAError."""
+        if self._is_aborted:
+            raise StateError("aborted", "the update was aborted")
+        if self._is_over:
+            raise StateError("closed", "the update is over")
+        size = len(data)
+        self._received += size
+        if self._first:
+            self._pass(data)
+        elif size >= SECTOR and not self._head:
+            self._start(data)
+        else:
+            self._head.extend(data)
+            if len(self._head) >= SECTOR:
+                self._start(self._head)
+        if self._progress:
+            self._progress(self._received, self._total)
+        return size
+
+    def _pass(self, data):
+        if self._sha:
+            self._sha.update(data)
+        self._first.write(data)
+
+    def _start(self, head):
+        """Choose the stages by the first bytes, which then go through them."""
+        self._head = None
+        if not head:
+            raise ImageError("empty", "the file is empty")
+        merged = is_merged(head, self._board)
+        if self._expect_sha:
+            self._sha = sha256()
+        self._image = AppImage(
+            self._writer,
+            self._board,
+            self.part,
+            self._accept,
+            embedded=merged,
+            needs_digest=not self._expect_sha,
+        )
+        self._digest.image = self._image
+        self._first = self._image
+        if merged:
+            from .merged import MergedFirmware
+
+            self._first = MergedFirmware(self._image, self._board)
+        self._pass(head)
+
+    def _accept(self, image):
+        """The header has passed: the last word before the first erase."""
+        size = self.part.info()[3]
+        if self._first is image and self._total and self._total > size:
+            raise ImageError(
+                "too-long",
+                "the app image is %d bytes, %s holds %d: a table with larger slots is needed"
+                % (self._total, self.part.info()[4], size),
+            )
+        if not self._force and otadata.state(self.part) in (otadata.INVALID, otadata.ABORTED):
+            from .failed import Failed
+
+            self._failed = Failed(self.part, self._board)
+            self._failed.check_header(image)
+
+    def _forget_slot(self):
+        """A record in otadata ends with the content it speaks of.
+
+        Else a complete image that was then refused could be rolled back to as the former one
+        (esp_ota_begin does the same: esp_ota_invalidate_inactive_ota_data_slot).
+        """
+        found = otadata.find_record(self.part)
+        if found:
+            otadata.erase(found[0])
+
+    # --- the end
+
+    def close(self):
+        """Check the whole, then make the slot the next to boot. Raises OTAError."""
+        if self._is_over:
+            return
+        if self._is_aborted:
+            raise StateError("aborted", "the update was aborted")
+        if self._head is not None:
+            self._start(self._head)
+        self._first.finish()
+        self._writer.close()
+        self._check_whole()
+        self._is_over = True
+        self._switch()
+        if self.reboot:
+            from .status import ota_reboot
+
+            ota_reboot()
+
+    def _check_whole(self):
+        if self._expect_length not in (None, self._received):
+            raise ImageError(
+                "length", "Received %d bytes (expect %d)." % (self._received, self._expect_length)
+            )
+        if self._sha:
+            sha = self._sha.digest().hex()
+            if sha != self._expect_sha:
+                raise ImageError("sha", "SHA mismatch recv=%s expect=%s." % (sha, self._expect_sha))
+        image = self._image
+        if image.digest:
+            digest = self._digest.sha.digest()
+            if digest != image.digest:
+                raise ImageError(
+                    "digest",
+                    "the image is damaged: its SHA-256 is %s, it carries %s"
+                    % (digest.hex(), image.digest.hex()),
+                )
+            if self._failed:
+                self._failed.check_digest(digest)
+        if self.verbose:
+            print("\nSHA-256 of the image in flash: %s" % (image.digest or b"").hex())
+
+    def _switch(self):
+        name = self.part.info()[4]
+        try:
+            self.part.set_boot()
+        except OSError as error:
+            if error.errno != _VALIDATE_FAILED:
+                raise
+            raise StateError(
+                "not-bootable",
+                "ESP-IDF does not accept the image in %s (checksum, or a chip revision that it is "
+                "not made for)" % name,
+            )
+        if self.verbose:
+            print("OTA Partition '%s' updated successfully." % name)
+            boot = Partition(Partition.BOOT).info()[4]
+            print("Micropython will boot from '%s' partition on next boot." % boot)
+            print("Remember to call ota.rollback.cancel() after successful reboot.")
+
+    def abort(self):
+        """Stop: `write` and `close` raise StateError from now on, the running app stays selected."""
+        self._is_aborted = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    # --- sources
+
+    def from_stream(self, f, sha="", length=0):
+        """Take a file from a stream (`readinto`), to its end; returns the number of bytes."""
+        return self.from_source(StreamSource(f), sha, length)
+
+    def from_firmware_file(self, url, sha="", length=0, **request_args):
+        """Take a file by its name or URL; returns the number of bytes."""
+        if self.verbose:
+            print("Opening firmware file %s..." % url)
+        source = open_source(url, **request_args)
+        try:
+            return self.from_source(source, sha, length)
+        finally:
+            source.close()
+
+    def from_json(self, url, **request_args):
+        """Take the file that a JSON file (`firmware`, `sha`, `length`) names."""
+        if not url.endswith(".json"):
+            raise ValueError("Url does not end with '.json'")
+        if self.verbose:
+            print("Opening json file %s..." % url)
+        firmware, sha, length = _read_json(url, request_args)
+        return self.from_firmware_file(firmware, sha, length, **request_args)
+
+    def from_source(self, source, sha="", length=0):
+        """Take a file from a source (see source.py), to its end; returns the number of bytes."""
+        self._expect(sha, length)
+        self.expect_size(source.size)
+        if self.verbose and self._total:
+            print("Writing %d blocks + %d bytes." % (self._total // SECTOR, self._total % SECTOR))
+        start = self._received
+        gc.collect()
+        while self._step(source):
+            pass
+        return self._received - start
+
+    def expect_size(self, size):
+        """The source says how long the file is. Raises ImageError if ``length`` says otherwise."""
+        if size is None:
+            return
+        if self._expect_length not in (None, size):
+            raise ImageError(
+                "length", "the file has %d bytes (expect %d)." % (size, self._expect_length)
+            )
+        self._total = size
+
+    def _step(self, source):
+        """Move one block from the source into the stages; False at the end."""
+        buf = self._writer.buffer()
+        count = source.readinto(buf)
+        if not count:
+            return False
+        self.write(buf if count == len(buf) else buf[:count])
+        if self.verbose and not self._received % 65536:
+            print("\rBLOCK", self._received // SECTOR, end="")
+        # An app inside a larger file is whole before the file ends: the rest is of interest only
+        # where it is part of what was promised.
+        is_whole = self._first and self._first.is_complete
+        return not is_whole or self._expect_sha or self._expect_length
+
+
+class _Digest:
+    """The last stage: SHA-256 over an image up to the digest that it carries."""
+
+    def __init__(self):
+        self.sha = sha256()
+        self.image = None
+        self._pos = 0
+
+    def write(self, buf):
+        end = self._pos + len(buf)
+        stop = self.image.digest_offset
+        if stop is None or end <= stop:
+            self.sha.update(buf)
+        elif self._pos < stop:
+            self.sha.update(memoryview(buf)[: stop - self._pos])
+        self._pos = end
+
+
+def find_next_slot():
+    """The partition that the next update goes to. Raises SlotError if the table has none."""
+    running = Partition(Partition.RUNNING)
+    try:
+        part = running.get_next_update()
+    except OSError:
+        part = None
+    if part is None or part.info()[2] == running.info()[2] or not otadata.find_otadata():
+        raise SlotError(
+            "no-slot",
+            "the partition table has no OTA slot besides %s: a table with ota_0, ota_1 and otadata "
+            "is needed" % running.info()[4],
+        )
+    return part
+
+
+def _read_json(url, request_args):
+    """(firmware, sha, length) that a JSON file names; the firmware may be relative to it."""
+    from json import loads
+
+    from .source import is_url, join_url
+
+    source = open_source(url, **request_args)
+    try:
+        text = bytearray(SECTOR)
+        size = 0
+        while size < SECTOR:
+            count = source.readinto(memoryview(text)[size:])
+            if not count:
+                break
+            size += count
+    finally:
+        source.close()
+    data = loads(bytes(memoryview(text)[:size]))
+    try:
+        firmware, sha, length = data["firmware"], data["sha"], data["length"]
+    except KeyError as error:
+        print('OTA json must include "firmware", "sha" and "length" keys.')
+        raise error
+    if is_url(url):
+        firmware = join_url(url, firmware)
+    elif not is_url(firmware) and not firmware.startswith("/"):
+        folder = url.rpartition("/")[0]
+        firmware = folder + "/" + firmware if folder else firmware
+    return firmware, sha, length
+
+
+def from_file(
+    url,
+    sha="",
+    length=0,
+    verify=True,
+    verbose=True,
+    reboot=True,
+    *,
+    force=False,
+    progress=None,
+    block_size=0,
+    **request_args
+):
+    """Update from a URL or a file; returns the number of bytes. ``request_args``: see HttpSource."""
+    with OTA(
+        verify, verbose, reboot, force=force, progress=progress, block_size=block_size
+    ) as update:
+        return update.from_firmware_file(url, sha, length, **request_args)
+
+
+def from_json(
+    url,
+    verify=True,
+    verbose=True,
+    reboot=True,
+    *,
+    force=False,
+    progress=None,
+    block_size=0,
+    **request_args
+):
+    """Update from what a JSON file names; returns the number of bytes."""
+    with OTA(
+        verify, verbose, reboot, force=force, progress=progress, block_size=block_size
+    ) as update:
+        return update.from_json(url, **request_args)
