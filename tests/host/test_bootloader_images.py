@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.errors import MpotaError
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
-from mpota.formats.image import Image
+from mpota.formats.image import Image, xor_bytes
 from mpota.formats.memory import Region, memory_map
 from mpota.virtual.bootloader import (
     BootloaderInfo,
@@ -286,9 +286,22 @@ def test_a_segment_behind_the_flash_is_read_as_unmapped() -> None:
     assert refused(app) == "invalid segment length 0xbaadbaad"
     alone = bytearray(app)
     alone[1] = 1
-    verdict = verify(bytes(alone), info_of(ESP32))
-    assert verdict.faults[0].cause is Cause.CHECKSUM
-    assert verdict.faults[0].values["found"] == 0xBA
+    for odd in (0, 4):  # bytes behind the flash: the XOR of an odd number of 0xbaadbaad
+        struct.pack_into("<I", alone, 28, 0x100000 + odd)
+        in_flash = bytes(alone[32:]).ljust(0x40000 - SLOT - 32, b"\xff")
+        behind = 32 + 0x100000 + odd - (0x40000 - SLOT)
+        calculated = xor_bytes(in_flash) ^ 0xEF ^ xor_bytes(b"\xad\xba\xad\xba" * (behind // 4))
+        assert refused(bytes(alone)) == f"Checksum failed. Calculated 0x{calculated:x} read 0xba"
+
+
+def test_a_segment_of_gigabytes_is_not_read_to_find_that_nothing_follows() -> None:
+    """The ESP32-S3's newer bootloaders have no limit of 16 MiB."""
+    chip = chip_by_name("esp32s3")
+    app = bytearray(make_app(chip))
+    struct.pack_into("<I", app, 28, 0xFF03EE40)
+    words = "invalid segment length 0xff03ee40"
+    assert refused(bytes(app), info_of(chip)) == words
+    assert refused(bytes(app), known_bootloader(chip)) == "invalid segment length 0xbaadbaad"
 
 
 # Chip and revisions

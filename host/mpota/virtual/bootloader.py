@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
@@ -34,7 +34,6 @@ from mpota.formats.partition_table import (
     ENTRY_SIZE,
     FACTORY,
     MD5_MAGIC,
-    OTA_0,
     OTA_SLOTS,
     TABLE_SIZE,
     TEST,
@@ -170,7 +169,7 @@ class _State:
     ota_info: Partition | None = None
     factory: Partition | None = None
     test: Partition | None = None
-    ota: dict[int, Partition] | None = None
+    ota: dict[int, Partition] = field(default_factory=dict)
     app_count: int = 0
 
     def partition(self, index: int) -> Partition | None:
@@ -178,7 +177,7 @@ class _State:
         found = self.factory
         if index != _FACTORY_INDEX:
             is_slot = 0 <= index < min(OTA_SLOTS, self.app_count)
-            found = (self.ota or {}).get(index) if is_slot else None
+            found = self.ota.get(index) if is_slot else None
         return found if found is not None and found.size else None
 
 
@@ -372,7 +371,7 @@ class _PowerOn:
             elif subtype == TEST:
                 state.test = partition
             elif partition.slot is not None:
-                state.ota = {**(state.ota or {}), subtype - OTA_0: partition}
+                state.ota[partition.slot] = partition
                 state.app_count += 1
                 return "OTA app"
             return _APP_USAGE.get(subtype, "Unknown app")
@@ -401,14 +400,10 @@ class _PowerOn:
             return self.select_default(records)
         active = active_record(records)
         if active is None:
-            end = "falling back to factory"
-            if not self.has_factory:
-                end = "and no factory, will try all partitions"
-            self.log.fail(
-                Cause.OTADATA_INVALID,
-                "boot",
-                f"ota data partition invalid{',' if self.has_factory else ''} {end}",
-            )
+            text = "ota data partition invalid and no factory, will try all partitions"
+            if self.has_factory:
+                text = "ota data partition invalid, falling back to factory"
+            self.log.fail(Cause.OTADATA_INVALID, "boot", text)
             return _FACTORY_INDEX
         record = records[active]
         if self.rollback and record.ota_state == OtaState.NEW:

@@ -5,7 +5,9 @@ own words, what it stops at. Which of them a bootloader says, and which memory i
 between chips and releases: `BootloaderInfo` holds that, read from the bootloader in hand by
 `bootloader_info`, or the newest release's by `known_bootloader`.
 
-Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger.
+Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger, and the watchdog
+that resets a chip whose bootloader reads for more than 9 s (a segment of some hundred MiB, which
+only bootloaders without a limit of 16 MiB begin to read).
 """
 
 from __future__ import annotations
@@ -566,7 +568,10 @@ class _Load:
                 raise _Stop
         self.segments.append(segment)
         self.image_size = segment.data_offset + length
-        data = self.read(data_offset, length)
+        # What lies beyond the flash is one word over and over: an even number of them is nothing
+        # to the checksum, and no digest can be made to fit, so that gigabytes need not be read.
+        beyond = max(0, data_offset + length - min(self.flash.size, self.memory.flash_limit))
+        data = self.read(data_offset, length - max(0, beyond // 8 - 1) * 8)
         if index == 0 and length:
             self.check_block_revision(data)
         self.checksum ^= xor_bytes(data)
