@@ -193,7 +193,8 @@ def known_bootloader_for(data: bytes) -> BootloaderInfo:
             f"{len(data):,} bytes that start with {data[:4].hex(' ')}, images start with e9",
             "an app image is what `mpota extract` takes out of a firmware",
         )
-    return known_bootloader(ImageHeader.from_bytes(data[:HEADER_SIZE]).chip)
+    header = ImageHeader.from_bytes(data[:HEADER_SIZE])
+    return known_bootloader(header.chip, header.min_chip_rev_full)
 
 
 def _flash_size(flash: FlashReader, flash_size: int | None) -> int:

@@ -311,10 +311,12 @@ _BY_CHIP = {row.chip: row for row in _ROWS}
 
 
 def memory_map(chip: str, min_chip_rev: int = 0) -> Memory:
-    """The memory map of the chip called ``chip``, as an image for this revision (major * 100 +
-    minor) sees it: builds for ESP32-P4 before and from revision 3 on keep apart."""
+    """The memory map of the chip called ``chip`` for an image with this ``min_chip_rev_full``.
+
+    It makes a difference on ESP32-P4, whose builds before and from revision 3 on keep apart.
+    """
     if chip == "esp32p4":
-        if min_chip_rev >= _P4_REV3:
+        if _P4_REV3 <= min_chip_rev < 0xFFFF:  # 0xFFFF: not set
             return _esp32p4(_P4_STACK_REV3, _P4_LOADER_REV3)
         return _esp32p4(_P4_STACK, _P4_LOADER)
     return _BY_CHIP[chip]

@@ -227,7 +227,7 @@ _REVISION_TEXTS = {
 def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
     """The bootloader of the newest release, for when none is in hand. Checks no revision.
 
-    ``min_chip_rev`` (major * 100 + minor) is that of the image to be loaded: see `memory_map`.
+    ``min_chip_rev`` is the min_chip_rev_full of the image to be loaded: see `memory_map`.
     """
     memory = memory_map(chip.name, min_chip_rev)
     return BootloaderInfo(
