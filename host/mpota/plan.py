@@ -1,0 +1,201 @@
+"""Changes to the flash of a live board: in which order, and what a power cut would leave.
+
+What is said of power cuts is not a rule of thumb: the bootloader's model is let loose on the flash
+as a cut in each step would leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+from mpota.changes import Change
+from mpota.errors import MpotaError
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
+from mpota.storage.memory import MemoryFlash
+from mpota.units import BLOCK_SIZE, SECTOR_SIZE
+from mpota.virtual.bootloader import BootResult, boot
+
+TABLE = "partition table"  # the names of `mpota.changes`
+BOOTLOADER = "bootloader"
+
+_MERGED_GAP = BLOCK_SIZE  # equal sectors between different ones that are rewritten with them
+
+
+class LiveFlash(Protocol):
+    """What a plan needs of a board (`mpota.storage.board.BoardFlash`)."""
+
+    @property
+    def size(self) -> int: ...
+    def read(self, offset: int, size: int) -> bytes: ...
+    def program(self, offset: int, data: bytes, what: str = "") -> bool: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """Whole sectors from ``offset`` on, ``before`` and ``after``. ``what`` names the place."""
+
+    what: str
+    offset: int
+    before: bytes = field(repr=False)
+    after: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.after)
+
+    @property
+    def is_erase(self) -> bool:
+        return self.after.count(0xFF) == len(self.after)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The steps of one place, and which app a power cut in them leaves booting, None: none."""
+
+    what: str
+    steps: tuple[Step, ...]
+    boots_if_cut: str | None
+
+    @property
+    def size(self) -> int:
+        return sum(step.size for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written, in order. ``boots_before`` and ``boots_after`` are labels or None."""
+
+    phases: tuple[Phase, ...]
+    boots_before: str | None
+    boots_after: str | None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(step for phase in self.phases for step in phase.steps)
+
+    @property
+    def unsafe(self) -> tuple[Phase, ...]:
+        """The phases in which a power cut leaves a board that does not boot."""
+        return tuple(p for p in self.phases if p.boots_if_cut is None)
+
+
+def make_plan(
+    flash: LiveFlash,
+    changes: Iterable[Change],
+    *,
+    old_table_offset: int = DEFAULT_TABLE_OFFSET,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    must_boot: bool = True,
+) -> Plan:
+    """The steps that make ``changes``, in the order given; what is there already is left out.
+
+    All that will be overwritten is read. Raises MpotaError, with the bootloader's words, if
+    nothing would boot in the end and ``must_boot``.
+    """
+    steps = [step for change in changes for step in _steps(flash, change)]
+    before = _boot(flash, (), old_table_offset)
+    after = _boot(flash, steps, table_offset)
+    if must_boot and after.starts is None:
+        words = after.console[-1] if after.console else "no bootloader"
+        raise MpotaError(f"the board would not boot after this: {words}")
+    phases = []
+    done: list[Step] = []
+    for what, group in groupby(steps, key=lambda step: step.what):
+        own = tuple(group)
+        cuts = [_boot(flash, [*done, *cut], table_offset) for cut in _cuts(own)]
+        starts = [cut.starts.label if cut.starts else None for cut in cuts]
+        phases.append(Phase(what, own, None if None in starts else starts[0]))
+        done += own
+    return Plan(tuple(phases), _label(before), _label(after))
+
+
+def order_changes(changes: Iterable[Change], live: tuple[int, int], *, grows: bool) -> list[Change]:
+    """The safest order: ``live`` is the place (start, end) of the app that boots now.
+
+    First what does not touch it, then what does, at last table and bootloader. A bootloader that
+    knows of more flash comes before the table that uses it, one that knows of less after it:
+    the bootloader refuses a table that goes beyond its flash (esp_partition_table_verify).
+    """
+    last = {BOOTLOADER: 3, TABLE: 4} if grows else {TABLE: 3, BOOTLOADER: 4}
+
+    def rank(change: Change) -> int:
+        touches = change.offset < live[1] and change.end > live[0]
+        return last.get(change.what, 1 + touches)
+
+    return sorted(changes, key=rank)
+
+
+def carry_out(flash: LiveFlash, steps: Iterable[Step]) -> bool:
+    """Write what is not there yet; every step is verified. False: all was there already."""
+    results = [flash.program(step.offset, step.after, step.what) for step in steps]
+    return any(results)
+
+
+class Overlay:
+    """A flash as it will be: ``flash`` with ``pieces`` (offset, data) laid over it in order."""
+
+    base = 0
+
+    def __init__(self, flash: LiveFlash, pieces: Sequence[tuple[int, bytes]]) -> None:
+        self._flash = flash
+        self._pieces = pieces
+        self.size = self.end = flash.size
+
+    def read(self, offset: int, size: int) -> bytes:
+        covers = [p for p in self._pieces if p[0] < offset + size and p[0] + len(p[1]) > offset]
+        # A piece that covers all of it hides what is below, which then need not be read.
+        for start, data in reversed(covers):
+            if start <= offset and offset + size <= start + len(data):
+                below = data[offset - start : offset - start + size]
+                covers = covers[covers.index((start, data)) + 1 :]
+                break
+        else:
+            below = self._flash.read(offset, size)
+        if not covers:
+            return below
+        result = bytearray(below)
+        for start, data in covers:
+            first, last = max(start, offset), min(start + len(data), offset + size)
+            result[first - offset : last - offset] = data[first - start : last - start]
+        return bytes(result)
+
+
+def _steps(flash: LiveFlash, change: Change) -> Iterator[Step]:
+    """The sectors of a change that differ from what is there, neighbours together."""
+    after = change.data.ljust(change.size, b"\xff")
+    before = flash.read(change.offset, change.size)
+    start = end = -1
+    for at in range(0, change.size, SECTOR_SIZE):
+        if before[at : at + SECTOR_SIZE] == after[at : at + SECTOR_SIZE]:
+            continue
+        if start >= 0 and at - end > _MERGED_GAP:
+            yield Step(change.what, change.offset + start, before[start:end], after[start:end])
+            start = -1
+        start = at if start < 0 else start
+        end = at + SECTOR_SIZE
+    if start >= 0:
+        yield Step(change.what, change.offset + start, before[start:end], after[start:end])
+
+
+def _cuts(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """What cuts within these steps can leave: the first sector erased, or all, or all but one."""
+    first, last = steps[0], steps[-1]
+    yield [_erased(first, 0, SECTOR_SIZE)]
+    yield [_erased(step, 0, step.size) for step in steps]
+    yield [*steps[:-1], last, _erased(last, last.size - SECTOR_SIZE, last.size)]
+
+
+def _erased(step: Step, start: int, end: int) -> Step:
+    return Step(step.what, step.offset + start, b"", b"\xff" * (end - start))
+
+
+def _boot(flash: LiveFlash, steps: Sequence[Step], table_offset: int) -> BootResult:
+    overlay = Overlay(flash, [(step.offset, step.after) for step in steps])
+    return boot(MemoryFlash(overlay, flash.size), table_offset=table_offset)
+
+
+def _label(result: BootResult) -> str | None:
+    return result.starts.label if result.starts else None
