@@ -95,6 +95,8 @@ def make_bootloader(
     chip: Chip, *, texts: bytes = TEXTS_V5_0, idf_version: str = "", **header: Any
 ) -> bytes:
     """A bootloader that holds these texts; from v5.2 on it names its release."""
+    if texts:
+        texts += b"; invalid segment length 0x%x"
     if idf_version:
         texts = struct.pack("<B3xI32s40x", 0x50, 1, idf_version.encode()) + texts
     segments = bootloader_segments(chip, texts)

@@ -510,7 +510,7 @@ def test_combinations_of_states_agree_with_the_rules_written_out() -> None:
 
 def test_bootloader_info_says_what_is_known() -> None:
     info = bootloader_info(make_bootloader(ESP32))
-    assert (info.idf_version, info.rollback, info.flash_size) == (None, None, 1 << 20)
+    assert (info.idf_version, info.flash_size) == (None, 1 << 20)
     info = bootloader_info(make_bootloader(ESP32, idf_version="v6.0.1", min_rev=100, spi_size=5))
     assert (info.idf_version, info.chip_revision, info.flash_size) == ("v6.0.1", 100, 32 << 20)
 

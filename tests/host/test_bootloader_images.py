@@ -404,6 +404,15 @@ def test_every_collision_of_an_image_can_be_listed() -> None:
     )
 
 
+def test_a_bootloader_without_texts_is_taken_for_one_of_the_newest_release() -> None:
+    info = info_of(ESP32C6, texts=b"")
+    known = known_bootloader(ESP32C6)
+    assert info.rules == known.rules
+    assert info.data != known.data  # its segments are its own
+    assert refused(desc_app(ESP32C6, magic=0), info) == "Failed to fetch app description header!"
+    assert verify(make_app(ESP32, [(0x3FFF8000, b"\0" * 8)]), info_of(ESP32, texts=b"")).is_bootable
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff" * 100, make_bootloader(ESP32)[:-1]])
 def test_what_is_no_whole_bootloader_is_an_error(data: bytes) -> None:
     with pytest.raises(MpotaError):

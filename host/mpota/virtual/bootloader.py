@@ -119,7 +119,7 @@ class BootResult:
     @property
     def printed(self) -> tuple[str, ...]:
         """The console as this bootloader prints it: MicroPython builds it without info lines."""
-        info = self.bootloader is None or self.bootloader.prints_info
+        info = self.bootloader is None or self.bootloader.rules.prints_info
         return tuple(line.printed for line in self.lines if info or line.level.value != "I")
 
 

@@ -174,34 +174,42 @@ def error_lines(lines: tuple[LogLine, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """What differs between releases. ``max_image_size`` (bytes) is of a partition and, exclusive,
+    of a segment; ``revision_style`` is a key of the texts below; ``prints_info`` tells whether
+    lines of level info were built in.
+    """
+
+    prints_info: bool
+    max_image_size: int
+    revision_style: str
+    checks_block_revision: bool
+    checks_app_desc: bool
+
+
+@dataclass(frozen=True)
 class BootloaderInfo:
     """A bootloader, as far as it decides what boots.
 
     ``idf_version`` is the release it names ("v5.4.2"), None if it names none: the description
-    came with v5.2. ``rollback`` is None: nothing in a binary shows soundly whether it was built
-    with app rollback. ``data``, ``loader_iram`` and ``stack`` are what no app segment may
-    touch. ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it
-    runs on; None skips the check. ``flash_size`` is what its header declares: the bootloader
-    believes that, not the flash. The rest are the rules that differ between releases; a binary
-    shows them by the texts that it holds.
+    came with v5.2. ``data``, ``loader_iram`` and ``stack`` are what no app segment may touch.
+    ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it runs on;
+    None skips the check. ``flash_size`` is what its header declares (bytes): the bootloader
+    believes that, not the flash. Whether it was built with app rollback, nothing in a binary
+    shows soundly.
     """
 
     chip: Chip
     memory: Memory
     idf_version: str | None
-    rollback: bool | None
     flash_size: int | None
     chip_revision: int | None
     block_revision: int | None
     data: Region
     loader_iram: Region
     stack: Region
-    prints_info: bool
-    max_image_size: int  # of a partition, and (exclusive) of a segment
-    revision_style: str  # a key of _REVISION_TEXTS
-    checks_block_revision: bool
-    checks_app_desc: bool
     refuses_empty_table: bool
+    rules: Rules
 
 
 # bootloader_common_loader.c: bootloader_common_check_chip_validity; v4.4, v5.0, v5.5.
@@ -234,19 +242,20 @@ def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
         chip=chip,
         memory=memory,
         idf_version=None,
-        rollback=None,
         flash_size=None,
         chip_revision=None,
         block_revision=None,
         data=memory.data,
         loader_iram=memory.loader_iram,
         stack=_stack(memory),
-        prints_info=True,
-        max_image_size=_WORD if memory.has_big_images else MAX_SEGMENT_SIZE,
-        revision_style="required",
-        checks_block_revision=chip.name != "esp32",
-        checks_app_desc=memory.has_mmu_page_sizes,
         refuses_empty_table=True,
+        rules=Rules(
+            prints_info=True,
+            max_image_size=_WORD if memory.has_big_images else MAX_SEGMENT_SIZE,
+            revision_style="required",
+            checks_block_revision=chip.name != "esp32",
+            checks_app_desc=memory.has_mmu_page_sizes,
+        ),
     )
 
 
@@ -269,22 +278,41 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
         memory = replace(memory, iram=Region(memory.loader_iram.start, memory.iram.end))
     if chip_revision is None:
         chip_revision = minimum if minimum != 0xFFFF else 0
-    return replace(
-        known_bootloader(chip),
+    info = replace(
+        known_bootloader(chip, minimum),
         memory=memory,
         idf_version=desc.idf_ver if desc else None,
         flash_size=_declared_flash_size(image.header, version),
         chip_revision=chip_revision,
         data=region,
         loader_iram=loader,
-        stack=_stack(memory),
-        prints_info=b"Loaded app from partition" in image.data,
-        max_image_size=MAX_SEGMENT_SIZE if b"larger than 16MB" in image.data else _WORD,
-        revision_style=_revision_style(image.data),
-        checks_block_revision=b"efuse blk rev >=" in image.data,
-        checks_app_desc=b"Failed to fetch app description header" in image.data,
         refuses_empty_table=version >= (5, 5),
     )
+    return replace(info, rules=_rules_of(image.data)) if _has_texts(image.data) else info
+
+
+def _has_texts(image: bytes) -> bool:
+    """A bootloader built to log nothing, or in binary (v6), does not show its rules."""
+    return b"invalid segment length" in image
+
+
+def _rules_of(image: bytes) -> Rules:
+    """The rules that a bootloader was built with, by what it says when they are broken."""
+    style = "full"
+    if b"chip revision check failed" in image:
+        style = "required"
+    elif b"is configured for minimum revision" in image:
+        style = "major"
+    return Rules(
+        prints_info=b"Loaded app from partition" in image,
+        max_image_size=MAX_SEGMENT_SIZE if b"larger than 16MB" in image else _WORD,
+        revision_style=style,
+        checks_block_revision=b"efuse blk rev >=" in image,
+        checks_app_desc=b"Failed to fetch app description header" in image,
+    )
+
+
+_NEWEST = (99, 0)
 
 
 def _release(idf_version: str | None, image: bytes) -> tuple[int, int]:
@@ -292,14 +320,10 @@ def _release(idf_version: str | None, image: bytes) -> tuple[int, int]:
     match = re.match(r"v(\d+)\.(\d+)", idf_version or "")
     if match:
         return int(match[1]), int(match[2])
+    if not _has_texts(image):
+        return _NEWEST
     # v5.1 was the first to print offsets by PRIx32.
     return (5, 1) if b"image at 0x%lx" in image else (5, 0)
-
-
-def _revision_style(image: bytes) -> str:
-    if b"chip revision check failed" in image:
-        return "required"
-    return "major" if b"is configured for minimum revision" in image else "full"
 
 
 # The release in which the chip's update_flash_config (bootloader_flash_config_<chip>.c, before
@@ -492,7 +516,7 @@ class _Load:
         )
 
     def image_load(self) -> None:
-        if self.size > self.bootloader.max_image_size:
+        if self.size > self.bootloader.rules.max_image_size:
             self.fail(
                 Cause.PARTITION_SIZE,
                 f"partition size 0x{self.size:x} invalid, larger than 16MB",
@@ -579,15 +603,15 @@ class _Load:
 
     def verify_segment_header(self, index: int, segment: Segment, data_offset: int) -> None:
         length = segment.data_size
-        if length % 4 or length >= self.bootloader.max_image_size:
+        if length % 4 or length >= self.bootloader.rules.max_image_size:
             self.fail(
                 Cause.SEGMENT_LENGTH,
                 f"invalid segment length 0x{length:x}",
                 segment=index,
                 length=length,
-                limit=self.bootloader.max_image_size,
+                limit=self.bootloader.rules.max_image_size,
             )
-        if index == 0 and self.bootloader.checks_app_desc:
+        if index == 0 and self.bootloader.rules.checks_app_desc:
             self.check_app_desc(data_offset)
         load_addr = segment.load_addr
         # should_map; a mapped segment lies in flash as in memory, relative to the MMU page.
@@ -619,7 +643,7 @@ class _Load:
     def check_block_revision(self, data: bytes) -> None:
         """bootloader_common_check_efuse_blk_validity."""
         found = self.bootloader.block_revision
-        if not self.bootloader.checks_block_revision or found is None:
+        if not self.bootloader.rules.checks_block_revision or found is None:
             return
         if len(data) < _BLK_REV_OFFSET + _BLK_REV.size:
             return
@@ -681,13 +705,13 @@ def check_chip_validity(
             expected=expected,
             found=header.chip_id,
         )
-        if bootloader.revision_style != "major":
+        if bootloader.rules.revision_style != "major":
             return
     revision = bootloader.chip_revision
     if revision is None:
         return
-    low_text, high_text = _REVISION_TEXTS[bootloader.revision_style]
-    if bootloader.revision_style == "major":
+    low_text, high_text = _REVISION_TEXTS[bootloader.rules.revision_style]
+    if bootloader.rules.revision_style == "major":
         if revision // 100 < header.min_chip_rev:
             text = low_text.format(chip=revision // 100, limit=header.min_chip_rev)
             limit = header.min_chip_rev * 100
@@ -698,7 +722,7 @@ def check_chip_validity(
     if revision < minimum:
         text = low_text.format(limit=_revision(minimum), chip=chip)
         log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=minimum)
-        if bootloader.revision_style == "required":
+        if bootloader.rules.revision_style == "required":
             return
     if is_app and maximum not in (0, 0xFFFF) and revision > maximum:
         text = high_text.format(limit=_revision(maximum), chip=chip)
