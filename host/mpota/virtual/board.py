@@ -9,7 +9,9 @@ any operation whoever performs it, and it is what it is on a board: the end, wit
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 import re
 import select
@@ -133,57 +135,28 @@ class Board:
         self,
         script: str | None = None,
         *,
-        timeout_s: float = _DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = _DEFAULT_TIMEOUT_S,
         max_boots: int = _DEFAULT_MAX_BOOTS,
         wait_at_idle: bool = False,
+        stdin: int | None = None,
     ) -> Run:
         """Power on, and let the board run until it idles, or until something else ends it.
 
         With a ``script`` the first boot runs it in place of main.py, as `mpremote run` does; a
         reset in it ends it, and the next boot is an ordinary one. With ``wait_at_idle`` the board
         is left at its prompt as long as its watchdog or a timer runs, until one of them resets
-        it or time is out.
+        it or time is out. What comes from the file descriptor ``stdin`` is typed at the prompt;
+        its end, or Ctrl-D, ends the run.
 
         Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
-        the flash has no partition table for the app that starts.
+        no interpreter is to be had.
         """
         first_operation = len(self.flash.operations)
-        deadline = time.monotonic() + timeout_s
-        cause: ResetCause | None = ResetCause.POWER_ON
-        boots: list[Boot] = []
-        watchdog: float | None = None
-        end, traceback = End.TOO_MANY_BOOTS, ""
-        while cause is not None and len(boots) < max_boots:
-            lines: tuple[str, ...] = ()
-            if cause is not ResetCause.SOFT:
-                try:
-                    found = self._boot()
-                except PowerCut:
-                    boots.append(Boot(cause, None, (), ""))
-                    end = End.POWER_CUT
-                    break
-                lines = found.printed
-            app = found.starts
-            if app is None or found.bootloader is None:
-                boots.append(Boot(cause, None, lines, ""))
-                end = End.NO_APP
-                break
-            start = _Start(app, found.bootloader, cause, script)
-            process = _Process(self, start, deadline, wait_at_idle)
-            if cause is ResetCause.SOFT:
-                process.watchdog = watchdog
-            next_cause = process.serve()
-            watchdog = process.watchdog
-            boots.append(Boot(cause, app, lines, process.output))
-            cause, script = next_cause, None
-            if cause is None:
-                end, traceback = process.end, process.traceback
-        return Run(end, tuple(boots), traceback, tuple(self.flash.operations[first_operation:]))
-
-    def _boot(self) -> BootResult:
-        result = boot(self.flash, table_offset=self.table_offset, chip_revision=self.chip_revision)
-        self._tell("".join(f"{line}\n" for line in result.printed))
-        return result
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        power_on = _PowerOn(self, _Limits(deadline, wait_at_idle, stdin))
+        power_on.run(script, max_boots)
+        operations = tuple(self.flash.operations[first_operation:])
+        return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
 
     def partitions(self) -> tuple[Partition, ...]:
         """The partitions as the running app sees them.
@@ -203,14 +176,24 @@ class Board:
         vfs = Partition("vfs", partition_table.DATA, fat, table.end, size)
         return (*table.partitions, vfs)
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Let whoever listens know what is on the console now."""
         if self.on_output is not None and text:
             self.on_output(text)
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """What a run may do."""
+
+    deadline: float
+    wait_at_idle: bool
+    stdin: int | None
+
+
+@dataclass(frozen=True)
 class _Start:
-    """What a boot starts with."""
+    """What the process of one boot starts with."""
 
     app: Partition
     bootloader: BootloaderInfo
@@ -218,23 +201,79 @@ class _Start:
     script: str | None
 
 
+class _PowerOn:
+    """The boots from power-on to the end of a run."""
+
+    def __init__(self, board: Board, limits: _Limits) -> None:
+        self._board = board
+        self._limits = limits
+        self._found: BootResult | None = None  # what the bootloader came to last
+        self._watchdog: float | None = None
+        self.boots: list[Boot] = []
+        self.end = End.TOO_MANY_BOOTS
+        self.traceback = ""
+
+    def run(self, script: str | None, max_boots: int) -> None:
+        cause = ResetCause.POWER_ON
+        while len(self.boots) < max_boots:
+            try:
+                next_cause = self._boot(cause, script)
+            except PowerCut:  # in the bootloader
+                self.boots.append(Boot(cause, None, (), ""))
+                self.end = End.POWER_CUT
+                return
+            if next_cause is None:
+                return
+            cause, script = next_cause, None
+
+    def _boot(self, cause: ResetCause, script: str | None) -> ResetCause | None:
+        """One boot; why the next one follows, None if none does."""
+        if cause is not ResetCause.SOFT:  # a soft reset is a matter of MicroPython alone
+            self._watchdog = None
+            self._found = self._start_bootloader()
+        lines = self._found.printed if self._found and cause is not ResetCause.SOFT else ()
+        app = self._found.starts if self._found else None
+        if self._found is None or self._found.bootloader is None or app is None:
+            self.boots.append(Boot(cause, None, lines, ""))
+            self.end = End.NO_APP
+            return None
+        start = _Start(app, self._found.bootloader, cause, script)
+        process = _Process(self._board, start, self._limits, self._watchdog)
+        next_cause = process.serve()
+        self._watchdog = process.watchdog
+        self.boots.append(Boot(cause, app, lines, process.output))
+        if next_cause is None:
+            self.end, self.traceback = process.end, process.traceback
+        return next_cause
+
+    def _start_bootloader(self) -> BootResult:
+        board = self._board
+        result = boot(
+            board.flash, table_offset=board.table_offset, chip_revision=board.chip_revision
+        )
+        board.tell("".join(f"{line}\n" for line in result.printed))
+        return result
+
+
 class _Process:
     """The MicroPython process of one boot, and the chip around it."""
 
-    def __init__(self, board: Board, start: _Start, deadline: float, wait_at_idle: bool) -> None:
+    def __init__(
+        self, board: Board, start: _Start, limits: _Limits, watchdog: float | None
+    ) -> None:
         self._board = board
         self._flash = board.flash
         self._partitions = board.partitions()
         self._start = start
-        self._deadline = deadline
-        self._wait_at_idle = wait_at_idle
-        self.watchdog: float | None = None  # when it bites; only a soft reset leaves it running
+        self._limits = limits
+        self.watchdog = watchdog  # when it bites, None: it does not run
         self._is_idle = False
-        self._is_resettable = False
+        self._is_resettable = False  # by a timer or the watchdog
         nvs = (p for p in self._partitions if p.type_name == "data" and p.subtype_name == "nvs")
         self._nvs = Nvs(self._flash, next(nvs, None))
         self._output = bytearray()
-        self.end = End.DIED
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.end = End.DIED  # unless something else is found to have happened
         self.traceback = ""
 
     @property
@@ -248,19 +287,7 @@ class _Process:
         child_flash_fd = os.open(self._flash.path, os.O_RDONLY)
         child_fds = (child_request_fd, child_answer_fd, child_flash_fd)
         try:
-            child = subprocess.Popen(
-                [
-                    *self._board.interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE),
-                    "-c",
-                    f"import boot_app; boot_app.start{child_fds}",
-                ],
-                cwd=STANDIN,
-                env={"MICROPYPATH": str(STANDIN)},
-                pass_fds=child_fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            child = self._spawn(child_fds)
         finally:
             for fd in child_fds:
                 os.close(fd)
@@ -280,33 +307,63 @@ class _Process:
             os.close(request_fd)
             os.close(answer_fd)
 
+    def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes]:
+        interpreter, stdin = self._board.interpreter, self._limits.stdin
+        return subprocess.Popen(
+            [
+                *interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE),
+                *([] if stdin is None else ["-i"]),
+                "-c",
+                f"import boot_app; boot_app.start{fds}",
+            ],
+            cwd=STANDIN,
+            env={"MICROPYPATH": str(STANDIN)},
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
     def _serve(self, request_fd: int, answer_fd: int, console_fd: int) -> ResetCause | None:
+        """Answer requests and collect output until a reset, its cause, or the end: None."""
         waiting = [request_fd, console_fd]
         while True:
-            until = min(self._deadline, self.watchdog or self._deadline)
-            ready, _, _ = select.select(waiting, [], [], max(0.0, until - time.monotonic()))
+            until = min(self._limits.deadline, self.watchdog or math.inf)
+            wait_s = None if until == math.inf else max(0.0, until - time.monotonic())
+            ready, _, _ = select.select(waiting, [], [], wait_s)
             if console_fd in ready and not self._take_output(console_fd):
                 waiting.remove(console_fd)
             if request_fd in ready:
-                header = _read_exactly(request_fd, _REQUEST.size)
-                if not header:
-                    return None
-                kind, argument, size = _REQUEST.unpack(header)
-                payload = _read_exactly(request_fd, size)
                 try:
-                    result, answer = self._perform(chr(kind), argument, payload)
+                    is_over = self._answer(request_fd, answer_fd)
                 except _Reset as reset:
                     return reset.cause
-                if self._is_idle and not (self._wait_at_idle and self._is_resettable):
-                    self.end = End.IDLE
+                if is_over:
+                    self.end = End.IDLE if self._is_idle else End.DIED
                     return None
-                os.write(answer_fd, _ANSWER.pack(result, len(answer)) + answer)
-            elif not ready and self.watchdog is not None and until == self.watchdog:
+            elif not ready and until == self.watchdog:
                 self._print(_WATCHDOG_LINES)
                 return ResetCause.WATCHDOG
             elif not ready:
                 self.end = End.IDLE if self._is_idle else End.TIMEOUT
                 return None
+
+    def _answer(self, request_fd: int, answer_fd: int) -> bool:
+        """Take a request, perform it, answer it; whether the run is over with it."""
+        header = _read_exactly(request_fd, _REQUEST.size)
+        if not header:
+            return True  # the process has ended
+        kind, argument, size = _REQUEST.unpack(header)
+        result, payload = self._perform(chr(kind), argument, _read_exactly(request_fd, size))
+        if self._is_idle and not self._lives_on():
+            return True
+        os.write(answer_fd, _ANSWER.pack(result, len(payload)) + payload)
+        return False
+
+    def _lives_on(self) -> bool:
+        """Whether anything can still happen at the prompt that the caller waits for."""
+        limits = self._limits
+        return limits.stdin is not None or (limits.wait_at_idle and self._is_resettable)
 
     def _perform(self, kind: str, argument: int, payload: bytes) -> tuple[int, bytes]:
         """One request of ``standin/link.py``: the result and the payload of the answer."""
@@ -398,6 +455,7 @@ class _Process:
             "unique_id": list(board.unique_id),
             "version": app_version(self._flash, self._start.app),
             "has_script": self._start.script is not None,
+            "has_prompt": self._limits.stdin is not None,
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
         }
@@ -405,12 +463,12 @@ class _Process:
     def _take_output(self, console_fd: int) -> bool:
         data = os.read(console_fd, 1 << 16)
         self._output += data
-        self._board._tell(data.decode("utf-8", "replace"))
+        self._board.tell(self._decoder.decode(data))
         return bool(data)
 
     def _print(self, text: str) -> None:
         self._output += text.encode()
-        self._board._tell(text)
+        self._board.tell(text)
 
 
 class _Reset(Exception):

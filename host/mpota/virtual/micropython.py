@@ -27,7 +27,7 @@ MIN_VERSION = (1, 23, 0)
 # Suites whose `micropython` package is new enough, the most stable first.
 _SUITES = {
     "debian": ("trixie", "forky", "sid"),
-    "ubuntu": ("plucky", "questing", "resolute", "devel"),
+    "ubuntu": ("resolute", "questing", "plucky", "devel"),
 }
 # What runs on a machine of this architecture, the best first. The i386 build has 4-byte words and
 # 16-byte GC blocks, as an ESP32 has: there a heap of 120 KiB holds what it holds on a board.

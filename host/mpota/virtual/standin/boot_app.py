@@ -25,6 +25,7 @@ def start(requests_fd, answers_fd, flash_fd):
     _set_up_modules(config)
     _set_up_files(config)
     _take_all_but(config["heap_size"])
+    has_prompt = config["has_prompt"]
     config = None
     ended, traceback = _run(script)
     import time
@@ -34,24 +35,27 @@ def start(requests_fd, answers_fd, flash_fd):
     if machine.Timer._running:
         ended += _HAS_TIMERS
     link.call(link.IDLE, ended, traceback)
-    # The REPL: nothing happens until somebody types, but timers and threads go on.
+    if has_prompt:
+        return  # to the interpreter's own REPL
+    # Nothing happens at the prompt until somebody types, but timers and threads go on.
     while True:
         time.sleep_ms(5)
 
 
 def _set_up_modules(config):
+    # Importing them here makes them known before the board's own files come into sight.
+    import ssl  # noqa: F401
+
     import esp
     import esp32
     import machine
+    import network  # noqa: F401
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]
     esp._flash_size = config["flash_size"]
     machine._reset_cause = config["reset_cause"]
     machine._unique_id = bytes(config["unique_id"])
-    import network
-
-    sys.modules.update({m.__name__: m for m in (esp, esp32, machine, network)})
     _pose_as(config)
 
 
