@@ -162,6 +162,14 @@ def test_nothing_boots_when_no_slot_holds_an_app() -> None:
     assert result.otadata_after == (BLANK, BLANK)
 
 
+def test_a_new_app_is_given_up_by_the_resets_when_no_app_starts() -> None:
+    bad = {"ota_0": BAD, "ota_1": BAD}
+    result = boot_once(make_flash(records=(record(1, VALID), record(2, NEW)), apps=bad))
+    assert label(result) is None
+    assert result.console == (MAGIC_1, SLOT_1, MAGIC_0, SLOT_0, NOTHING)  # said once more each time
+    assert result.otadata_after == (record(1, VALID), record(2, ABORTED))
+
+
 def test_slots_with_a_gap_are_counted_not_numbered() -> None:
     far = dataclasses.replace(OTA_1, subtype=0x12, label="ota_2")
     result = boot_once(make_flash((OTADATA, OTA_0, far), records=(record(2, VALID), BLANK)))

@@ -1,4 +1,4 @@
-"""The ESP-IDF second-stage bootloader's decisions at one power-on, over the verbs of a flash.
+"""The ESP-IDF second-stage bootloader's decisions at a power-on, over the verbs of a flash.
 
 `boot` does what the chip does from reset to the jump into an app: the mask ROM looks at the
 bootloader, the bootloader verifies the partition table, reads and rewrites otadata, picks an app,
@@ -77,6 +77,7 @@ __all__ = [
 # bootloader_config.h: indices beside the slots' own.
 _FACTORY_INDEX = -1
 _WORD = 0xFFFFFFFF
+_RESETS = 3  # NEW becomes PENDING_VERIFY, then ABORTED
 _ESP_FAIL = -1
 _ESP_ERR_FLASH_OP_FAIL = 0x6001
 
@@ -152,14 +153,27 @@ def boot(
     ``table_offset`` and ``rollback`` were fixed when the bootloader was built, and no binary
     shows them; MicroPython's builds have rollback since v1.21. ``chip_revision`` is as in
     `bootloader_info`. With ``bootloader`` the ROM's look at the flash is left out.
+
+    Where no app starts, the chip resets for ever: the result tells of the first run, and otadata
+    is left as the last one leaves it.
     """
-    power_on = _PowerOn(flash, table_offset, rollback)
-    info = bootloader
-    if info is None:
-        info = power_on.load_bootloader(chip, chip_revision)
-    if info is not None:
-        power_on.bootloader_start(info)
-    return power_on.result()
+
+    def run() -> BootResult:
+        power_on = _PowerOn(flash, table_offset, rollback)
+        info = bootloader or power_on.load_bootloader(chip, chip_revision)
+        if info is not None:
+            power_on.bootloader_start(info)
+        return power_on.result()
+
+    result = first = run()
+    # bootloader_reset: with no app to start the chip resets and runs the bootloader again, which
+    # gives up an app that the run before selected. After that nothing changes any more.
+    for _ in range(_RESETS if first.starts is None else 0):
+        again = run()
+        if again.otadata_after == result.otadata_after:
+            break
+        result = again
+    return replace(first, otadata_after=result.otadata_after)
 
 
 @dataclass
