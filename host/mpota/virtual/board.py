@@ -24,6 +24,7 @@ from enum import Enum, IntEnum
 from pathlib import Path
 
 from mpota.formats import partition_table
+from mpota.formats.app_desc import find_micropython
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.storage import Flash
 from mpota.units import KiB
@@ -49,8 +50,9 @@ _ANSWER = struct.Struct("<iI")  # result, payload size
 _FORCED_EXIT = 2
 _HAS_TIMERS = 4
 
-_VERSION = re.compile(rb"MicroPython (v\d+\.\d+\.\d+[^\0 ]* on \d{4}-\d\d-\d\d)")
-_MACHINE = re.compile(rb"\0+; ([^\0]{4,120})\0")
+# Where an image holds MicroPython's version texts: in its first segment, the read-only data.
+_TEXTS_SIZE = 512 * KiB
+_RELEASE = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(preview))?")
 
 
 class ResetCause(IntEnum):
@@ -453,7 +455,7 @@ class _Process:
             "flash_size": self._flash.size,
             "reset_cause": int(self._start.cause),
             "unique_id": list(board.unique_id),
-            "version": app_version(self._flash, self._start.app),
+            "micropython": _micropython_facts(self._flash, self._start.app),
             "has_script": self._start.script is not None,
             "has_prompt": self._limits.stdin is not None,
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
@@ -484,20 +486,22 @@ _WATCHDOG_LINES = (
 )
 
 
-def app_version(flash: Flash, partition: Partition) -> tuple[str, str, str] | None:
-    """What the MicroPython app in ``partition`` says of itself, None if it is none.
+def _micropython_facts(flash: Flash, app: Partition) -> dict[str, object] | None:
+    """What sys.implementation and os.uname() say in ``app``; None if it holds no such texts.
 
-    ("v1.26.1", "v1.26.1 on 2025-09-11", "Generic ESP32S3 module with ESP32S3"). The texts stand
-    one behind the other in the app's read-only data, the first segment of the image.
+    py/modsys.c and extmod/modos.c put them together from the same texts as the prompt.
     """
-    data = flash.read(partition.offset, min(partition.size, 512 * KiB))
-    version = _VERSION.search(data)
-    if version is None:
+    found = find_micropython(flash.read(app.offset, min(app.size, _TEXTS_SIZE)))
+    release = _RELEASE.match(found.version or "")
+    if release is None:
         return None
-    build = version[1].decode("ascii", "replace")
-    machine = _MACHINE.match(data, version.end())
-    name = machine[1].decode("ascii", "replace") if machine else "ESP32 module with ESP32"
-    return build.split(" ")[0], build, name
+    major, minor, patch, preview = release.groups(default="")
+    return {
+        "numbers": [int(major), int(minor), int(patch), preview],
+        "release": release[0].removeprefix("v"),
+        "build": f"{found.version} on {found.build_date}",
+        "board": found.board or "ESP32 module with ESP32",
+    }
 
 
 def _read_exactly(fd: int, size: int) -> bytes:

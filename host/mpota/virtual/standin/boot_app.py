@@ -77,18 +77,16 @@ def _pose_as(config):
     posing_sys = _Posing(sys)
     posing_os = _Posing(os)
     posing_sys.platform = "esp32"
-    if config["version"]:
-        version, build, machine = config["version"]
-        release = version.split("-")[0].lstrip("v")
+    facts = config["micropython"]
+    if facts:
+        build, board = facts["build"], facts["board"]
         Implementation = namedtuple("Implementation", ("name", "version", "_machine", "_mpy"))
-        numbers = [int(n) for n in release.split(".")]
-        numbers.append("")
         posing_sys.implementation = Implementation(
-            "micropython", tuple(numbers), machine, sys.implementation._mpy
+            "micropython", tuple(facts["numbers"]), board, sys.implementation._mpy
         )
         posing_sys.version = "3.4.0; MicroPython " + build
         Uname = namedtuple("Uname", ("sysname", "nodename", "release", "version", "machine"))
-        uname = Uname("esp32", "esp32", release, build, machine)
+        uname = Uname("esp32", "esp32", facts["release"], build, board)
         posing_os.uname = lambda: uname
     sys.modules["sys"] = posing_sys
     sys.modules["os"] = posing_os
