@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mpota.formats import partition_table
 from mpota.formats.app_desc import find_micropython
-from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition, PartitionTable
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
 from mpota.virtual import micropython, ota_ops
@@ -160,28 +160,24 @@ class Board:
         operations = tuple(self.flash.operations[first_operation:])
         return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
 
-    def partitions(self) -> tuple[Partition, ...]:
-        """The partitions as the running app sees them.
-
-        Without a file system in the table, the app registers ``vfs`` in all the flash behind the
-        last entry: MicroPython ports/esp32/main.c: boardctrl_startup.
-        """
-        data = self.flash.read(self.table_offset, partition_table.TABLE_SIZE)
-        table = PartitionTable.from_bytes(data)
-        has_files = any(
-            p.type == partition_table.DATA and p.label in ("vfs", "ffat") for p in table
-        )
-        if has_files or table.end >= self.flash.size:
-            return table.partitions
-        fat = partition_table.SUBTYPES[partition_table.DATA]["fat"]
-        size = self.flash.size - table.end
-        vfs = Partition("vfs", partition_table.DATA, fat, table.end, size)
-        return (*table.partitions, vfs)
-
     def tell(self, text: str) -> None:
         """Let whoever listens know what is on the console now."""
         if self.on_output is not None and text:
             self.on_output(text)
+
+
+def _app_partitions(table: tuple[Partition, ...], flash_size: int) -> tuple[Partition, ...]:
+    """The partitions as the running app sees them.
+
+    Without a file system in the table, the app registers ``vfs`` in all the flash behind the
+    last entry: MicroPython ports/esp32/main.c: boardctrl_startup.
+    """
+    end = max(p.end for p in table)
+    has_files = any(p.type == partition_table.DATA and p.label in ("vfs", "ffat") for p in table)
+    if has_files or end >= flash_size:
+        return table
+    fat = partition_table.SUBTYPES[partition_table.DATA]["fat"]
+    return (*table, Partition("vfs", partition_table.DATA, fat, end, flash_size - end))
 
 
 @dataclass(frozen=True)
@@ -198,6 +194,7 @@ class _Start:
     """What the process of one boot starts with."""
 
     app: Partition
+    partitions: tuple[Partition, ...]  # as the app sees them
     bootloader: BootloaderInfo
     cause: ResetCause
     script: str | None
@@ -233,13 +230,16 @@ class _PowerOn:
         if cause is not ResetCause.SOFT:  # a soft reset is a matter of MicroPython alone
             self._watchdog = None
             self._found = self._start_bootloader()
-        lines = self._found.printed if self._found and cause is not ResetCause.SOFT else ()
-        app = self._found.starts if self._found else None
-        if self._found is None or self._found.bootloader is None or app is None:
+        found = self._found
+        assert found is not None  # the first boot is no soft reset
+        lines = () if cause is ResetCause.SOFT else found.printed
+        app = found.starts
+        if app is None or found.bootloader is None:
             self.boots.append(Boot(cause, None, lines, ""))
             self.end = End.NO_APP
             return None
-        start = _Start(app, self._found.bootloader, cause, script)
+        partitions = _app_partitions(found.partitions, self._board.flash.size)
+        start = _Start(app, partitions, found.bootloader, cause, script)
         process = _Process(self._board, start, self._limits, self._watchdog)
         next_cause = process.serve()
         self._watchdog = process.watchdog
@@ -265,7 +265,7 @@ class _Process:
     ) -> None:
         self._board = board
         self._flash = board.flash
-        self._partitions = board.partitions()
+        self._partitions = start.partitions
         self._start = start
         self._limits = limits
         self.watchdog = watchdog  # when it bites, None: it does not run
@@ -289,25 +289,33 @@ class _Process:
         child_flash_fd = os.open(self._flash.path, os.O_RDONLY)
         child_fds = (child_request_fd, child_answer_fd, child_flash_fd)
         try:
-            child = self._spawn(child_fds)
+            try:
+                child = self._spawn(child_fds)
+            finally:
+                for fd in child_fds:
+                    os.close(fd)
+            return self._watch(child, request_fd, answer_fd)
+        except PowerCut:
+            self.end = End.POWER_CUT
+            return None
         finally:
-            for fd in child_fds:
-                os.close(fd)
+            os.close(request_fd)
+            os.close(answer_fd)
+
+    def _watch(
+        self, child: subprocess.Popen[bytes], request_fd: int, answer_fd: int
+    ) -> ResetCause | None:
+        """Serve the process, and let nothing of it outlive what is decided then."""
         assert child.stdout is not None
         console_fd = child.stdout.fileno()
         try:
             return self._serve(request_fd, answer_fd, console_fd)
-        except PowerCut:
-            self.end = End.POWER_CUT
-            return None
         finally:
             child.kill()  # a reset, as a power cut, lets nothing finish
             while self._take_output(console_fd):
                 pass
             child.wait()
             child.stdout.close()
-            os.close(request_fd)
-            os.close(answer_fd)
 
     def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes]:
         interpreter, stdin = self._board.interpreter, self._limits.stdin
@@ -359,7 +367,10 @@ class _Process:
         result, payload = self._perform(chr(kind), argument, _read_exactly(request_fd, size))
         if self._is_idle and not self._lives_on():
             return True
-        os.write(answer_fd, _ANSWER.pack(result, len(payload)) + payload)
+        try:
+            os.write(answer_fd, _ANSWER.pack(result, len(payload)) + payload)
+        except BrokenPipeError:  # the process has ended meanwhile
+            return True
         return False
 
     def _lives_on(self) -> bool:
