@@ -225,7 +225,7 @@ class AppImage:
         if size > self._slot_size:
             raise ImageError(
                 "too-long",
-                "the app image is %d bytes or more, %s holds %d: a table with larger slots is needed"
+                "the app image is %d bytes or more, %s holds %d: it needs a larger slot"
                 % (size, self._slot_name, self._slot_size),
             )
 
@@ -309,7 +309,7 @@ class AppImage:
 
 
 def _image_size(end, header):
-    """The size of an image whose last segment ends at ``end``: process_checksum, then the digest."""
+    """The size of an image whose last segment ends at ``end`` (process_checksum), with digest."""
     return ((end + 16) & ~15) + (_DIGEST_SIZE if header[23] == 1 else 0)
 
 
@@ -336,24 +336,25 @@ def is_blank(view):
     return True
 
 
+_LOOKS = (
+    (b"<", "it looks like a web page"),
+    (b"{", "it looks like JSON"),
+    (b"\x1f\x8b", "it is gzip-compressed"),
+    (b"PK", "it is a zip archive"),
+    (b"UF2\n", "it is a UF2 file"),
+    (b"\x7fELF", "it is an ELF file: use the .bin beside it"),
+    (b"\0\0\0\0", "it starts with zeros"),
+    (b"\xff\xff\xff\xff", "it is erased"),
+)
+
+
 def describe(head):
     """What bytes that are no image look like."""
     head = bytes(head[:16])
-    for magic, what in (
-        (b"<", "it looks like a web page"),
-        (b"{", "it looks like JSON"),
-        (b"\x1f\x8b", "it is gzip-compressed"),
-        (b"PK", "it is a zip archive"),
-        (b"UF2\n", "it is a UF2 file"),
-        (b"\x7fELF", "it is an ELF file: use the .bin beside it"),
-        (b"\0\0\0\0", "it starts with zeros"),
-        (b"\xff\xff\xff\xff", "it starts with erased flash"),
-    ):
+    for magic, what in _LOOKS:
         if head.startswith(magic):
-            break
-    else:
-        what = "it starts with 0x%02x, an image with 0xe9" % head[0]
-    return "this is no firmware: " + what
+            return "this is no firmware: " + what
+    return "this is no firmware: it starts with 0x%02x, an image with 0xe9" % head[0]
 
 
 class _Nowhere:

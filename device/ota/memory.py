@@ -18,6 +18,7 @@ _STACK_HEADROOM = const(0x8000)  # STACK_LOAD_HEADROOM
 # they are small integers: chip id, name, bootloader's offset in flash, ranges mapped from flash,
 # ranges of RAM (the first one is the data bus), the same RAM on the instruction bus (instruction
 # address, data address), the ROM stack's start.
+# fmt: off
 _CHIPS = (
     (0, "ESP32", 0x100, (0x3F40000, 0x3F80000, 0x400D000, 0x4040000),
      (0x3FFAE00, 0x4000000, 0x4008000, 0x400AA00, 0x400C000, 0x400C200,
@@ -43,6 +44,7 @@ _CHIPS = (
     (18, "ESP32-P4", 0x200, (0x4000000, 0x4400000, 0x4800000, 0x4C00000),
      (0x4FF0000, 0x4FFC000, 0x5010800, 0x5011000, 0x3010000, 0x3010200), None, 0x4FF3CFC),
 )
+# fmt: on
 _ESP32 = const(0)
 _ESP32_P4 = const(18)
 _P4_V3_STACK = const(0x4FFBCFC)  # SOC_ROM_STACK_START_REV2: of bootloaders built for v3 chips
@@ -127,10 +129,7 @@ class Memory:
 def _is_in(ranges, first, last):
     first >>= 4
     last >>= 4
-    for i in range(0, len(ranges), 2):
-        if ranges[i] <= first and last < ranges[i + 1]:
-            return True
-    return False
+    return any(ranges[i] <= first and last < ranges[i + 1] for i in range(0, len(ranges), 2))
 
 
 def read_segments(offset):

@@ -33,7 +33,8 @@ def force():
         if error.args[0] != _VALIDATE_FAILED:
             raise
         raise StateError(
-            "not-bootable", "the image in %s is not intact: still booting %s"
+            "not-bootable",
+            "the image in %s is not intact: still booting %s"
             % (partition.info()[4], _running().info()[4]),
         )
 
@@ -90,8 +91,9 @@ def guard(timeout_s, check=None):
     """
     if otadata.state(_running()) != otadata.PENDING_VERIFY:
         return True
-    from machine import WDT, reset
     from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+
+    from machine import WDT, reset
 
     global _watchdog
     _watchdog = WDT(timeout=int(timeout_s * 1000))

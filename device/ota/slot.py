@@ -30,7 +30,8 @@ class SlotWriter:
 
     ``readback``: the next stage; its ``write(buf)`` gets every byte as it was read back from the
     flash, in order. With ``verify`` off nothing is read back and it gets the bytes themselves.
-    ``block_size``: bytes to erase and write at once, 4096 or (if it can be had) 65536; 0: by the heap.
+    ``block_size``: bytes to erase and write at once, 4096, or 65536 if the heap has them; 0: as
+    the heap allows.
     ``before_erase()`` is called once, before the first erase. Blocks that already hold the right
     bytes are left alone.
 
@@ -80,7 +81,7 @@ class SlotWriter:
                 self._flush()
 
     def buffer(self):
-        """Where the next bytes will stand, up to the end of a sector: to be filled, then written."""
+        """Where the next bytes will stand, up to the end of a sector: fill it, then write it."""
         place = self._sectors[self._fill // SECTOR]
         start = self._fill % SECTOR
         return place[start:] if start else place

@@ -1,8 +1,8 @@
 """Where the bytes come from: a file, a stream, an http:// URL.
 
-A source has ``readinto(buf)`` (the number of bytes, 0 at the end), ``size`` (in bytes, None if it is
-not known), ``name`` and ``close()``. What goes wrong is a SourceError. A body that ends before its
-announced size is an error here, not an end.
+A source has ``readinto(buf)`` (the number of bytes, 0 at the end), ``size`` (in bytes, None if it
+is not known), ``name`` and ``close()``. What goes wrong is a SourceError. A body that ends before
+its announced size is an error here, not an end.
 """
 
 import errno
@@ -136,7 +136,9 @@ class HttpSource:
                     for key, value in self._headers.items()
                     if key.lower() not in ("authorization", "cookie")
                 }
-        raise SourceError("redirect", "more than %d redirects from %s" % (_MAX_REDIRECTS, self.name))
+        raise SourceError(
+            "redirect", "more than %d redirects from %s" % (_MAX_REDIRECTS, self.name)
+        )
 
     def _connect(self, scheme, host, port):
         import socket
@@ -312,7 +314,9 @@ class HttpSource:
     def _failed(self, error):
         if error.errno in (errno.ETIMEDOUT, errno.EAGAIN):
             return SourceError("timeout", "no answer from %s for %s s" % (self.name, self._timeout))
-        return SourceError("connection", "connection to %s failed: %s" % (self.name, _reason(error)))
+        return SourceError(
+            "connection", "connection to %s failed: %s" % (self.name, _reason(error))
+        )
 
     def close(self):
         if self._socket:
