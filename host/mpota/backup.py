@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mpota.changes import Change
 from mpota.errors import MpotaError, UsageError
-from mpota.plan import Step
+from mpota.formats.chips import Chip
+from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
 from mpota.storage.file import replacing
-from mpota.units import SECTOR_SIZE
+from mpota.units import SECTOR_SIZE, format_flash_size
 
 UNFINISHED = ".unfinished"
 _FORMAT = "mpota-backup-1"
@@ -32,6 +33,7 @@ class Backup:
     chip: str
     mac: str
     flash_size: int
+    table_offset: int
     change: str
     steps: tuple[Step, ...] = field(repr=False)
 
@@ -42,6 +44,7 @@ class Backup:
             "chip": self.chip,
             "mac": self.mac,
             "flash_size": self.flash_size,
+            "table_offset": self.table_offset,
             "change": self.change,
             "steps": [
                 {"what": step.what, "offset": step.offset, "size": step.size} for step in self.steps
@@ -71,6 +74,7 @@ class Backup:
                     str(manifest["chip"]),
                     str(manifest["mac"]),
                     int(manifest["flash_size"]),
+                    int(manifest["table_offset"]),
                     str(manifest["change"]),
                     steps,
                 )
@@ -79,22 +83,68 @@ class Backup:
         except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
             raise MpotaError(f"'{path}' is no backup of mpota's, or damaged: {error}") from None
 
-    def check_board(self, port: str, chip: str, mac: str, flash_size: int) -> None:
+    def check_board(self, board: Board) -> None:
         """Raises MpotaError if this is the backup of another board."""
-        ours = (self.chip, self.mac, self.flash_size)
-        if ours != (chip, mac, flash_size):
+        if (self.chip, self.mac, self.flash_size) != (board.chip.name, board.mac, board.size):
             raise MpotaError(
-                f"the backup is of a board with {self.chip}, MAC {format_mac(self.mac)} and "
-                f"{self.flash_size:#x} bytes of flash; on {port} is {chip}, MAC {format_mac(mac)}, "
-                f"{flash_size:#x}"
+                f"the backup is of another board: {self.chip} with MAC {format_mac(self.mac)} and "
+                f"{format_flash_size(self.flash_size)} of flash; on {board.name} is "
+                f"{board.chip.name}, {format_mac(board.mac)}, {format_flash_size(board.size)}"
             )
 
+    def plan_undo(self, board: Board) -> Plan:
+        """The way back: contents first, then table and bootloader, in the opposite order."""
+        changes = [
+            Change(step.offset, step.size, step.what, step.before) for step in reversed(self.steps)
+        ]
+        changes.sort(key=lambda change: change.what in (TABLE, BOOTLOADER))
+        return make_plan(board, changes, table_offset=self.table_offset, must_boot=False)
+
+
+class Board(LiveFlash, Protocol):
+    """What tells one board from another (`mpota.storage.board.BoardFlash`)."""
+
     @property
-    def undo(self) -> tuple[Step, ...]:
-        """The steps back, what was written last first."""
-        return tuple(
-            Step(step.what, step.offset, step.after, step.before) for step in reversed(self.steps)
+    def name(self) -> str: ...
+    @property
+    def chip(self) -> Chip: ...
+    @property
+    def mac(self) -> str: ...
+
+
+def change_with_backup(
+    board: Board, plan: Plan, path: Path, change: str, table_offset: int
+) -> None:
+    """Save what ``plan`` will overwrite to ``path``, then carry the plan out.
+
+    Until all is written the file has the name of `unfinished_path`: with it `resume` finishes an
+    interrupted change, and `Backup.plan_undo` takes it back. Raises UsageError, and changes
+    nothing, if the file cannot be written.
+    """
+    backup = Backup(board.chip.name, board.mac, board.size, table_offset, change, plan.steps)
+    unfinished = unfinished_path(path)
+    backup.save(unfinished)
+    carry_out(board, plan.steps)
+    unfinished.replace(path)
+
+
+def resume(board: Board, unfinished: Path, change: str) -> Path:
+    """Finish a change that was interrupted; what is written already is left alone.
+
+    Returns the backup's final path. Raises MpotaError if it was another ``change``, or another
+    board.
+    """
+    backup = Backup.load(unfinished)
+    backup.check_board(board)
+    if backup.change != change:
+        raise MpotaError(
+            f"{board.name}: another change to this board was interrupted: {backup.change}",
+            f"run that again, or take it back: mpota restore {unfinished} {board.name}",
         )
+    carry_out(board, backup.steps)
+    path = unfinished.with_name(unfinished.name.removesuffix(UNFINISHED))
+    unfinished.replace(path)
+    return path
 
 
 def default_path(directory: Path, mac: str) -> Path:
@@ -119,10 +169,6 @@ def unfinished_path(path: Path) -> Path:
 
 def format_mac(mac: str) -> str:
     return ":".join(mac[i : i + 2] for i in range(0, len(mac), 2))
-
-
-def total_size(steps: Iterable[Step]) -> int:
-    return sum(step.size for step in steps)
 
 
 def _member(kind: str, index: int, offset: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mpota.changes import bootloader_change, changes_for
+from mpota.changes import Change, bootloader_change, changes_for
 from mpota.check import require_app
 from mpota.edit import Edited, apply_to_file
 from mpota.errors import MpotaError
@@ -20,6 +20,15 @@ def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
 
     App partitions and the bootloader take only what will boot. Raises MpotaError otherwise.
     """
+    changes = content_changes(firmware, contents)
+    data = apply_to_file(firmware, changes, firmware.flash_size)
+    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
+    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
+    return Edited(firmware.chip, data, (), changes, summary)
+
+
+def content_changes(firmware: Firmware, contents: Mapping[str, bytes]) -> tuple[Change, ...]:
+    """The changes that `write_contents` makes, for a file or a board."""
     layout = firmware.layout()
     partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
     for label, data in partitions.items():
@@ -28,10 +37,7 @@ def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
     changes = [c for c in changes_for(firmware, layout, partitions) if c.what in partitions]
     if BOOTLOADER in contents:
         changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))
-    data = apply_to_file(firmware, changes, firmware.flash_size)
-    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
-    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
-    return Edited(firmware.chip, data, (), tuple(changes), summary)
+    return tuple(changes)
 
 
 def extract(firmware: Firmware, name: str | None = None) -> bytes:

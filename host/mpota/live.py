@@ -1,0 +1,275 @@
+"""What commands do to the flash of a live board: plans for resize, flash, write, ota and erase.
+
+Nothing here writes: a `Plan` is shown first, then `mpota.plan.carry_out` makes it true.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mpota.changes import Change, Difference, changes_for, differences
+from mpota.check import check_flash, require_app
+from mpota.contents import content_changes
+from mpota.errors import MpotaError
+from mpota.firmware import App, Firmware, FlashReader
+from mpota.formats.chips import Chip
+from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
+from mpota.layout import FAT_SUBTYPE, Edits, Layout
+from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
+from mpota.slots import boots_next, next_slot, select_slot
+from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
+
+_NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing
+_FILE_SYSTEM_LABELS = ("vfs", "ffat")  # main.c of MicroPython's esp32 port
+
+
+class Board(LiveFlash, FlashReader, Protocol):
+    """A live board's flash (`mpota.storage.board.BoardFlash`); ``name`` is its port."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chip(self) -> Chip: ...
+
+
+@dataclass(frozen=True)
+class LiveChange:
+    """What is about to happen to a board: ``summary`` in a line, and the plan."""
+
+    summary: str
+    plan: Plan
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def plan_resize(board: Board, firmware: Firmware, edits: Edits) -> LiveChange:
+    """Another table or flash size for the firmware on a board; the app that boots stays the one.
+
+    Raises MpotaError if the result would not fit the board's flash or not boot, UsageError for
+    edits that cannot be.
+    """
+    if edits.flash_size is not None and edits.flash_size > board.size:
+        raise MpotaError(
+            f"{board.name}: the flash chip has {format_flash_size(board.size)}, "
+            f"not {format_flash_size(edits.flash_size)}"
+        )
+    layout = edits.apply(firmware.layout())
+    ordered = order_changes(
+        changes_for(firmware, layout, _otadata_for(firmware, layout)),
+        _live_range(board, firmware),
+        grows=layout.flash_size >= firmware.flash_size,
+    )
+    plan = make_plan(board, ordered, table_offset=layout.table_offset)
+    before, after = format_flash_size(firmware.flash_size), format_flash_size(layout.flash_size)
+    summary = f"flash size {before}" + (f" -> {after}" if before != after else "")
+    return LiveChange(summary, plan, differences(firmware, layout))
+
+
+def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
+    """Bytes into partitions by label, or a new bootloader under the name ``bootloader``.
+
+    Raises MpotaError as `mpota.contents.write_contents` does, and if the board would not boot.
+    """
+    changes = content_changes(firmware, contents)
+    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
+    return LiveChange(summary, make_plan(board, changes, table_offset=firmware.table_offset))
+
+
+def plan_erase(
+    board: Board, firmware: Firmware, labels: Sequence[str], *, force: bool = False
+) -> LiveChange:
+    """Partitions made blank.
+
+    Raises MpotaError for an unknown one and, unless ``force``, if nothing would boot afterwards.
+    """
+    changes = [_blank(firmware.table[label]) for label in labels]
+    plan = make_plan(board, changes, table_offset=firmware.table_offset, must_boot=not force)
+    return LiveChange("erase " + ", ".join(labels), plan)
+
+
+def plan_ota(
+    board: Board, firmware: Firmware, app: App, *, is_confirmed: bool = False
+) -> LiveChange:
+    """An OTA update: ``app`` into the slot behind the one that boots, then otadata.
+
+    otadata becomes what ``Partition.set_boot()`` writes; with ``is_confirmed`` the new app counts
+    as confirmed at once, and no rollback follows. Raises MpotaError if the table has no slot for
+    it, or the bootloader would not boot it.
+    """
+    slot = next_slot(firmware, board.size)
+    if app.size > slot.size:
+        raise MpotaError(
+            f"app image is {app.size:,} bytes, slot {slot.label} holds {slot.size:,}",
+            f"mpota resize {board.name} --app-size {align_up(app.size, BLOCK_SIZE):#x}",
+        )
+    require_app(app.to_bytes(), "app", firmware)
+    image = Change(slot.offset, align_up(app.size, SECTOR_SIZE), slot.label, app.to_bytes())
+    changes = [image, select_slot(firmware, slot, is_confirmed=is_confirmed)]
+    plan = make_plan(board, changes, table_offset=firmware.table_offset)
+    if plan.boots_after != slot.label:
+        raise MpotaError(f"the bootloader would start '{plan.boots_after}' instead of {slot.label}")
+    return LiveChange(f"{slot.label}: {app.size:,} bytes", plan)
+
+
+def plan_flash(
+    board: Board, firmware: Firmware, *, is_blank: bool = False, force: bool = False
+) -> LiveChange:
+    """A firmware file onto a board: bootloader, table, apps, and otadata as in the file.
+
+    nvs, file systems and other data that the file has no bytes for are kept where the board has
+    them at the same place; ``is_blank``: the board is erased first. Raises MpotaError for another
+    chip, a flash that is too small, or a firmware that would not boot (unless ``force``).
+    """
+    if firmware.chip != board.chip:
+        raise MpotaError(
+            f"{firmware.name} is for {firmware.chip.title}, on {board.name} is {board.chip.title}"
+        )
+    if firmware.flash_size > board.size:
+        raise MpotaError(
+            f"{firmware.name} is made for {format_flash_size(firmware.flash_size)} of flash, "
+            f"the board has {format_flash_size(board.size)}",
+            "use --fit to resize it on the fly",
+        )
+    check = check_flash(firmware.flash, table_offset=firmware.table_offset)
+    if not check.is_ok and not force:
+        cause = check.findings[0].cause if check.findings else "nothing boots"
+        raise MpotaError(
+            f"{firmware.name} would not boot: {cause}", f"mpota check {firmware.name}; or --force"
+        )
+    old = None if is_blank else _firmware_on(board, firmware.table_offset)
+    data = [] if is_blank else list(_data_changes(board, firmware, old))
+    changes = [*_app_changes(firmware), *data, *_fixed_changes(firmware)]
+    grows = old is None or firmware.flash_size >= old.flash_size
+    ordered = order_changes(changes, _live_range(board, old) if old else (0, 0), grows=grows)
+    if old is not None and old.table == firmware.table:
+        # Until the new app is complete, what otadata selects now goes on booting.
+        otadata = firmware.table.otadata
+        ordered.sort(key=lambda change: otadata is not None and change.what == otadata.label)
+    plan = make_plan(board, ordered, table_offset=firmware.table_offset, must_boot=not force)
+    size = format_flash_size(firmware.flash_size)
+    return LiveChange(
+        f"{firmware.name}: {firmware.chip.title}, {size}",
+        plan,
+        notes=tuple(_flash_notes(board, firmware, changes)),
+    )
+
+
+# --- resize --------------------------------------------------------------------------------------
+
+
+def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
+    """otadata for the new table, so that the app that boots now boots afterwards.
+
+    A file gets it blank; on a board the slot that an update filled must not be forgotten.
+    """
+    otadata, slots = layout.table.otadata, layout.table.slots
+    if otadata is None or firmware.table.otadata is None:
+        return {}
+    if [layout.sources.get(slot.label) for slot in slots] == list(firmware.table.slots):
+        return {otadata.label: firmware.read(firmware.table.otadata)}
+    app = firmware.app_partition
+    index = next((i for i, s in enumerate(slots) if layout.sources.get(s.label) == app), None)
+    has_factory = any(p.is_app and p.slot is None for p in layout.table)
+    if index is None or (index == 0 and not has_factory):
+        return {}  # what boots without a record is the app
+    return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
+
+
+def _live_range(board: Board, firmware: Firmware) -> tuple[int, int]:
+    """The place of the app that boots now."""
+    running = boots_next(firmware, board.size)
+    if running is None:
+        return (0, 0)
+    try:
+        return (running.offset, running.offset + firmware.app(running).size)
+    except MpotaError:
+        return (running.offset, running.end)
+
+
+# --- flash ---------------------------------------------------------------------------------------
+
+
+def _firmware_on(board: Board, table_offset: int) -> Firmware | None:
+    try:
+        return Firmware.from_flash(board, board.name, table_offset)
+    except MpotaError:
+        return None
+
+
+def _app_changes(firmware: Firmware) -> Iterator[Change]:
+    for partition in firmware.table.apps:
+        if not firmware.is_blank(partition):
+            data = firmware.content(partition)
+            yield Change(partition.offset, align_up(len(data), SECTOR_SIZE), partition.label, data)
+
+
+def _data_changes(board: Board, firmware: Firmware, old: Firmware | None) -> Iterator[Change]:
+    """What the file has bytes for; blanks where the board holds something that does not belong."""
+    for partition in _data_partitions(firmware.table, board.size):
+        data = firmware.flash.read(partition.offset, partition.size).rstrip(b"\xff")
+        is_kept = not data and not partition.is_otadata and _is_kept(board, partition, old)
+        if not is_kept:
+            size = align_up(partition.end, SECTOR_SIZE) - partition.offset
+            yield Change(partition.offset, size, partition.label, data)
+
+
+def _fixed_changes(firmware: Firmware) -> Iterator[Change]:
+    """The table's sector and all that stands from the bootloader to it, signatures included."""
+    start, end = firmware.chip.bootloader_offset, firmware.table_offset
+    bootloader = firmware.flash.read(start, end - start).rstrip(b"\xff")
+    yield Change(start, align_up(len(bootloader), SECTOR_SIZE), BOOTLOADER, bootloader)
+    table = firmware.flash.read(end, SECTOR_SIZE).rstrip(b"\xff")
+    yield Change(end, SECTOR_SIZE, TABLE, table)
+
+
+def _data_partitions(table: PartitionTable, flash_size: int) -> Iterator[Partition]:
+    """All that is no app, and the file system that MicroPython makes where no entry has one."""
+    yield from (p for p in table if p.type == DATA)
+    has_own = any(p.type == DATA and p.label in _FILE_SYSTEM_LABELS for p in table)
+    start = align_up(table.end, SECTOR_SIZE)
+    if not has_own and flash_size > start:
+        # ports/esp32/main.c: in all the flash behind the last entry, since v1.25.
+        yield Partition("vfs", DATA, FAT_SUBTYPE, start, flash_size - start)
+
+
+def _is_kept(board: Board, partition: Partition, old: Firmware | None) -> bool:
+    if old is None:
+        # After a `flash` that was interrupted the table may be gone, but not the data.
+        return _holds_own_content(board, partition)
+    return partition in _data_partitions(old.table, board.size)
+
+
+def _holds_own_content(board: Board, partition: Partition) -> bool:
+    """Whether what stands there looks like an nvs or a file system made for this partition."""
+    head = board.read(partition.offset, SECTOR_SIZE)
+    if (partition.type, partition.subtype) == (DATA, DATA_NVS):
+        return struct.unpack_from("<I", head)[0] in _NVS_PAGE_STATES
+    # lfs.h: the superblock's name, then version, block size and block count.
+    if head[8:16] == b"littlefs":
+        block_size, block_count = struct.unpack_from("<II", head, 24)
+        return bool(block_size * block_count == partition.size)
+    return head[510:512] == b"\x55\xaa"
+
+
+def _flash_notes(board: Board, firmware: Firmware, changes: Iterable[Change]) -> Iterator[str]:
+    if firmware.flash_size < board.size:
+        yield (
+            f"the firmware uses {format_flash_size(firmware.flash_size)} of "
+            f"{format_flash_size(board.size)} of flash: --fit makes it use all"
+        )
+    written = {change.what for change in changes}
+    kept = [
+        p.label
+        for p in _data_partitions(firmware.table, board.size)
+        if p.label not in written and board.read(p.offset, SECTOR_SIZE).strip(b"\xff")
+    ]
+    if kept:
+        yield f"kept: {', '.join(kept)} (--erase erases all)"
+
+
+def _blank(partition: Partition) -> Change:
+    return Change(partition.offset, align_up(partition.size, SECTOR_SIZE), partition.label)

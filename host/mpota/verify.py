@@ -1,0 +1,142 @@
+"""Read back and compare: what a board's flash should hold against what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mpota.check import Slot, check_flash
+from mpota.compare import Comparison, compare
+from mpota.errors import MpotaError, UsageError
+from mpota.firmware import Firmware, FlashReader, is_app_image, read_app
+from mpota.formats.partition_table import DATA_NVS
+from mpota.plan import BOOTLOADER, TABLE
+from mpota.slots import boots_next
+
+_TABLE_NAMES = (TABLE, "partition-table", "table")
+
+
+class Board(FlashReader, Protocol):
+    """What is read back (`mpota.storage.board.BoardFlash`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    def is_equal(self, offset: int, data: bytes) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes of a file, and the flash address where they belong."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A region compared; ``slot`` is the bootloader's verdict if it is an app's."""
+
+    region: Region
+    comparison: Comparison
+    slot: Slot | None
+
+    def to_json(self) -> dict[str, Any]:
+        verdict = self.slot.verdict if self.slot else None
+        return {
+            "name": self.region.name,
+            "offset": self.region.offset,
+            "size": self.comparison.size,
+            "equal": self.comparison.is_equal,
+            "differing": self.comparison.differing,
+            "ranges": [list(r) for r in self.comparison.shown_ranges],
+            "places": len(self.comparison.ranges),
+            "kinds": list(self.comparison.kinds),
+            "bootable": verdict.is_bootable if verdict else None,
+            "console": list(verdict.console) if verdict else [],
+        }
+
+
+def verify(board: Board, regions: list[Region], table_offset: int) -> tuple[Verified, ...]:
+    """Compare by MD5 first; only what differs is read. Raises MpotaError behind the flash's end."""
+    slots: dict[int, Slot] = {}
+    results = []
+    for region in regions:
+        if board.is_equal(region.offset, region.data):
+            comparison = Comparison(len(region.data), 0, (), ())
+        else:
+            comparison = compare(region.data, board.read(region.offset, len(region.data)))
+            if not slots:
+                check = check_flash(
+                    board, flash_size=board.size, table_offset=table_offset, is_file=False
+                )
+                slots = {slot.partition.offset: slot for slot in check.slots}
+        results.append(Verified(region, comparison, slots.get(region.offset)))
+    return tuple(results)
+
+
+def find_regions(
+    board: Board, data: bytes, name: str, partition: str | None, table_offset: int
+) -> list[Region]:
+    """What of a file belongs where on the board.
+
+    A firmware: bootloader, table, apps, and data it has bytes for; not nvs, otadata and file
+    systems, which change while the board runs. An app image: the slot that boots, or
+    ``partition``. Other files belong into ``partition``, or to it at their own place if they are a
+    firmware. Raises MpotaError if that cannot be told.
+    """
+    if is_app_image(data):
+        return [_app_region(board, data, name, partition, table_offset)]
+    try:
+        firmware = Firmware.from_bytes(data, name, table_offset)
+    except MpotaError:
+        if partition is None:
+            raise
+        return [Region(partition, _offset_of(board, partition, table_offset), data)]
+    regions = list(_firmware_regions(firmware, everything=partition is not None))
+    if partition is None:
+        return regions
+    wanted = TABLE if partition in _TABLE_NAMES else partition
+    for region in regions:
+        if region.name == wanted:
+            return [region]
+    firmware.table[partition]  # raises if there is none
+    raise MpotaError(f"{name} has nothing in partition '{partition}'")
+
+
+def _app_region(
+    board: Board, data: bytes, name: str, partition: str | None, table_offset: int
+) -> Region:
+    with suppress(MpotaError):  # of a file that is damaged all is compared
+        data = read_app(data, name).to_bytes()
+    if partition is not None:
+        return Region(partition, _offset_of(board, partition, table_offset), data)
+    firmware = Firmware.from_flash(board, board.name, table_offset)
+    slot = boots_next(firmware, board.size)
+    if slot is None:
+        labels = ", ".join(p.label for p in firmware.table.apps)
+        raise UsageError(f"{board.name}: no app boots: name the partition, one of {labels}")
+    return Region(slot.label, slot.offset, data)
+
+
+def _offset_of(board: Board, partition: str, table_offset: int) -> int:
+    firmware = Firmware.from_flash(board, board.name, table_offset)
+    if partition == BOOTLOADER and firmware.table.find(partition) is None:
+        return firmware.chip.bootloader_offset
+    return firmware.table[partition].offset
+
+
+def _firmware_regions(firmware: Firmware, *, everything: bool) -> Iterator[Region]:
+    yield Region(BOOTLOADER, firmware.chip.bootloader_offset, firmware.bootloader.data)
+    yield Region(TABLE, firmware.table_offset, firmware.table.to_bytes())
+    for partition in firmware.table:
+        content = firmware.content(partition)
+        changes = partition.is_otadata or partition.is_file_system
+        if partition.subtype == DATA_NVS and not partition.is_app:
+            changes = True
+        if content and (everything or not changes):
+            yield Region(partition.label, partition.offset, content)
