@@ -19,7 +19,8 @@ blocks of zeros end the file, and zeros may follow them. A header::
     156   1  type: "0" or zero a file, "5" a directory; all others are refused
 
 A ``files`` payload is such a tar file too, inside the bundle. Its names are relative, of
-components that are not empty, ``.`` or ``..``; directories stand before what is in them.
+components that are not empty, ``.`` or ``..``, at most 16; directories stand before what is in
+them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _HEADER = struct.Struct("<100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _MAGIC = b"ustar\x0000"
 _CHECKSUM = slice(148, 156)
 _MAX_MEMBER_SIZE = 0o77777777777
+_MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def read_tree(archive: bytes) -> tuple[Member, ...]:
         parent, _, last = member.name.rpartition("/")
         if last in ("", ".", "..") or "\\" in member.name:
             raise MpotaError(f"path '{member.name}' leaves the tree")
+        if member.name.count("/") >= _MAX_DEPTH:
+            raise MpotaError(f"path '{member.name}' is deeper than {_MAX_DEPTH} components")
         if not seen.get(parent):
             raise MpotaError(f"path '{member.name}' has no directory")
         if member.name in seen:

@@ -23,7 +23,8 @@ A payload says what a board will have, and where its bytes are::
     kind          app: an app image, for the next OTA slot
                   files: a directory tree as ustar, beside the running one
                   certs: CA certificates in PEM or DER
-                  data: the content of a data partition
+                  data: the content of a data partition; these come last, since they are
+                  written in place
     size, sha256  of the content, whole and decoded
     partition     data: the label
     disk          files: bytes of file system that the tree takes, files rounded up to blocks
@@ -161,6 +162,8 @@ class Manifest:
         for kind in ("app", "files", "certs"):
             if kinds.count(kind) > 1:
                 raise MpotaError(f"manifest has {kinds.count(kind)} {kind} payloads, at most one")
+        if "data" in kinds and set(kinds[kinds.index("data") :]) != {"data"}:
+            raise MpotaError(f"manifest has a {kinds[-1]} payload behind data")
         labels = [payload.partition for payload in self.payloads if payload.kind == "data"]
         if len(set(labels)) < len(labels):
             raise MpotaError("manifest has two data payloads for one partition")

@@ -1,0 +1,109 @@
+"""Reads ustar as it streams by: the outside of a bundle, and the files in it."""
+
+from micropython import const
+
+from .errors import ReleaseError
+
+_BLOCK = const(512)
+
+
+class TarReader:
+    """A stage that takes a tar file apart.
+
+    ``open_member(name, size, is_directory)`` is called for each member; what it returns gets the
+    content by ``write(buf)`` and then ``close()``, or None skips it. ``what`` names the file in
+    errors. Raises ReleaseError for damage, links, other dialects, and for what is behind the end.
+    """
+
+    def __init__(self, open_member, what):
+        self._open = open_member
+        self._what = what
+        self._head = bytearray(_BLOCK)
+        self._have = 0  # bytes of the header at hand
+        self._left = 0  # bytes of the member at hand
+        self._padding = 0
+        self._sink = None
+        self._zeros = 0  # blocks of zeros, of which two are the end
+
+    def write(self, buf):
+        view = memoryview(buf)
+        at = 0
+        end = len(view)
+        while at < end:
+            if self._left:
+                count = min(self._left, end - at)
+                if self._sink:
+                    self._sink.write(view[at : at + count])
+                self._left -= count
+                if not self._left:
+                    self._close_member()
+            elif self._padding:
+                count = min(self._padding, end - at)
+                self._padding -= count
+            else:
+                count = min(_BLOCK - self._have, end - at)
+                self._head[self._have : self._have + count] = view[at : at + count]
+                self._have += count
+                if self._have == _BLOCK:
+                    self._have = 0
+                    self._take_header()
+            at += count
+
+    def finish(self):
+        """No more bytes come."""
+        if self._zeros < 2 or self._have:
+            raise self._error("tar", "is truncated: it ends without its two blocks of zeros")
+
+    def _error(self, code, text):
+        return ReleaseError(code, "%s %s" % (self._what, text))
+
+    def _take_header(self):
+        head = self._head
+        if not any(head):
+            self._zeros += 1
+            return
+        if self._zeros:
+            raise self._error("tar", "goes on after a block of zeros")
+        total = sum(head) - sum(head[148:156]) + 8 * 32
+        if self._octal(148, 156) != total:
+            raise self._error("tar", "has a damaged header: its checksum does not fit")
+        if head[257:265] != b"ustar\x0000":
+            raise self._error("tar", "is not POSIX ustar (tar --format=ustar)")
+        kind = head[156]
+        name = self._text(0, 100)
+        prefix = self._text(345, 500)
+        if prefix:
+            name = prefix + "/" + name
+        is_directory = kind == 0x35  # "5"
+        if is_directory and name.endswith("/"):
+            name = name[:-1]
+        if not name:
+            raise self._error("tar", "has a member without a name")
+        if not is_directory and kind not in (0, 0x30):  # "0"
+            raise self._error("link", "has '%s', which is a link or device" % name)
+        size = self._octal(124, 136)
+        if is_directory and size:
+            raise self._error("tar", "has a directory '%s' with content" % name)
+        self._left = size
+        self._padding = -size % _BLOCK
+        self._sink = self._open(name, size, is_directory)
+        if not size:
+            self._close_member()
+
+    def _close_member(self):
+        sink, self._sink = self._sink, None
+        if sink:
+            sink.close()
+
+    def _text(self, start, end):
+        data = bytes(self._head[start:end]).split(b"\0", 1)[0]
+        try:
+            return str(data, "utf-8")
+        except ValueError as error:
+            raise self._error("tar", "has a name that is not UTF-8") from error
+
+    def _octal(self, start, end):
+        digits = bytes(self._head[start:end]).strip(b"\0 ")
+        if not digits or any(not 0x30 <= digit <= 0x37 for digit in digits):
+            raise self._error("tar", "has a damaged header: a number is not octal")
+        return int(digits, 8)
