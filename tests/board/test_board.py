@@ -122,7 +122,7 @@ def test_a_reset_loop_ends(board):
 
 
 def test_a_hanging_app_ends_by_the_time_out(board):
-    run = board.run("print('on')\nwhile True: pass", timeout_s=0.3)
+    run = board.run("print('on')\nwhile True: pass", timeout_s=1)
     assert (run.end, run.output) == (End.TIMEOUT, "on\n")
 
 

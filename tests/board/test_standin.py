@@ -332,6 +332,12 @@ def test_nvs_fails_as_esp_idf_does(board, call, name):
     assert name in run.traceback
 
 
+def test_nvs_without_a_partition_that_holds_it_fails():
+    with boards.flash(table=(OTADATA, OTA_0, OTA_1, VFS)) as flash:
+        run = Board(flash).run("from esp32 import NVS\nNVS('app').set_i32('x', 1)")
+    assert "ESP_ERR_NVS_PART_NOT_FOUND" in run.traceback
+
+
 # --- machine -----------------------------------------------------------------------------------
 
 
@@ -380,10 +386,10 @@ def test_the_watchdog_bites_whatever_the_code_does(board, body):
 def test_a_watchdog_that_is_fed_does_not_bite(board):
     script = """
 import machine, time
-wdt = machine.WDT(timeout=400)
+wdt = machine.WDT(timeout=1000)
 for _ in range(12):
     wdt.feed()
-    time.sleep_ms(50)
+    time.sleep_ms(100)
 print("alive")
 """
     run = board.run(script)
@@ -487,13 +493,8 @@ print(os.listdir('/'), os.getcwd(), sys.path)
 for path in ({str(here)!r}, '/etc/passwd', '/bin'):
     try: os.stat(path); print("seen", path)
     except OSError: pass
-for name in ("boot_app", "link2", "inisetup"):
-    try: exec("import " + name); print("imported", name)
-    except ImportError: pass
 """
-    lines = output(board, script).splitlines()
-    assert lines[0] == "['boot.py'] / ['', '.frozen', '/lib']"
-    assert [line for line in lines[1:] if "link2" in line or "seen" in line] == []
+    assert output(board, script) == "['boot.py'] / ['', '.frozen', '/lib']\n"
 
 
 def test_a_directory_can_be_built_into_the_firmware(board, tmp_path):

@@ -132,7 +132,8 @@ class VirtualFlash:
         """A chip of ``size`` bytes, blank but for ``contents`` (flash offset -> bytes).
 
         Without a ``path`` the file is a temporary one, in memory where the system has such, and
-        goes with `close`. Raises UsageError if the contents do not fit.
+        goes with `close`. Raises UsageError if the contents do not fit, MpotaError if the file
+        cannot be written.
         """
         image = bytearray(b"\xff" * size)
         for offset, data in (contents or {}).items():
@@ -142,7 +143,10 @@ class VirtualFlash:
                 )
             image[offset : offset + len(data)] = data
         if path is not None:
-            Path(path).write_bytes(image)
+            try:
+                Path(path).write_bytes(image)
+            except OSError as error:
+                raise MpotaError(f"flash file {path}: {error.strerror}") from error
             return cls(path)
         directory = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
         with tempfile.NamedTemporaryFile(

@@ -26,16 +26,20 @@ _ENTRY = struct.Struct("<BBBI")  # sizes of namespace and key, type, size of the
 
 
 class Nvs:
-    """Entries (namespace, key) -> (type, value). ``partition`` None: the table has no nvs."""
+    """Entries (namespace, key) -> (type, value).
+
+    ``partition`` is the nvs partition, None if the table has none; one of less than two sectors
+    counts as none. The methods answer an ``esp_err_t``.
+    """
 
     def __init__(self, flash: Flash, partition: Partition | None) -> None:
         self._flash = flash
-        self._partition = partition
+        self._half_size = align_down(partition.size // 2, SECTOR_SIZE) if partition else 0
+        self._partition = partition if self._half_size else None
         self._generation = 0
         self._entries: dict[tuple[bytes, bytes], tuple[int, bytes]] = {}
-        if partition is not None:
-            self._half_size = align_down(partition.size // 2, SECTOR_SIZE)
-            self._load(partition)
+        if self._partition is not None:
+            self._load(self._partition)
 
     def set(self, namespace: bytes, key: bytes, kind: int, value: bytes) -> int:
         if self._partition is None:
@@ -44,7 +48,7 @@ class Nvs:
         return ESP_OK
 
     def get(self, namespace: bytes, key: bytes, kind: int) -> tuple[int, bytes]:
-        """(error, value); a value of another type is not found, as nvs_page.cpp has it."""
+        """(error, value). A value of another type is not found."""
         found, value = self._entries.get((namespace, key), (None, b""))
         return (ESP_OK, value) if found == kind else (ESP_ERR_NVS_NOT_FOUND, b"")
 
