@@ -44,7 +44,7 @@ class TreeWriter:
         try:
             self._tar.write(buf)
         except OSError as error:
-            raise disk_error(error) from error
+            raise disk_error(error)
 
     def close(self):
         self._tar.finish()
@@ -53,7 +53,7 @@ class TreeWriter:
         try:
             os.rename(self._path, boot.TREES + self.name)
         except OSError as error:
-            raise disk_error(error) from error
+            raise disk_error(error)
 
     def _open_member(self, name, size, is_directory):
         self._count += 1
@@ -114,7 +114,7 @@ class CertsWriter:
         try:
             self._file.write(buf)
         except OSError as error:
-            raise disk_error(error) from error
+            raise disk_error(error)
 
     def close(self):
         self._file.close()

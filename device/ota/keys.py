@@ -79,7 +79,7 @@ def load():
     except OSError as error:
         if error.errno in (_NOT_FOUND, _NO_NVS):
             return trust
-        raise ReleaseError("key-store", "the trusted keys cannot be read: %s" % error) from error
+        raise ReleaseError("key-store", "the trusted keys cannot be read: %s" % error)
     number, trust.counter, count, retired = struct.unpack_from(_HEAD, data)
     if number != _FORMAT or size != _HEAD_SIZE + _SIZE * (count + retired) or count > MAX_KEYS:
         raise ReleaseError("key-store", "the trusted keys in NVS are damaged")

@@ -238,14 +238,14 @@ def parse(data):
     data = bytes(data)
     try:
         str(data, "utf-8")
-    except ValueError as error:
-        raise _error("manifest is not UTF-8") from error
+    except ValueError:
+        raise _error("manifest is not UTF-8")
     try:
         value, at = _value(data, _skip(data, 0), 0)
         if _skip(data, at) == len(data):
             return value
-    except IndexError as error:
-        raise _error("manifest is not JSON: it ends too early") from error
+    except IndexError:
+        raise _error("manifest is not JSON: it ends too early")
     raise _error("manifest is not JSON: more at %d" % at)
 
 
@@ -323,8 +323,8 @@ def _string(data, at):
 
         try:
             return loads(data[start - 1 : at + 1]), at + 1
-        except ValueError as error:
-            raise _error("manifest is not JSON: an escape in the text at %d" % start) from error
+        except ValueError:
+            raise _error("manifest is not JSON: an escape in the text at %d" % start)
     return str(data[start:at], "utf-8"), at + 1
 
 

@@ -99,8 +99,8 @@ class TarReader:
         data = bytes(self._head[start:end]).split(b"\0", 1)[0]
         try:
             return str(data, "utf-8")
-        except ValueError as error:
-            raise self._error("tar", "has a name that is not UTF-8") from error
+        except ValueError:
+            raise self._error("tar", "has a name that is not UTF-8")
 
     def _octal(self, start, end):
         digits = bytes(self._head[start:end]).strip(b"\0 ")

@@ -1,4 +1,4 @@
-"""Updates the firmware: bytes from a source, through the checks, into the next slot, then the switch.
+"""Updates the firmware: from a source, through the checks, into the next slot, then the switch.
 
     ota.update.from_file("http://server/firmware.bin")
 
@@ -13,11 +13,13 @@ from esp32 import Partition
 from micropython import const
 
 from . import otadata
+from .boot import has_home, is_on_trial
 from .errors import ImageError, SlotError, StateError
 from .image import SECTOR, AppImage, Board, is_merged
 from .slot import SlotWriter
 from .source import StreamSource, open_source
 
+_BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 
@@ -36,6 +38,8 @@ class OTA:
     Raises OTAError; nothing has been written then if ``error.code`` tells of the header.
     """
 
+    is_vouched = False  # by a signed manifest
+
     def __init__(
         self,
         verify=True,
@@ -46,7 +50,7 @@ class OTA:
         *,
         force=False,
         progress=None,
-        block_size=0
+        block_size=0,
     ):
         self.verbose = verbose
         self.reboot = reboot
@@ -58,6 +62,9 @@ class OTA:
         self._head = bytearray()  # what came before the first stage was chosen
         self._first = self._image = self._sha = None
         self._failed = None
+        self._release = None  # of a bundle
+        self._trust = None  # the keys of which one must have signed the image, if there are any
+        self._options = {"force": force, "verify": verify, "block_size": block_size}
         self._is_over = False
         self._is_aborted = False
         self._expect_sha = self._expect_length = None
@@ -83,6 +90,11 @@ class OTA:
                 "unconfirmed",
                 "the running app (%s) is not confirmed: call ota.rollback.cancel() first, or a "
                 "failed update would leave nothing to roll back to" % running.info()[4],
+            )
+        if is_on_trial():
+            raise StateError(
+                "unconfirmed",
+                "the files in use are not confirmed: call ota.rollback.cancel() first",
             )
 
     def _expect(self, sha, length):
@@ -125,9 +137,29 @@ class OTA:
         self._head = None
         if not head:
             raise ImageError("empty", "the file is empty")
-        merged = is_merged(head, self._board)
         if self._expect_sha:
             self._sha = sha256()
+        if bytes(head[: len(_BUNDLE_MAGIC)]) == _BUNDLE_MAGIC:
+            self._start_bundle()
+        else:
+            self._start_image(head)
+        self._pass(head)
+
+    def _start_bundle(self):
+        from .bundle import Bundle
+        from .release import Release
+
+        # The app in it is an update of its own: of this one's writer only the buffer is used.
+        self._release = Release(**self._options)
+        self._first = Bundle(self._release)
+
+    def _start_image(self, head):
+        merged = is_merged(head, self._board)
+        if not self.is_vouched:
+            from .keys import load
+
+            self._trust = load()
+            self._check_signed_size(merged)
         self._image = AppImage(
             self._writer,
             self._board,
@@ -142,7 +174,16 @@ class OTA:
             from .merged import MergedFirmware
 
             self._first = MergedFirmware(self._image, self._board)
-        self._pass(head)
+
+    def _check_signed_size(self, merged):
+        """Where keys are installed an image has to be signed itself: its size may tell.
+
+        A signed image ends with a sector of signatures, a merged firmware has no place for one.
+        """
+        if self._trust.trusted and (merged or (self._total or 0) % SECTOR):
+            from .errors import ReleaseError
+
+            raise ReleaseError("unsigned", "the file is not signed, and this board has keys")
 
     def _accept(self, image):
         """The header has passed: the last word before the first erase."""
@@ -150,7 +191,7 @@ class OTA:
         if self._first is image and self._total and self._total > size:
             raise ImageError(
                 "too-long",
-                "the app image is %d bytes, %s holds %d: a table with larger slots is needed"
+                "the app image is %d bytes, %s holds %d: it needs a larger slot"
                 % (self._total, self.part.info()[4], size),
             )
         if not self._force and otadata.state(self.part) in (otadata.INVALID, otadata.ABORTED):
@@ -177,17 +218,21 @@ class OTA:
             return
         if self._is_aborted:
             raise StateError("aborted", "the update was aborted")
+        self.seal()
+        self.switch()
+        if self.reboot:
+            from .status import ota_reboot
+
+            ota_reboot()
+
+    def seal(self):
+        """No more bytes come: check the whole, and do not switch yet. Raises OTAError."""
         if self._head is not None:
             self._start(self._head)
         self._first.finish()
         self._writer.close()
         self._check_whole()
         self._is_over = True
-        self._switch()
-        if self.reboot:
-            from .status import ota_reboot
-
-            ota_reboot()
 
     def _check_whole(self):
         if self._expect_length not in (None, self._received):
@@ -199,6 +244,8 @@ class OTA:
             if sha != self._expect_sha:
                 raise ImageError("sha", "SHA mismatch recv=%s expect=%s." % (sha, self._expect_sha))
         image = self._image
+        if image is None:  # of a bundle, which has checked its own
+            return
         if image.digest:
             digest = self._digest.sha.digest()
             if digest != image.digest:
@@ -209,10 +256,22 @@ class OTA:
                 )
             if self._failed:
                 self._failed.check_digest(digest)
+        if self._trust and self._trust.trusted:
+            from .signature import check_app
+
+            check_app(self.part, image.size, self._trust.trusted, self._trust.retired)
         if self.verbose:
             print("\nSHA-256 of the image in flash: %s" % (image.digest or b"").hex())
 
-    def _switch(self):
+    def switch(self):
+        """Make the slot, whole and checked, the next to boot."""
+        if self._release:
+            self._release.switch()
+            return
+        if not self.is_vouched and has_home():
+            from .files import carry_over
+
+            carry_over(self.part)
         name = self.part.info()[4]
         try:
             self.part.set_boot()
@@ -231,8 +290,10 @@ class OTA:
             print("Remember to call ota.rollback.cancel() after successful reboot.")
 
     def abort(self):
-        """Stop: `write` and `close` raise StateError from now on, the running app stays selected."""
+        """Stop: `write` and `close` raise StateError, and the running app stays selected."""
         self._is_aborted = True
+        if self._release:
+            self._release.abort()
 
     def __enter__(self):
         return self
@@ -381,9 +442,9 @@ def from_file(
     force=False,
     progress=None,
     block_size=0,
-    **request_args
+    **request_args,
 ):
-    """Update from a URL or a file; returns the number of bytes. ``request_args``: see HttpSource."""
+    """Update from a URL or a file; returns the number of bytes. HttpSource has ``request_args``."""
     with OTA(
         verify, verbose, reboot, force=force, progress=progress, block_size=block_size
     ) as update:
@@ -399,7 +460,7 @@ def from_json(
     force=False,
     progress=None,
     block_size=0,
-    **request_args
+    **request_args,
 ):
     """Update from what a JSON file names; returns the number of bytes."""
     with OTA(
