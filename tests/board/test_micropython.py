@@ -170,9 +170,9 @@ deb [arch=amd64 signed-by=/usr/share/keyrings/x.gpg] https://mirror.invalid/debi
 deb-src https://mirror.invalid/debian bookworm main
 deb https://mirror.invalid/debian bookworm-updates main
 deb https://mirror.invalid/debian-security bookworm-security main
-deb http://second.invalid/debian  bookworm  main contrib
+deb http://second.invalid/debian  stable  main contrib
 """
-    assert micropython._exchange_one_line(text, "bookworm", "trixie") == (
+    assert micropython._exchange_one_line(text, ("bookworm", "stable"), "trixie") == (
         "deb [ signed-by=/usr/share/keyrings/x.gpg] https://mirror.invalid/debian trixie main\n"
         "deb http://second.invalid/debian trixie main contrib\n"
     )
@@ -203,7 +203,7 @@ Suites: bookworm
 Components: main
 """
     assert (
-        micropython._exchange_deb822(text, "bookworm", "trixie")
+        micropython._exchange_deb822(text, ("bookworm", "stable"), "trixie")
         == """\
 Types: deb
 URIs: http://mirror.invalid/debian

@@ -9,7 +9,6 @@ machine's own with the name of the suite exchanged.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -29,6 +28,8 @@ _SUITES = {
     "debian": ("trixie", "forky", "sid"),
     "ubuntu": ("resolute", "questing", "plucky", "devel"),
 }
+# What sources may call the machine's suite beside its code name.
+_ALIASES = ("stable", "oldstable")
 # What runs on a machine of this architecture, the best first. The i386 build has 4-byte words and
 # 16-byte GC blocks, as an ESP32 has: there a heap of 120 KiB holds what it holds on a board.
 _ARCHITECTURES = {"amd64": ("i386", "amd64")}
@@ -227,7 +228,7 @@ def _unpack_package(scratch: Path, suffix: str, sources: str, architecture: str)
 def _newer_sources() -> Iterator[tuple[str, str, str]]:
     """(suite, file suffix, text) of an apt source for each newer suite, from this machine's own."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)', _read("/etc/os-release"), re.MULTILINE))
-    current = release.get("VERSION_CODENAME", "")
+    own = (release.get("VERSION_CODENAME", ""), *_ALIASES)
     families = [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
     suites = next((_SUITES[name] for name in families if name in _SUITES), ())
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
@@ -235,14 +236,15 @@ def _newer_sources() -> Iterator[tuple[str, str, str]]:
     for suite in suites:
         for suffix, text in texts:
             exchange = _exchange_deb822 if suffix == ".sources" else _exchange_one_line
-            sources = exchange(text, current, suite)
+            sources = exchange(text, own, suite)
             if sources:
                 yield suite, suffix.lstrip("."), sources
 
 
-def _exchange_one_line(text: str, current: str, suite: str) -> str:
-    """The lines ``deb [options] URI <current> ...`` of a sources.list, for ``suite``."""
-    line = re.compile(rf"^\s*(deb\s+(?:\[[^\]]*\]\s+)?\S+)\s+{re.escape(current)}\s+(.*)$")
+def _exchange_one_line(text: str, own: tuple[str, ...], suite: str) -> str:
+    """The lines ``deb [options] URI <suite> ...`` of a sources.list, for ``suite``, not ``own``."""
+    suites = "|".join(re.escape(name) for name in own)
+    line = re.compile(rf"^\s*(deb\s+(?:\[[^\]]*\]\s+)?\S+)\s+(?:{suites})\s+(.*)$")
     matches = (line.match(entry) for entry in text.splitlines())
     entries = (_without_architectures(f"{m[1]} {suite} {m[2]}") for m in matches if m)
     return "".join(f"{entry}\n" for entry in entries)
@@ -252,15 +254,15 @@ def _without_architectures(entry: str) -> str:
     return re.sub(r"\[\s*\]", "", re.sub(r"\barch=[\w,]+", "", entry))
 
 
-def _exchange_deb822(text: str, current: str, suite: str) -> str:
-    """The stanzas of a .sources file (sources.list(5)) for ``current``, for ``suite`` instead."""
+def _exchange_deb822(text: str, own: tuple[str, ...], suite: str) -> str:
+    """The stanzas of a .sources file (sources.list(5)) for ``suite`` in place of ``own``."""
     stanzas = []
     for stanza in re.split(r"\n\s*\n", text):
         lines = [line for line in stanza.splitlines() if not line.startswith("#")]
         fields = {line.partition(":")[0].lower(): line.partition(":")[2].split() for line in lines}
         if (
             "deb" not in fields.get("types", ())
-            or current not in fields.get("suites", ())
+            or not set(own) & set(fields.get("suites", ()))
             or fields.get("enabled", ["yes"])[0].lower() in ("no", "false", "without", "off", "0")
         ):
             continue
@@ -300,6 +302,8 @@ def _run(command: list[str]) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # not on Windows, where there is no apt either
+
     with open(path, "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
