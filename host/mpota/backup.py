@@ -125,7 +125,7 @@ def change_with_backup(
     unfinished = unfinished_path(path)
     backup.save(unfinished)
     carry_out(board, plan.steps)
-    unfinished.replace(path)
+    close_journal(unfinished)
 
 
 def resume(board: Board, unfinished: Path, change: str) -> Path:
@@ -142,9 +142,14 @@ def resume(board: Board, unfinished: Path, change: str) -> Path:
             f"run that again, or take it back: mpota restore {unfinished} {board.name}",
         )
     carry_out(board, backup.steps)
-    path = unfinished.with_name(unfinished.name.removesuffix(UNFINISHED))
-    unfinished.replace(path)
-    return path
+    return close_journal(unfinished)
+
+
+def close_journal(path: Path) -> Path:
+    """The backup under its last name: the change is finished, or taken back."""
+    final = path.with_name(path.name.removesuffix(UNFINISHED))
+    path.replace(final)
+    return final
 
 
 def default_path(directory: Path, mac: str) -> Path:

@@ -16,6 +16,7 @@ from mpota.formats.app_desc import (
     APP_DESC_SIZE,
     find_app_desc,
     find_micropython,
+    has_rollback,
 )
 from mpota.formats.chips import find_chip
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
@@ -29,6 +30,7 @@ from mpota.virtual.bootloader import (
     Cause,
     Fault,
     ImageVerdict,
+    address_faults,
     boot,
     bootloader_info,
     find_bootloader,
@@ -110,9 +112,12 @@ def check_flash(
     ``flash_size`` in bytes; None: what the bootloader's header declares, or as much as there is.
     ``flash`` is only read. No content raises anything.
     """
-    memory = MemoryFlash(flash, _flash_size(flash, flash_size))
+    size = _flash_size(flash, flash_size)
+    memory = MemoryFlash(flash, size)
     result = boot(memory, table_offset=table_offset)
     slots = tuple(_slots(memory, result))
+    if any(has_rollback(slot.version) is False for slot in slots):
+        result = boot(MemoryFlash(flash, size), table_offset=table_offset, rollback=False)
     of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
     findings = [_finding(f, "boot", None) for f in result.faults if id(f) not in of_images]
     for slot in slots:
@@ -136,19 +141,22 @@ def check_app(data: bytes, against: Firmware | None = None) -> Check:
     """What the bootloader will say of ``data`` once it has been written into an app slot.
 
     ``against`` supplies the bootloader and the slot: its own segments decide what memory is
-    taken. Without it the chip's known regions do. No content raises anything.
+    taken. Without it a merged firmware's own bootloader does, or the chip's known regions. Raises
+    MpotaError if ``data`` is no image of a known chip and there is no ``against``.
     """
     if against is not None:
         info = bootloader_info(against.bootloader.data)
         slot = update_slot(against)
     else:
-        info = known_bootloader_for(data)
+        info = likely_bootloader(data)
         slot = Partition("app", 0, 0, _ALONE_OFFSET, _MAX_SLOT)
     image = FileImage(slot.offset, data)
     flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT))
     verdict = verify_image(flash, slot.offset, slot.size, info)
     checked = Slot(slot, verdict, data)
     findings = [_finding(fault, slot.label, checked) for fault in verdict.faults]
+    if not checked.has_app_desc:
+        findings += _collisions(data, info, checked)
     if verdict.is_bootable:
         findings += _tail_findings(data, slot)
     is_ok = verdict.is_bootable and not findings
@@ -182,8 +190,9 @@ def update_slot(firmware: Firmware) -> Partition:
     return slots[(slots.index(running) + 1) % len(slots)]
 
 
-def known_bootloader_for(data: bytes) -> BootloaderInfo:
-    """The newest known bootloader of the chip that an image is for.
+def likely_bootloader(data: bytes) -> BootloaderInfo:
+    """The bootloader that will probably load ``data``: its own if it is a merged firmware, else
+    the newest known of its chip.
 
     Raises MpotaError if ``data`` does not start with an image of a known chip.
     """
@@ -193,6 +202,11 @@ def known_bootloader_for(data: bytes) -> BootloaderInfo:
             f"{len(data):,} bytes that start with {data[:4].hex(' ')}, images start with e9",
             "an app image is what `mpota extract` takes out of a firmware",
         )
+    if find_app_desc(data) is None:
+        try:
+            return bootloader_info(data)
+        except MpotaError:
+            pass  # not even a whole bootloader
     header = ImageHeader.from_bytes(data[:HEADER_SIZE])
     return known_bootloader(header.chip, header.min_chip_rev_full)
 
@@ -231,6 +245,17 @@ def _bootloader_damage(flash: MemoryFlash) -> Finding | None:
     return None
 
 
+def _collisions(data: bytes, info: BootloaderInfo, slot: Slot) -> Iterator[Finding]:
+    """What else the bootloader would refuse an image for that is no app."""
+    try:
+        segments = Image.from_bytes(data).segments
+    except MpotaError:
+        return
+    for fault in address_faults(segments, info):
+        if fault.text not in slot.verdict.console:
+            yield Finding(slot.partition.label, f"also: {fault.text}", _EXTRACT)
+
+
 def _tail_findings(data: bytes, slot: Partition) -> list[Finding]:
     if len(data) <= slot.size:
         return []
@@ -267,7 +292,7 @@ _WORDS = {
     Cause.TABLE_MD5: ("the partition table was changed without its MD5", _TABLE),
     Cause.TABLE_TWO_MD5: ("the partition table has two MD5 entries", _TABLE),
     Cause.TABLE_FLASH_SIZE: (
-        "partition {index} goes to {end:#x}, the bootloader's header says the flash has {limit:#x}",
+        "partition {index} goes to {end:#x}, the bootloader takes the flash for {limit:#x} bytes",
         "set the flash size: `mpota resize -f`",
     ),
     Cause.TABLE_NO_END: ("the partition table has no end", _TABLE),
@@ -343,7 +368,11 @@ _WORDS = {
         "make the app partitions larger: `mpota resize --app-size`",
     ),
     Cause.DIGEST: ("the appended SHA-256 does not fit: bytes were lost or changed", _DOWNLOAD),
-    Cause.TWO_MAPPED_SEGMENTS: ("the image maps more segments than the bootloader can", _DOWNLOAD),
+    Cause.TWO_MAPPED_SEGMENTS: (
+        "the image has more segments to map than the bootloader can: the last one wins, "
+        "and the app will crash",
+        "build the app again: its linker script is for another chip",
+    ),
     Cause.NO_BOOTABLE_APP: (
         "no app partition holds an app that boots",
         "write an app image into one: `mpota write FIRMWARE NAME=FILE`",

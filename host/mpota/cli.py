@@ -19,6 +19,14 @@ _COMMANDS = {
     "extract": "the app image or a partition, as a file",
     "write": "files into partitions",
     "table": "convert and validate partition tables",
+    "flash": "a firmware onto a board, verified",
+    "verify": "a board read back and compared with a file",
+    "ota": "an update into a board's next slot, by cable",
+    "slots": "which app of a board boots, and otadata edited",
+    "erase": "partitions of a board made blank",
+    "restore": "what a change to a board overwrote, put back",
+    "sample": "a realistic firmware to try things on",
+    "demo": "the whole story of an update on the virtual board",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from mpota.formats.app_desc import (
     find_app_desc,
     find_bootloader_desc,
     find_micropython,
+    has_rollback,
 )
 from mpota.formats.chips import FLASH_MODES
 from mpota.formats.image import Image, ImageHeader
@@ -23,8 +23,6 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
-
-_ROLLBACK_SINCE = (1, 21)  # MicroPython: ports/esp32/boards/sdkconfig.base
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,8 @@ class Description:
 
     @property
     def rollback(self) -> bool | None:
-        """Whether the bootloader rolls back, as far as MicroPython's release tells; else None."""
-        version = self.app.micropython.version if self.app else None
-        match = re.match(r"v(\d+)\.(\d+)", version or "")
-        if match is None or (int(match[1]), int(match[2])) < _ROLLBACK_SINCE:
-            return None
-        return True
+        """Whether the bootloader rolls back, as far as MicroPython's version tells; else None."""
+        return has_rollback(self.app.micropython.version if self.app else None)
 
     def to_json(self) -> dict[str, Any]:
         header = self.header

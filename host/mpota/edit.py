@@ -15,7 +15,7 @@ from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
 from mpota.layout import LAYOUTS, Edits, Layout
 from mpota.storage.file import FileImage, read_file
-from mpota.units import format_flash_size
+from mpota.units import MiB, format_flash_size
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,16 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
             )
         else:
             yield f"the table stays as it is: it ends with '{last.label}', which is no file system"
+    if layout.flash_size > 16 * MiB:
+        from mpota.virtual.bootloader import bootloader_info  # rarely needed, and not small
+
+        believed = bootloader_info(result.bootloader.data).flash_size or 0
+        if believed < layout.flash_size:
+            yield (
+                f"this bootloader does not know {format_flash_size(layout.flash_size)} and takes "
+                f"it for {format_flash_size(believed)}: it will not boot; use -f 16M, or write a "
+                "bootloader of ESP-IDF 6.0 or later"
+            )
     records, slots = firmware.otadata, firmware.table.slots
     active = active_record(records) if records and slots else None
     if records and active is not None:

@@ -20,7 +20,7 @@ from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.layout import FAT_SUBTYPE, Edits, Layout
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
-from mpota.slots import boots_next, next_slot, select_slot
+from mpota.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
 
 _NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing
@@ -113,6 +113,31 @@ def plan_ota(
     if plan.boots_after != slot.label:
         raise MpotaError(f"the bootloader would start '{plan.boots_after}' instead of {slot.label}")
     return LiveChange(f"{slot.label}: {app.size:,} bytes", plan)
+
+
+def plan_boot(board: Board, firmware: Firmware, label: str) -> LiveChange:
+    """The app partition ``label`` selected, as ``Partition.set_boot()`` does.
+
+    Raises MpotaError if there is none, or the bootloader would not start it.
+    """
+    target = firmware.table[label]
+    change = select_slot(firmware, target)
+    plan = make_plan(board, [change], table_offset=firmware.table_offset)
+    if plan.boots_after != label:
+        raise MpotaError(
+            f"{board.name}: the bootloader would not start '{label}' but '{plan.boots_after}'",
+            f"mpota slots {board.name} tells why",
+        )
+    return LiveChange(f"boot '{label}'", plan)
+
+
+def plan_mark(board: Board, firmware: Firmware, state: OtaState) -> LiveChange:
+    """What otadata selects marked VALID or INVALID.
+
+    Raises MpotaError if nothing is selected, or nothing would boot.
+    """
+    plan = make_plan(board, [mark_slot(firmware, state)], table_offset=firmware.table_offset)
+    return LiveChange(f"mark {state.name}", plan)
 
 
 def plan_flash(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
 
+DEFAULT_BAUD = 460800
+
 _SHORT = re.compile(r"([uac])(\d{1,3})")
 _SHORT_PREFIX = {"u": "/dev/ttyUSB", "a": "/dev/ttyACM", "c": "COM"}
 _WINDOWS = re.compile(r"(\\\\\.\\)?COM\d{1,3}", re.IGNORECASE)

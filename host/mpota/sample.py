@@ -71,6 +71,8 @@ _BOOTLOADER_TEXTS = (
     "overlaps loader IRAM",
     "bad load address range",
     "E (%lu) %s: Segment %d 0x%08x-0x%08x invalid: %s",
+    "E (%lu) %s: invalid segment length 0x%lx",
+    "E (%lu) %s: partition size 0x%lx invalid, larger than 16MB",
     "E (%lu) %s: Checksum failed. Calculated 0x%x read 0x%x",
     "E (%lu) %s: image at 0x%lx has invalid magic byte (nothing flashed here?)",
     "E (%lu) %s: Image hash failed - image is corrupt",

@@ -9,6 +9,7 @@ import click
 
 from mpota.errors import UsageError
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
+from mpota.ports import DEFAULT_BAUD
 from mpota.units import SECTOR_SIZE, parse_size
 
 if TYPE_CHECKING:
@@ -48,6 +49,19 @@ table_offset_option = click.option(
     default=DEFAULT_TABLE_OFFSET,
     help="Flash address of the partition table (default 0x8000).",
 )
+
+
+baud_option = click.option(
+    "--baud",
+    type=click.IntRange(9600, 5_000_000),
+    default=DEFAULT_BAUD,
+    help=f"Speed of the serial line (default {DEFAULT_BAUD}).",
+)
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask before writing.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what would change, write nothing."
+)
+port_argument = click.argument("port")
 
 
 def split_pair(text: str, separator: str, what: str) -> tuple[str, str]:

@@ -35,6 +35,9 @@ def command(firmware: Path, as_json: bool, table_offset: int) -> None:
         _print_description(description)
 
 
+_ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unknown"}
+
+
 def _print_description(facts: Description) -> None:
     for key, value in _lines(facts):
         print(f"{key + ':':<12}{value}")
@@ -95,7 +98,7 @@ def _app_line(facts: AppFacts) -> str:
 
 
 def _ota_line(facts: Description) -> str:
-    rollback = "rollback enabled" if facts.rollback else "rollback unknown"
+    rollback = _ROLLBACK[facts.rollback]
     if facts.table is not None and facts.table.is_ota_capable:
         return f"possible, {rollback}"
     return f"not possible with this table ({rollback}): mpota resize --layout ota"

@@ -107,5 +107,14 @@ def find_micropython(image: bytes | memoryview) -> MicroPythonText:
     )
 
 
+def has_rollback(version: str | None) -> bool | None:
+    """Whether MicroPython of this version comes with a bootloader that rolls back.
+
+    Since v1.21 all builds do (ports/esp32/boards/sdkconfig.base). None: the text says no version.
+    """
+    match = re.match(r"v(\d+)\.(\d+)", version or "")
+    return (int(match[1]), int(match[2])) >= (1, 21) if match else None
+
+
 def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "replace")

@@ -15,16 +15,16 @@ from typing import Any, Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import Chip, chip_by_name
-from mpota.ports import find_port, is_pty
+from mpota.ports import DEFAULT_BAUD, find_port, is_pty
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
 
-DEFAULT_BAUD = 460800
 BEFORE_ENV = "MPOTA_BEFORE"  # how to reset into download mode: esptool's --before
 AFTER_ENV = "MPOTA_AFTER"  # and out of it: esptool's --after
 
 _ROM_BAUD = 115200
 _CHUNK_SIZE = 4 * BLOCK_SIZE  # written and verified in one go
 _ATTEMPTS = 3
+_SHOWN_SIZE = 128 * KiB  # what takes a second or more
 _CACHE_SIZE = 16 * KiB
 _SECONDS_PER_MIB = 40.0  # worst case of erasing and writing: esptool's cmds.py, write_flash
 _MIN_TIMEOUT = 5.0
@@ -80,7 +80,7 @@ class BoardFlash:
         if missing:
             self._check_range("read", offset, last - offset)
             total = len(missing) * _CACHE_SIZE
-            with self._progress(f"reading {offset:#x}", total) as update, self.translated():
+            with self._show(f"reading {offset:#x}", total) as update, self.translated():
                 done = 0
                 for start, end in _runs(missing, _CACHE_SIZE):
                     self._fetch(start, end, update, done)
@@ -115,7 +115,7 @@ class BoardFlash:
     def erase(self, offset: int, size: int) -> None:
         """Set whole sectors to 0xFF; offset and size are multiples of 4 KiB."""
         self._check_range("erase", offset, size)
-        with self._progress(f"erasing {offset:#x}", size) as update, self.translated():
+        with self._show(f"erasing {offset:#x}", size) as update, self.translated():
             for start in range(offset, offset + size, 16 * BLOCK_SIZE):
                 step = min(16 * BLOCK_SIZE, offset + size - start)
                 self._forget(start, step)
@@ -140,7 +140,7 @@ class BoardFlash:
         self._check_range("write", offset, len(data))
         data = data.ljust(align_up(len(data), SECTOR_SIZE), b"\xff")
         is_changed = False
-        with self._progress(f"writing {what or hex(offset)}", len(data)) as update:
+        with self._show(f"writing {what or hex(offset)}", len(data)) as update:
             # Chunks end at 64 KiB blocks, which erase faster than sectors.
             position = 0
             while position < len(data):
@@ -167,7 +167,8 @@ class BoardFlash:
         raise self._unreliable(offset, data)
 
     def _unreliable(self, offset: int, data: bytes) -> MpotaError:
-        found = self.read(offset, len(data))
+        with self.translated():
+            found = self._esp.read_flash(offset, len(data))
         wrong = [i for i, (a, b) in enumerate(zip(data, found, strict=True)) if a != b]
         example = ""
         if wrong:
@@ -191,6 +192,12 @@ class BoardFlash:
             esp.flash_defl_block(packed[start : start + block_size], seq, timeout=timeout)
         # The stub answers before it writes: its answer to this one says that all is written.
         esp.flash_defl_finish(reboot=False, timeout=timeout)
+
+    def _show(
+        self, description: str, total: int
+    ) -> AbstractContextManager[Callable[[int], object]]:
+        shown = self._progress if total >= _SHOWN_SIZE else quiet
+        return shown(description, total)
 
     # --- inside ----------------------------------------------------------------------------------
 

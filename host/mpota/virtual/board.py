@@ -32,6 +32,7 @@ from mpota.virtual import micropython, ota_ops
 from mpota.virtual.bootloader import BootloaderInfo, BootResult, boot, set_boot_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
+from mpota.virtual.terminal import Terminal
 
 STANDIN = Path(__file__).with_name("standin")
 
@@ -141,6 +142,7 @@ class Board:
         max_boots: int = _DEFAULT_MAX_BOOTS,
         wait_at_idle: bool = False,
         stdin: int | None = None,
+        terminal: Terminal | None = None,
     ) -> Run:
         """Power on, and let the board run until it idles, or until something else ends it.
 
@@ -148,14 +150,15 @@ class Board:
         reset in it ends it, and the next boot is an ordinary one. With ``wait_at_idle`` the board
         is left at its prompt as long as its watchdog or a timer runs, until one of them resets
         it or time is out. What comes from the file descriptor ``stdin`` is typed at the prompt;
-        its end, or Ctrl-D, ends the run.
+        its end, or Ctrl-D, ends the run. With a ``terminal`` the board is on until that hangs up,
+        and what it prints goes there alone.
 
         Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
         no interpreter is to be had.
         """
         first_operation = len(self.flash.operations)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        power_on = _PowerOn(self, _Limits(deadline, wait_at_idle, stdin))
+        power_on = _PowerOn(self, _Limits(deadline, wait_at_idle, stdin, terminal))
         power_on.run(script, max_boots)
         operations = tuple(self.flash.operations[first_operation:])
         return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
@@ -187,6 +190,7 @@ class _Limits:
     deadline: float
     wait_at_idle: bool
     stdin: int | None
+    terminal: Terminal | None
 
 
 @dataclass(frozen=True)

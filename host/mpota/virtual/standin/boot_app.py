@@ -18,16 +18,23 @@ _HAS_TIMERS = 4
 _ballast = None
 
 
+def _call(run, *args):
+    run(*args)
+
+
 def start(requests_fd, answers_fd, flash_fd):
     link.connect(requests_fd, answers_fd, flash_fd)
     config = json.loads(link.fetch(link.CONFIG)[1])
     script = link.fetch(link.SCRIPT)[1] if config["has_script"] else None
     _set_up_modules(config)
+    terminal = config["terminal"]
+    if terminal:
+        _connect_terminal()
     _set_up_files(config)
     _take_all_but(config["heap_size"])
     has_prompt = config["has_prompt"]
     config = None
-    ended, traceback = _run(script)
+    ended, traceback = _run(script, terminal)
     import time
 
     import machine
@@ -35,6 +42,12 @@ def start(requests_fd, answers_fd, flash_fd):
     if machine.Timer._running:
         ended += _HAS_TIMERS
     link.call(link.IDLE, ended, traceback)
+    if terminal:
+        import repl
+
+        repl.run(terminal == "raw")
+        print("MPY: soft reboot")
+        link.call(link.RESET, machine.SOFT_RESET)
     if has_prompt:
         return  # to the interpreter's own REPL
     # Nothing happens at the prompt until somebody types, but timers and threads go on.
@@ -92,6 +105,17 @@ def _pose_as(config):
     sys.modules["os"] = posing_os
 
 
+def _connect_terminal():
+    import micropython
+
+    import repl
+
+    global _call
+    _call = repl.guarded
+    sys.modules["micropython"] = _Posing(micropython)
+    repl.set_up(sys.modules["sys"], sys.modules["micropython"])
+
+
 def _set_up_files(config):
     # The board's own file system takes the place of the machine's.
     import vfs
@@ -123,13 +147,14 @@ def _take_all_but(heap_size):
         _ballast = bytearray(surplus)
 
 
-def _run(script):
-    # boot.py, then main.py, or the script in its place. An exception in boot.py ends it all.
+def _run(script, terminal):
+    # boot.py, then main.py, or the script in its place. An exception in boot.py ends it all. A
+    # soft reset of the raw REPL leaves out main.py.
     import __main__
 
     names = __main__.__dict__
     ended, traceback = _guarded(_run_file, "boot.py", names)
-    if ended == _NORMALLY:
+    if ended == _NORMALLY and terminal != "raw":
         if script is None:
             ended, traceback = _guarded(_run_file, "main.py", names)
         else:
@@ -155,7 +180,7 @@ def _run_text(text, names):
 def _guarded(run, what, names):
     global _ballast
     try:
-        run(what, names)
+        _call(run, what, names)
     except SystemExit:
         return _FORCED_EXIT, b""
     except BaseException as error:

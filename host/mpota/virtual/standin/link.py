@@ -24,11 +24,17 @@ NVS_COMMIT = ord("M")
 WATCHDOG = ord("D")  # argument: milliseconds until the board is reset; again: feeds it
 RESET = ord("R")  # argument: a cause (machine.py); never answered
 IDLE = ord("I")  # argument: how boot.py and main.py ended, payload: the traceback, if any
+# With a terminal on the serial port: repl.py.
+SEND = ord("T")  # payload: bytes for it, as they are
+INTERRUPT_CHAR = ord("Y")  # argument: what raises KeyboardInterrupt when it is typed, 0xFF: none
+RAW_MODE = ord("A")  # argument: whether the raw REPL is on, also after a soft reset
+
+_SIGINT = 2
 
 _header = bytearray(9)
 _answer = bytearray(8)
 _lock = _thread.allocate_lock()
-_requests = _answers = _flash = None
+_requests = _answers = _flash = _hold = _release = None
 
 
 def connect(requests_fd, answers_fd, flash_fd):
@@ -36,6 +42,42 @@ def connect(requests_fd, answers_fd, flash_fd):
     _requests = open(requests_fd, "wb")
     _answers = open(answers_fd, "rb")
     _flash = open(flash_fd, "rb")
+
+
+def mask_interrupts():
+    # A request is C code on a board, which Ctrl-C does not interrupt half-way: here the interpreter
+    # raises KeyboardInterrupt from the signal handler, wherever it is.
+    global _lock, _hold, _release
+    import ffi
+
+    for name in ("libc.so.6", "libSystem.B.dylib"):
+        try:
+            library = ffi.open(name)
+        except OSError:
+            continue
+        _hold = library.func("i", "sighold", "i")
+        _release = library.func("i", "sigrelse", "i")
+        _lock = _MaskedLock(_lock)
+
+
+def mask_thread():
+    # Only the main thread is to be interrupted.
+    if _hold:
+        _hold(_SIGINT)
+
+
+class _MaskedLock:
+    def __init__(self, lock):
+        self._lock = lock
+        self.locked = lock.locked
+
+    def __enter__(self):
+        _hold(_SIGINT)
+        self._lock.acquire()
+
+    def __exit__(self, kind, error, traceback):
+        self._lock.release()
+        _release(_SIGINT)
 
 
 def is_busy():

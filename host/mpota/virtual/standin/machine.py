@@ -108,6 +108,7 @@ class Timer:
         Timer._running.discard(self)
 
     def _wait(self, run):
+        link.mask_thread()
         is_first = True
         while is_first or self._is_periodic:
             is_first = False
