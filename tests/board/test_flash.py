@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from mpota.errors import MpotaError, UsageError
 from mpota.virtual.flash import (
@@ -235,6 +237,12 @@ def test_a_temporary_chip_leaves_no_file_behind():
     with VirtualFlash.create(SIZE) as flash:
         assert flash.path.exists()
     assert not flash.path.exists()
+
+
+def test_a_temporary_chip_that_is_forgotten_leaves_no_file_either():
+    path = VirtualFlash.create(SIZE).path
+    gc.collect()
+    assert not path.exists()
 
 
 def test_a_snapshot_can_be_restored_whatever_was_programmed(flash):

@@ -10,7 +10,8 @@ import mmap
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,7 +106,6 @@ class VirtualFlash:
         Raises MpotaError if the file cannot be opened or its size is not that of a chip.
         """
         self.path = Path(path)
-        self._is_temporary = False
         try:
             with open(self.path, "r+b") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -121,6 +121,8 @@ class VirtualFlash:
         self.cut: Cut | None = None
         self.operations: list[Operation] = []
         self._faults: list[_ActiveFault] = []
+        # Deletes a temporary file, at the latest when the interpreter exits.
+        self._forget: Callable[[], object] | None = None
 
     @classmethod
     def create(
@@ -158,14 +160,14 @@ class VirtualFlash:
         except BaseException:
             os.unlink(file.name)
             raise
-        flash._is_temporary = True
+        flash._forget = weakref.finalize(flash, flash.path.unlink, missing_ok=True)
         return flash
 
     def close(self) -> None:
         """Let go of the file; a temporary one is deleted."""
         self._memory.close()
-        if self._is_temporary:
-            self.path.unlink(missing_ok=True)
+        if self._forget is not None:
+            self._forget()
 
     def __enter__(self) -> VirtualFlash:
         return self
