@@ -27,6 +27,7 @@ class MergedFirmware:
         self._app = app
         self._board = board
         self._pos = 0
+        self._is_blank = False  # at its start
         self._base = None  # flash address of the file's first byte
         self._start = self._end = _NOWHERE  # the app's place in the file
         self._block = None  # the start of a sector that comes in pieces
@@ -39,6 +40,8 @@ class MergedFirmware:
         """Take the next bytes. Raises ImageError as soon as there cannot be an app in them."""
         pos = self._pos
         end = self._pos = pos + len(buf)
+        if pos == 0:
+            self._is_blank = buf[0] != MAGIC
         if self._end == _NOWHERE:
             self._scan(buf, pos, end)
         if pos >= self._start and end <= self._end:
@@ -87,7 +90,7 @@ class MergedFirmware:
             raise ImageError("no-table", self._no_table())
 
     def _no_table(self):
-        if self._base is None:
+        if self._is_blank and self._base is None:
             return "the file is blank: its first %d bytes are 0xff" % self._pos
         return (
             "the file is a bootloader, with no partition table in its first %d bytes: "
