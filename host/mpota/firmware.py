@@ -166,7 +166,11 @@ class Firmware:
         if partition in self._apps:
             return self._apps[partition]
         try:
-            app = App.from_bytes(self.read(partition))
+            # Where a file ends early its app is truncated, not full of 0xFF.
+            known = max(0, min(partition.size, self.flash.end - partition.offset))
+            if not known:
+                raise MpotaError(f"the file ends at flash offset {self.flash.end:#x}, before it")
+            app = App.from_bytes(self.flash.read(partition.offset, known))
             if app.image.chip != self.chip:
                 raise MpotaError(
                     f"app is for {app.image.chip.title}, the bootloader for {self.chip.title}"
@@ -253,7 +257,10 @@ def find_base(data: bytes, name: str = "file") -> int:
             "commands that change a partition table need the merged firmware",
         )
     if data[:1] == bytes([IMAGE_MAGIC]):
-        return ImageHeader.from_bytes(data[:HEADER_SIZE]).chip.bootloader_offset
+        try:
+            return ImageHeader.from_bytes(data[:HEADER_SIZE]).chip.bootloader_offset
+        except MpotaError as error:
+            raise MpotaError(f"{name}: {error}", error.hint) from None
     for chip in CHIPS:
         header_bytes = data[chip.bootloader_offset :][:HEADER_SIZE]
         if len(header_bytes) == HEADER_SIZE and header_bytes[0] == IMAGE_MAGIC:

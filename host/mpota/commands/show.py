@@ -8,16 +8,24 @@ from pathlib import Path
 import click
 
 from mpota import report
-from mpota.commands.options import firmware_argument, json_option, table_offset_option
+from mpota.commands.live import opened
+from mpota.commands.options import (
+    baud_option,
+    firmware_argument,
+    json_option,
+    table_offset_option,
+)
 from mpota.describe import (
     AppFacts,
     Description,
     describe,
+    describe_firmware,
     digest_state,
     flash_frequency,
     flash_mode,
 )
 from mpota.formats.app_desc import find_bootloader_desc
+from mpota.ports import is_port
 from mpota.storage.file import read_file
 from mpota.units import format_flash_size, format_size
 
@@ -26,9 +34,14 @@ from mpota.units import format_flash_size, format_size
 @firmware_argument
 @json_option
 @table_offset_option
-def command(firmware: Path, as_json: bool, table_offset: int) -> None:
-    """Show what is in FIRMWARE: chip, bootloader, MicroPython, apps and partitions."""
-    description = describe(read_file(firmware), firmware.name, table_offset)
+@baud_option
+def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None:
+    """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions."""
+    if is_port(firmware):
+        with opened(firmware, baud, table_offset) as on_board:
+            description = describe_firmware(on_board)
+    else:
+        description = describe(read_file(firmware), firmware.name, table_offset)
     if as_json:
         report.print_json(description.to_json())
     else:
@@ -40,7 +53,7 @@ _ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unk
 
 def _print_description(facts: Description) -> None:
     for key, value in _lines(facts):
-        print(f"{key + ':':<12}{value}")
+        print(f"{key and key + ':':<12}{value}")
     if facts.table is None:
         return
     report.print_table(report.PARTITION_COLUMNS, report.partition_rows(facts.table))
@@ -67,7 +80,8 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
             else "",
         )
     for app in facts.apps:
-        yield "app", _app_line(app)
+        yield "app", _app_texts(app)
+        yield "", _app_numbers(app)
     for partition, reason in facts.broken:
         yield "broken", f"{partition.label}: {reason}"
     for partition in facts.blank:
@@ -76,9 +90,9 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
         yield "OTA", _ota_line(facts)
 
 
-def _app_line(facts: AppFacts) -> str:
-    text, desc, image = facts.micropython, facts.desc, facts.app.image
-    parts = []
+def _app_texts(facts: AppFacts) -> str:
+    text, desc = facts.micropython, facts.desc
+    parts = [facts.partition.label] if facts.partition else []
     if text.version:
         parts.append(f"MicroPython {text.version} ({text.build_date})")
     if text.board:
@@ -86,15 +100,21 @@ def _app_line(facts: AppFacts) -> str:
     if desc is not None:
         named = " ".join(filter(None, (desc.project_name, desc.version)))
         parts += [*([named] if named else []), f"ESP-IDF {desc.idf_ver}"]
-    digest = f", {image.digest.hex()[:12]}..." if image.digest else ""
-    parts.append(f"{facts.app.size:,} bytes, digest {digest_state(image)}{digest}")
-    if facts.app.signature:
-        parts.append("signed")
-    line = "; ".join(parts)
+    return ", ".join(parts)
+
+
+def _app_numbers(facts: AppFacts) -> str:
+    image = facts.app.image
+    parts = [f"{facts.app.size:,} bytes"]
     if facts.partition is not None and facts.fill is not None:
         free = format_size(facts.partition.size - facts.app.size)
-        line = f"{facts.partition.label} {facts.fill:.0%} full, {free} free: {line}"
-    return line
+        parts.append(f"{facts.fill:.0%} of {facts.partition.label}, {free} free")
+    parts.append(f"digest {digest_state(image)}")
+    if image.digest:
+        parts.append(f"{image.digest.hex()[:16]}...")
+    if facts.app.signature:
+        parts.append("signed")
+    return ", ".join(parts)
 
 
 def _ota_line(facts: Description) -> str:
