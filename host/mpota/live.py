@@ -141,14 +141,35 @@ def plan_mark(board: Board, firmware: Firmware, state: OtaState) -> LiveChange:
 
 
 def plan_flash(
-    board: Board, firmware: Firmware, *, is_blank: bool = False, force: bool = False
+    board: Board, firmware: Firmware, *, keeps_data: bool = True, force: bool = False
 ) -> LiveChange:
     """A firmware file onto a board: bootloader, table, apps, and otadata as in the file.
 
     nvs, file systems and other data that the file has no bytes for are kept where the board has
-    them at the same place; ``is_blank``: the board is erased first. Raises MpotaError for another
-    chip, a flash that is too small, or a firmware that would not boot (unless ``force``).
+    them at the same place, if ``keeps_data``. Raises MpotaError as `check_flashable`.
     """
+    check_flashable(board, firmware, force=force)
+    old = _firmware_on(board, firmware.table_offset) if keeps_data else None
+    data = _data_changes(board, firmware, old, keeps_data=keeps_data)
+    changes = [*_app_changes(firmware), *data, *_fixed_changes(firmware)]
+    grows = old is None or firmware.flash_size >= old.flash_size
+    ordered = order_changes(changes, _live_range(board, old) if old else (0, 0), grows=grows)
+    if old is not None and old.table == firmware.table:
+        # Until the new app is complete, what otadata selects now goes on booting.
+        otadata = firmware.table.otadata
+        ordered.sort(key=lambda change: otadata is not None and change.what == otadata.label)
+    plan = make_plan(board, ordered, table_offset=firmware.table_offset, must_boot=not force)
+    size = format_flash_size(firmware.flash_size)
+    return LiveChange(
+        f"{firmware.name}: {firmware.chip.title}, {size}",
+        plan,
+        notes=tuple(_flash_notes(board, firmware, changes)),
+    )
+
+
+def check_flashable(board: Board, firmware: Firmware, *, force: bool = False) -> None:
+    """Raises MpotaError for another chip, a flash that is too small, or a firmware that would not
+    boot (unless ``force``)."""
     if firmware.chip != board.chip:
         raise MpotaError(
             f"{firmware.name} is for {firmware.chip.title}, on {board.name} is {board.chip.title}"
@@ -165,22 +186,6 @@ def plan_flash(
         raise MpotaError(
             f"{firmware.name} would not boot: {cause}", f"mpota check {firmware.name}; or --force"
         )
-    old = None if is_blank else _firmware_on(board, firmware.table_offset)
-    data = [] if is_blank else list(_data_changes(board, firmware, old))
-    changes = [*_app_changes(firmware), *data, *_fixed_changes(firmware)]
-    grows = old is None or firmware.flash_size >= old.flash_size
-    ordered = order_changes(changes, _live_range(board, old) if old else (0, 0), grows=grows)
-    if old is not None and old.table == firmware.table:
-        # Until the new app is complete, what otadata selects now goes on booting.
-        otadata = firmware.table.otadata
-        ordered.sort(key=lambda change: otadata is not None and change.what == otadata.label)
-    plan = make_plan(board, ordered, table_offset=firmware.table_offset, must_boot=not force)
-    size = format_flash_size(firmware.flash_size)
-    return LiveChange(
-        f"{firmware.name}: {firmware.chip.title}, {size}",
-        plan,
-        notes=tuple(_flash_notes(board, firmware, changes)),
-    )
 
 
 # --- resize --------------------------------------------------------------------------------------
@@ -232,12 +237,14 @@ def _app_changes(firmware: Firmware) -> Iterator[Change]:
             yield Change(partition.offset, align_up(len(data), SECTOR_SIZE), partition.label, data)
 
 
-def _data_changes(board: Board, firmware: Firmware, old: Firmware | None) -> Iterator[Change]:
+def _data_changes(
+    board: Board, firmware: Firmware, old: Firmware | None, *, keeps_data: bool
+) -> Iterator[Change]:
     """What the file has bytes for; blanks where the board holds something that does not belong."""
     for partition in _data_partitions(firmware.table, board.size):
         data = firmware.flash.read(partition.offset, partition.size).rstrip(b"\xff")
-        is_kept = not data and not partition.is_otadata and _is_kept(board, partition, old)
-        if not is_kept:
+        is_kept = keeps_data and not partition.is_otadata and _is_kept(board, partition, old)
+        if data or not is_kept:
             size = align_up(partition.end, SECTOR_SIZE) - partition.offset
             yield Change(partition.offset, size, partition.label, data)
 

@@ -17,7 +17,7 @@ DEFAULT_BAUD = 460800
 _SHORT = re.compile(r"([uac])(\d{1,3})")
 _SHORT_PREFIX = {"u": "/dev/ttyUSB", "a": "/dev/ttyACM", "c": "COM"}
 _WINDOWS = re.compile(r"(\\\\\.\\)?COM\d{1,3}", re.IGNORECASE)
-_URL = re.compile(r"(rfc2217|socket)://.+")
+_URL = re.compile(r"(rfc2217|socket):/+.+")
 _ESPRESSIF_VID = 0x303A
 
 
@@ -48,6 +48,8 @@ def find_port(text: str | os.PathLike[str]) -> str:
         )
     if name == "auto":
         return _only_port()
+    if _URL.fullmatch(name):
+        return re.sub(":/+", "://", name, count=1)
     short = _SHORT.fullmatch(name)
     if short and not Path(name).exists():
         return f"{_SHORT_PREFIX[short[1]]}{int(short[2])}"

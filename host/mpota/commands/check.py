@@ -9,8 +9,16 @@ import click
 
 from mpota import report
 from mpota.check import Check, check_app, check_flash
-from mpota.commands.options import firmware_argument, json_option, table_offset_option
-from mpota.firmware import Firmware, find_base, is_app_image
+from mpota.commands.live import connected, opened
+from mpota.commands.options import (
+    baud_option,
+    firmware_argument,
+    json_option,
+    table_offset_option,
+)
+from mpota.errors import UsageError
+from mpota.firmware import find_base, is_app_image
+from mpota.ports import is_port
 from mpota.storage.file import FileImage, read_file
 
 
@@ -20,22 +28,45 @@ from mpota.storage.file import FileImage, read_file
 @click.option("--against", type=click.Path(path_type=Path), help="Whose bootloader will load it.")
 @json_option
 @table_offset_option
+@baud_option
 def command(
-    firmware: Path, as_app: bool, against: Path | None, as_json: bool, table_offset: int
+    firmware: Path,
+    as_app: bool,
+    against: Path | None,
+    as_json: bool,
+    table_offset: int,
+    baud: int,
 ) -> None:
-    """Say what the bootloader will do with FIRMWARE, in its own words; exit 1 if not boot it."""
-    data = read_file(firmware)
-    if as_app or against or is_app_image(data):
-        loader = Firmware.open(against, table_offset) if against else None
-        check = check_app(data, loader)
+    """Say what the bootloader will do with FIRMWARE, in its own words; exit 1 if not boot it.
+
+    FIRMWARE, and what --against names, may be a file or a board's port.
+    """
+    if is_port(firmware):
+        if as_app or against:
+            raise UsageError("--as-app and --against are for an image in a file")
+        with connected(str(firmware), baud) as board:
+            check = check_flash(
+                board, flash_size=board.size, table_offset=table_offset, is_file=False
+            )
     else:
-        flash = FileImage(find_base(data, firmware.name), data)
-        check = check_flash(flash, table_offset=table_offset)
+        check = _check_file(firmware, as_app, against, table_offset, baud)
     if as_json:
         report.print_json(check.to_json())
     else:
         _print(check, firmware.name)
     sys.exit(0 if check.is_ok else 1)
+
+
+def _check_file(
+    firmware: Path, as_app: bool, against: Path | None, table_offset: int, baud: int
+) -> Check:
+    data = read_file(firmware)
+    if against is not None:
+        with opened(against, baud, table_offset) as loader:
+            return check_app(data, loader)
+    if as_app or is_app_image(data):
+        return check_app(data)
+    return check_flash(FileImage(find_base(data, firmware.name), data), table_offset=table_offset)
 
 
 def _print(check: Check, name: str) -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
+from mpota.commands.live import opened
 from mpota.commands.options import (
+    baud_option,
     firmware_argument,
     force_option,
     output_option,
     table_offset_option,
 )
 from mpota.contents import extract
-from mpota.firmware import Firmware
+from mpota.ports import is_port
 from mpota.storage.file import check_output, write_file
 
 
@@ -24,6 +26,7 @@ from mpota.storage.file import check_output, write_file
 @click.option("--trim", is_flag=True, help="Leave out the blank end of a data partition.")
 @force_option
 @table_offset_option
+@baud_option
 def command(
     firmware: Path,
     partition: str | None,
@@ -31,16 +34,22 @@ def command(
     trim: bool,
     force: bool,
     table_offset: int,
+    baud: int,
 ) -> None:
     """Take the app image out of FIRMWARE, ready for an OTA update; or any PARTITION's content.
+
+    FIRMWARE may be the port of a board.
 
     PARTITION may also be 'bootloader'. App images are cut to their exact length and their digest
     is checked.
     """
     ending = f"-{partition}.bin" if partition else ".app-bin"
-    target = output or firmware.with_name(firmware.stem + ending)
-    check_output(target, (firmware,), force=force)
-    data = extract(Firmware.open(firmware, table_offset), partition)
+    on_board = is_port(firmware)
+    named = Path(f"board{ending}") if on_board else firmware.with_name(firmware.stem + ending)
+    target = output or named
+    check_output(target, () if on_board else (firmware,), force=force)
+    with opened(firmware, baud, table_offset) as source:
+        data = extract(source, partition)
     if trim:
         data = data.rstrip(b"\xff")
     write_file(target, data)

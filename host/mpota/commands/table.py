@@ -6,10 +6,18 @@ from pathlib import Path
 
 import click
 
-from mpota.commands.options import Size, force_option, output_option, table_offset_option
+from mpota.commands.live import opened
+from mpota.commands.options import (
+    Size,
+    baud_option,
+    force_option,
+    output_option,
+    table_offset_option,
+)
 from mpota.errors import UsageError
 from mpota.firmware import read_table
 from mpota.formats.partition_csv import table_to_csv
+from mpota.ports import is_port
 from mpota.storage.file import check_output, read_file, write_file
 
 
@@ -19,14 +27,16 @@ from mpota.storage.file import check_output, read_file, write_file
 @click.option("-f", "--flash-size", type=Size(), help="Also check that it fits this flash.")
 @force_option
 @table_offset_option
+@baud_option
 def command(
     input_file: Path,
     output: Path | None,
     flash_size: int | None,
     force: bool,
     table_offset: int,
+    baud: int,
 ) -> None:
-    """Validate the partition table in INPUT: a CSV, a binary table or a firmware.
+    """Validate the partition table in INPUT: a CSV, a binary table, a firmware or a board's port.
 
     Printed as CSV, or written to OUT.csv or OUT.bin (-o).
     """
@@ -34,7 +44,11 @@ def command(
         if output.suffix not in (".csv", ".bin"):
             raise UsageError(f"output '{output}' ends neither in .csv nor in .bin")
         check_output(output, (input_file,), force=force)
-    table = read_table(read_file(input_file), input_file.name, table_offset)
+    if is_port(input_file):
+        with opened(input_file, baud, table_offset) as on_board:
+            table = on_board.table
+    else:
+        table = read_table(read_file(input_file), input_file.name, table_offset)
     table.check(flash_size, table_offset)
     csv = table_to_csv(table)
     if output is None:

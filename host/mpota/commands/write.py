@@ -6,16 +6,22 @@ from pathlib import Path
 
 import click
 
+from mpota.commands.live import change_board, connected_firmware
 from mpota.commands.options import (
+    baud_option,
+    dry_run_option,
     firmware_argument,
     force_option,
     output_option,
     split_pair,
     table_offset_option,
+    yes_option,
 )
 from mpota.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
+from mpota.live import plan_write
+from mpota.ports import is_port
 from mpota.storage.file import check_output, read_file, write_file
 
 
@@ -25,6 +31,9 @@ from mpota.storage.file import check_output, read_file, write_file
 @click.option("--erase", "erases", multiple=True, metavar="PARTITION", help="Make it blank.")
 @output_option
 @force_option
+@dry_run_option
+@yes_option
+@baud_option
 @table_offset_option
 def command(
     firmware: Path,
@@ -32,12 +41,15 @@ def command(
     erases: tuple[str, ...],
     output: Path | None,
     force: bool,
+    dry_run: bool,
+    yes: bool,
+    baud: int,
     table_offset: int,
 ) -> None:
     """Put files into partitions of FIRMWARE; PARTITION may also be 'bootloader'.
 
-    An app partition takes only an app image that this firmware's bootloader will boot. FIRMWARE
-    itself is never changed.
+    An app partition takes only an app image that this firmware's bootloader will boot. A FIRMWARE
+    file itself is never changed; on the port of a board the board is.
     """
     pairs = [split_pair(text, "=", "PARTITION=FILE") for text in contents]
     names = [name for name, _ in pairs] + list(erases)
@@ -46,11 +58,21 @@ def command(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"'{name}' is given {names.count(name)} times")
+    wanted = {name: read_file(path) for name, path in pairs} | dict.fromkeys(erases, b"")
+    if is_port(firmware):
+        if output is not None:
+            raise UsageError("-o is for a firmware in a file: on a board the board is written")
+        with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
+            change = plan_write(board, on_board, wanted)
+            change_board(board, change, dry_run=dry_run, yes=yes)
+        return
     target = output or firmware.with_name("-".join((firmware.stem, *names)) + ".bin")
     sources = [Path(path) for _, path in pairs]
     check_output(target, (firmware, *sources), force=force)
-    wanted = {name: read_file(path) for name, path in pairs} | dict.fromkeys(erases, b"")
     result = write_contents(Firmware.open(firmware, table_offset), wanted)
-    write_file(target, result.data)
     print(f"{firmware.name}: {result.summary}")
+    if dry_run:
+        print("dry run: nothing written")
+        return
+    write_file(target, result.data)
     print(f"written: {target} ({len(result.data):,} bytes)")

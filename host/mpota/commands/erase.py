@@ -1,0 +1,38 @@
+"""``mpota erase``: partitions of a board made blank."""
+
+from __future__ import annotations
+
+import click
+
+from mpota.commands.live import change_board, connected_firmware
+from mpota.commands.options import (
+    baud_option,
+    dry_run_option,
+    port_argument,
+    table_offset_option,
+    yes_option,
+)
+from mpota.live import plan_erase
+
+
+@click.command()
+@port_argument
+@click.argument("partitions", nargs=-1, required=True, metavar="PARTITION...")
+@click.option("--force", is_flag=True, help="Even if nothing boots afterwards.")
+@dry_run_option
+@yes_option
+@baud_option
+@table_offset_option
+def command(
+    port: str,
+    partitions: tuple[str, ...],
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+    baud: int,
+    table_offset: int,
+) -> None:
+    """Erase PARTITIONs of the board on PORT, unless it would not boot afterwards."""
+    with connected_firmware(port, baud, table_offset) as (board, firmware):
+        change = plan_erase(board, firmware, partitions, force=force)
+        change_board(board, change, dry_run=dry_run, yes=yes)

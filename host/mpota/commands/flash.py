@@ -1,0 +1,67 @@
+"""``mpota flash``: a firmware file onto a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpota.commands.live import ask, change_board, connected
+from mpota.commands.options import (
+    baud_option,
+    dry_run_option,
+    firmware_argument,
+    port_argument,
+    table_offset_option,
+    yes_option,
+)
+from mpota.edit import resize
+from mpota.firmware import Firmware
+from mpota.layout import Edits
+from mpota.live import check_flashable, plan_flash
+from mpota.units import format_flash_size
+
+
+@click.command()
+@firmware_argument
+@port_argument
+@click.option("--fit", is_flag=True, help="Resize FIRMWARE to the board's flash on the fly.")
+@click.option("--erase", is_flag=True, help="Erase the whole flash first, nvs and files too.")
+@click.option("--force", is_flag=True, help="Flash what would not boot, too.")
+@dry_run_option
+@yes_option
+@baud_option
+@table_offset_option
+def command(
+    firmware: Path,
+    port: str,
+    fit: bool,
+    erase: bool,
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+    baud: int,
+    table_offset: int,
+) -> None:
+    """Put FIRMWARE on the board on PORT, at the right offsets, and verify it.
+
+    nvs and file systems are kept where FIRMWARE's table has them at the same place; otadata is
+    cleared, so that what was flashed is what boots. Interrupted, the same command goes on.
+    """
+    new = Firmware.open(firmware, table_offset)
+    with connected(port, baud) as board:
+        if fit and new.chip == board.chip and new.flash_size != board.size:
+            print(
+                f"{firmware.name}: flash size {format_flash_size(new.flash_size)} -> "
+                f"{format_flash_size(board.size)}"
+            )
+            resized = resize(new, Edits(flash_size=board.size))
+            new = Firmware.from_bytes(resized.data, firmware.name, table_offset)
+        check_flashable(board, new, force=force)
+        if erase and not dry_run:
+            size = format_flash_size(board.size)
+            ask(f"Erase all {size} of {board.name}, nvs and files too?", yes=yes)
+            board.erase(0, board.size)
+            print(f"{board.name}: {size} erased")
+        change = plan_flash(board, new, keeps_data=not erase, force=force)
+        change_board(board, change, dry_run=dry_run, yes=yes or erase)

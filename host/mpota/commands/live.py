@@ -1,0 +1,120 @@
+"""What the commands that change a live board have in common: connect, show, ask, write, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mpota import report
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
+from mpota.live import LiveChange
+from mpota.plan import Plan, carry_out
+from mpota.ports import DEFAULT_BAUD, is_port
+from mpota.units import format_size
+
+if TYPE_CHECKING:
+    from mpota.storage.board import BoardFlash
+
+
+@contextmanager
+def connected(port: str, baud: int = DEFAULT_BAUD) -> Iterator[BoardFlash]:
+    """The board on ``port``; progress bars on standard error."""
+    from mpota.storage.board import open_board
+
+    with open_board(port, baud=baud, progress=report.progress) as board:
+        yield board
+
+
+@contextmanager
+def connected_firmware(
+    port: str, baud: int = DEFAULT_BAUD, table_offset: int = DEFAULT_TABLE_OFFSET
+) -> Iterator[tuple[BoardFlash, Firmware]]:
+    """The board on ``port``, and the firmware on it."""
+    with connected(port, baud) as board:
+        yield board, Firmware.from_flash(board, board.name, table_offset)
+
+
+@contextmanager
+def opened(
+    source: Path, baud: int = DEFAULT_BAUD, table_offset: int = DEFAULT_TABLE_OFFSET
+) -> Iterator[Firmware]:
+    """The firmware in a file, or on the board if ``source`` is a port."""
+    if not is_port(source):
+        yield Firmware.open(source, table_offset)
+        return
+    with connected_firmware(str(source), baud, table_offset) as (_, firmware):
+        yield firmware
+
+
+def change_board(
+    board: BoardFlash,
+    change: LiveChange,
+    *,
+    dry_run: bool,
+    yes: bool,
+    write: Callable[[], object] | None = None,
+) -> bool:
+    """Show what is about to happen, ask where somebody sits, and do it.
+
+    ``write`` carries the plan out in another way. False: a dry run, or nothing had to be done.
+    """
+    print_change(board.name, change)
+    if not change.plan.steps:
+        print("nothing to write: all of this is on the board already")
+        return False
+    if dry_run:
+        print("dry run: nothing written")
+        return False
+    ask("Write this?", yes=yes)
+    if write is None:
+        carry_out(board, change.plan.steps)
+    else:
+        write()
+    print_done(change.plan)
+    return True
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Raises MpotaError if somebody sits there and says no."""
+    if not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
+        raise MpotaError("nothing was written")
+
+
+def print_change(port: str, change: LiveChange) -> None:
+    print(f"{port}: {change.summary}")
+    if change.differences:
+        report.print_table(report.DIFFERENCE_COLUMNS, report.difference_rows(change.differences))
+    print_plan(change.plan)
+    for note in change.notes:
+        print(f"note: {note}")
+
+
+def print_plan(plan: Plan) -> None:
+    """The steps, and what a power cut in each of them would leave."""
+    if not plan.steps:
+        return
+    rows = []
+    for phase in plan.phases:
+        start = phase.steps[0].offset
+        verb = "erase" if all(step.is_erase for step in phase.steps) else "write"
+        cut = f"'{phase.boots_if_cut}' boots" if phase.boots_if_cut else "does not boot"
+        rows.append((verb, phase.what, f"{start:#x}", format_size(phase.size), cut))
+    report.print_table(("Step", "What", ">From", ">Size", "If power fails here"), rows)
+    if plan.unsafe:
+        names = ", ".join(phase.what for phase in plan.unsafe)
+        print(f"not safe against a power cut: {names}. Run the same command again to repair it.")
+    else:
+        print("safe against a power cut at any moment: the board boots a complete app")
+
+
+def print_done(plan: Plan) -> None:
+    size = format_size(sum(step.size for step in plan.steps))
+    boots = f"'{plan.boots_after}' boots" if plan.boots_after else "nothing boots"
+    print(f"done: {size} written and verified, {boots}")

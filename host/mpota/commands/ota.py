@@ -1,0 +1,47 @@
+"""``mpota ota``: an OTA update over the cable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpota.commands.live import change_board, connected_firmware
+from mpota.commands.options import (
+    baud_option,
+    dry_run_option,
+    port_argument,
+    table_offset_option,
+    yes_option,
+)
+from mpota.firmware import read_app
+from mpota.live import plan_ota
+from mpota.storage.file import read_file
+
+
+@click.command()
+@port_argument
+@click.argument("app", type=click.Path(path_type=Path))
+@click.option("--no-rollback", is_flag=True, help="The new app need not confirm itself.")
+@dry_run_option
+@yes_option
+@baud_option
+@table_offset_option
+def command(
+    port: str,
+    app: Path,
+    no_rollback: bool,
+    dry_run: bool,
+    yes: bool,
+    baud: int,
+    table_offset: int,
+) -> None:
+    """Write APP, an app image or a merged firmware, into the next OTA slot of the board on PORT.
+
+    otadata becomes what set_boot() writes: the new app gets one boot to confirm itself. The app
+    that boots now stays whole, so that an interruption does no harm.
+    """
+    image = read_app(read_file(app), app.name, table_offset)
+    with connected_firmware(port, baud, table_offset) as (board, firmware):
+        change = plan_ota(board, firmware, image, is_confirmed=no_rollback)
+        change_board(board, change, dry_run=dry_run, yes=yes)

@@ -1,0 +1,89 @@
+"""``mpota slots``: which app boots, and otadata edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import click
+
+from mpota import report
+from mpota.commands.live import change_board, connected_firmware
+from mpota.commands.options import (
+    baud_option,
+    dry_run_option,
+    json_option,
+    port_argument,
+    table_offset_option,
+    yes_option,
+)
+from mpota.errors import UsageError
+from mpota.live import plan_boot, plan_mark
+from mpota.slots import MARKS, SlotState, slot_states
+from mpota.units import format_size
+
+
+@click.command()
+@port_argument
+@click.option("--boot", metavar="SLOT", help="Boot this app partition, as set_boot() does.")
+@click.option("--mark", type=click.Choice(list(MARKS)), help="Confirm, or give up, what boots.")
+@json_option
+@dry_run_option
+@yes_option
+@baud_option
+@table_offset_option
+def command(
+    port: str,
+    boot: str | None,
+    mark: str | None,
+    as_json: bool,
+    dry_run: bool,
+    yes: bool,
+    baud: int,
+    table_offset: int,
+) -> None:
+    """Show the app slots of the board on PORT and what otadata says of them, or change that."""
+    if boot and mark:
+        raise UsageError("--boot and --mark exclude each other")
+    with connected_firmware(port, baud, table_offset) as (board, firmware):
+        if boot:
+            change = plan_boot(board, firmware, boot)
+            change_board(board, change, dry_run=dry_run, yes=yes)
+        elif mark:
+            change = plan_mark(board, firmware, MARKS[mark])
+            change_board(board, change, dry_run=dry_run, yes=yes)
+        states = slot_states(firmware, board.size)
+    if as_json:
+        report.print_json([_json(state) for state in states])
+    else:
+        columns = ("", "Slot", ">Offset", ">Size", "App", "otadata", "Bootable")
+        report.print_table(columns, _rows(states))
+
+
+def _rows(states: Sequence[SlotState]) -> Iterator[tuple[str, ...]]:
+    for state in states:
+        slot, verdict = state.slot, state.slot.verdict
+        bootable = "yes" if verdict.is_bootable else "blank" if slot.is_blank else "no"
+        yield (
+            "boots" if state.boots else "",
+            slot.partition.label,
+            f"{slot.partition.offset:#x}",
+            format_size(slot.partition.size),
+            f"MicroPython {slot.version}" if slot.version else "",
+            " ".join(f"seq {r.ota_seq} {r.state_name}" for r in state.records),
+            bootable if bootable != "no" or not verdict.console else f"no: {verdict.console[0]}",
+        )
+
+
+def _json(state: SlotState) -> dict[str, object]:
+    slot = state.slot
+    return {
+        "label": slot.partition.label,
+        "offset": slot.partition.offset,
+        "size": slot.partition.size,
+        "version": slot.version,
+        "bootable": slot.verdict.is_bootable,
+        "blank": slot.is_blank,
+        "boots": state.boots,
+        "console": list(slot.verdict.console),
+        "records": [{"ota_seq": r.ota_seq, "ota_state": r.state_name} for r in state.records],
+    }
