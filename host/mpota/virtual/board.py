@@ -163,9 +163,11 @@ class Board:
         operations = tuple(self.flash.operations[first_operation:])
         return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str, terminal: Terminal | None = None) -> None:
         """Let whoever listens know what is on the console now."""
-        if self.on_output is not None and text:
+        if terminal is not None:
+            terminal.print(text.encode())
+        elif self.on_output is not None and text:
             self.on_output(text)
 
 
@@ -233,6 +235,8 @@ class _PowerOn:
         """One boot; why the next one follows, None if none does."""
         if cause is not ResetCause.SOFT:  # a soft reset is a matter of MicroPython alone
             self._watchdog = None
+            if self._limits.terminal is not None:
+                self._limits.terminal.is_raw = False
             self._found = self._start_bootloader()
         found = self._found
         assert found is not None  # the first boot is no soft reset
@@ -257,7 +261,7 @@ class _PowerOn:
         result = boot(
             board.flash, table_offset=board.table_offset, chip_revision=board.chip_revision
         )
-        board.tell("".join(f"{line}\n" for line in result.printed))
+        board.tell("".join(f"{line}\n" for line in result.printed), self._limits.terminal)
         return result
 
 
@@ -272,6 +276,7 @@ class _Process:
         self._partitions = start.partitions
         self._start = start
         self._limits = limits
+        self._terminal = limits.terminal
         self.watchdog = watchdog  # when it bites, None: it does not run
         self._is_idle = False
         self._is_resettable = False  # by a timer or the watchdog
@@ -312,6 +317,9 @@ class _Process:
         """Serve the process, and let nothing of it outlive what is decided then."""
         assert child.stdout is not None
         console_fd = child.stdout.fileno()
+        if self._terminal is not None:
+            assert child.stdin is not None
+            self._terminal.attach(child.stdin.fileno(), child.pid)
         try:
             return self._serve(request_fd, answer_fd, console_fd)
         finally:
@@ -320,13 +328,18 @@ class _Process:
                 pass
             child.wait()
             child.stdout.close()
+            if child.stdin is not None:
+                child.stdin.close()
 
     def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes]:
         interpreter, stdin = self._board.interpreter, self._limits.stdin
+        if self._terminal is not None:
+            stdin = subprocess.PIPE
+        has_own_prompt = self._limits.stdin is not None
         return subprocess.Popen(
             [
                 *interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE),
-                *([] if stdin is None else ["-i"]),
+                *(["-i"] if has_own_prompt else []),
                 "-c",
                 f"import boot_app; boot_app.start{fds}",
             ],
@@ -341,12 +354,20 @@ class _Process:
     def _serve(self, request_fd: int, answer_fd: int, console_fd: int) -> ResetCause | None:
         """Answer requests and collect output until a reset, its cause, or the end: None."""
         waiting = [request_fd, console_fd]
+        self._console_fd = console_fd
         while True:
             until = min(self._limits.deadline, self.watchdog or math.inf)
             wait_s = None if until == math.inf else max(0.0, until - time.monotonic())
-            ready, _, _ = select.select(waiting, [], [], wait_s)
+            typed_fd = self._terminal.waiting_fd if self._terminal is not None else None
+            typed = [] if typed_fd is None else [typed_fd]
+            ready, _, _ = select.select([*waiting, *typed], [], [], wait_s)
             if console_fd in ready and not self._take_output(console_fd):
                 waiting.remove(console_fd)
+            if typed_fd in ready:
+                assert self._terminal is not None
+                if not self._terminal.forward():
+                    self.end = End.POWER_CUT
+                    return None
             if request_fd in ready:
                 try:
                     is_over = self._answer(request_fd, answer_fd)
@@ -380,7 +401,9 @@ class _Process:
     def _lives_on(self) -> bool:
         """Whether anything can still happen at the prompt that the caller waits for."""
         limits = self._limits
-        return limits.stdin is not None or (limits.wait_at_idle and self._is_resettable)
+        if limits.stdin is not None or limits.terminal is not None:
+            return True
+        return limits.wait_at_idle and self._is_resettable
 
     def _perform(self, kind: str, argument: int, payload: bytes) -> tuple[int, bytes]:
         """One request of ``standin/link.py``: the result and the payload of the answer."""
@@ -421,7 +444,18 @@ class _Process:
                 return 0, json.dumps(self._config()).encode()
             case "S":
                 return 0, (self._start.script or "").encode()
+            case "T" if self._terminal is not None:
+                self._drain_output()
+                self._terminal.send(payload)
+                return 0, b""
+            case "Y" if self._terminal is not None:
+                self._terminal.set_interrupt_char(argument)
+                return 0, b""
+            case "A" if self._terminal is not None:
+                self._terminal.is_raw = bool(argument)
+                return 0, b""
             case "I":
+                self._drain_output()
                 self._idle(argument, payload.decode("utf-8", "replace"))
                 return 0, b""
         raise FlashError(f"the board asked for '{kind}', which is nothing")
@@ -473,19 +507,31 @@ class _Process:
             "micropython": _micropython_facts(self._flash, self._start.app),
             "has_script": self._start.script is not None,
             "has_prompt": self._limits.stdin is not None,
+            "terminal": self._terminal and ("raw" if self._terminal.is_raw else "friendly"),
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
         }
 
     def _take_output(self, console_fd: int) -> bool:
         data = os.read(console_fd, 1 << 16)
-        self._output += data
-        self._board.tell(self._decoder.decode(data))
+        if self._terminal is not None:
+            self._terminal.print(data)
+        else:
+            self._output += data
+            self._board.tell(self._decoder.decode(data))
         return bool(data)
 
+    def _drain_output(self) -> None:
+        """Take what was printed before the request at hand."""
+        while select.select([self._console_fd], [], [], 0)[0] and self._take_output(
+            self._console_fd
+        ):
+            pass
+
     def _print(self, text: str) -> None:
-        self._output += text.encode()
-        self._board.tell(text)
+        if self._terminal is None:
+            self._output += text.encode()
+        self._board.tell(text, self._terminal)
 
 
 class _Reset(Exception):

@@ -107,7 +107,6 @@ def _pose_as(config):
 
 def _connect_terminal():
     import micropython
-
     import repl
 
     global _call
