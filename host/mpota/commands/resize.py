@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mpota import report
+from mpota.backup import (
+    change_with_backup,
+    default_path,
+    find_unfinished,
+    resume,
+    unfinished_path,
+)
+from mpota.commands.live import change_board, connected
 from mpota.commands.options import (
     Size,
+    baud_option,
+    dry_run_option,
     firmware_argument,
     force_option,
     output_option,
     split_pair,
     table_offset_option,
+    yes_option,
 )
 from mpota.edit import find_layout, resize
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.layout import LAYOUTS, Edits, NewPartition
+from mpota.live import plan_resize
+from mpota.ports import is_port
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_flash_size, parse_size
+
+if TYPE_CHECKING:
+    from mpota.storage.board import BoardFlash
 
 
 @click.command()
@@ -33,8 +50,11 @@ from mpota.units import format_flash_size, parse_size
 @click.option("--add", "adds", multiple=True, metavar="NAME=SUBTYPE:SIZE[@OFFSET]")
 @click.option("--delete", "deletes", multiple=True, metavar="NAME")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW")
-@click.option("--dry-run", is_flag=True, help="Show what would change, write nothing.")
+@click.option("--backup", type=click.Path(path_type=Path), help="On a board: what is overwritten.")
+@dry_run_option
+@yes_option
 @force_option
+@baud_option
 @table_offset_option
 def command(
     firmware: Path,
@@ -46,14 +66,21 @@ def command(
     adds: tuple[str, ...],
     deletes: tuple[str, ...],
     renames: tuple[str, ...],
+    backup: Path | None,
     dry_run: bool,
+    yes: bool,
     force: bool,
+    baud: int,
     table_offset: int,
 ) -> None:
     """Fit FIRMWARE to another flash size or partition table.
 
     With -f alone the file system that ends the table grows to the end of the flash. Edits are
-    made in the order: layout, delete, rename, set, add. FIRMWARE itself is never changed.
+    made in the order: layout, delete, rename, set, add. A FIRMWARE file itself is never changed.
+
+    On the port of a board the board is changed: what will happen is shown first, and what it
+    overwrites is saved to the backup. Interrupted, the same command goes on where it stopped;
+    `mpota restore` takes it back.
     """
     arrange, table = find_layout(layout, table_offset)
     edits = Edits(
@@ -77,6 +104,13 @@ def command(
         *sizes,
         *(text.partition("=")[0] for text in adds),
     )
+    if is_port(firmware):
+        if output is not None:
+            raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
+        with connected(str(firmware), baud) as board:
+            words = " ".join(("resize", *done, *adds))
+            _resize_board(board, edits, words, backup, table_offset, dry_run=dry_run, yes=yes)
+        return
     target = output or firmware.with_name("-".join((firmware.stem, *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
@@ -91,6 +125,35 @@ def command(
         return
     write_file(target, result.data)
     print(f"written: {target} ({len(result.data):,} bytes)")
+
+
+def _resize_board(
+    board: BoardFlash,
+    edits: Edits,
+    words: str,
+    backup: Path | None,
+    table_offset: int,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    journal = unfinished_path(backup) if backup else find_unfinished(Path(), board.mac)
+    if journal is not None and journal.exists():
+        print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
+        if not dry_run:
+            path = resume(board, journal, words)
+            print(f"done: all written and verified; what was overwritten is in {path}")
+        return
+    path = backup or default_path(Path(), board.mac)
+    check_output(path)
+    firmware = Firmware.from_flash(board, board.name, table_offset)
+    change = plan_resize(board, firmware, edits)
+
+    def write() -> None:
+        change_with_backup(board, change.plan, path, words, table_offset)
+        print(f"backup: {path}")
+
+    change_board(board, change, dry_run=dry_run, yes=yes, write=write)
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:
