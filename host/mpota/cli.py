@@ -19,6 +19,7 @@ _COMMANDS = {
     "extract": "the app image or a partition, as a file",
     "write": "files into partitions",
     "table": "convert and validate partition tables",
+    "fs": "files in the file system",
     "flash": "a firmware onto a board, verified",
     "verify": "a board read back and compared with a file",
     "ota": "an update into a board's next slot, by cable",

@@ -1,0 +1,586 @@
+"""littlefs in a part of a flash: files read and written as MicroPython on ESP32 does.
+
+The only module that imports littlefs-python. Reading needs none of it (`mpota.formats.littlefs`);
+writing does, and only on a file system that was found intact before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpota.errors import MpotaError, UsageError
+from mpota.formats.littlefs import (
+    BLOCK_SIZE,
+    MAGIC,
+    MTIME,
+    Entry,
+    Superblock,
+    Volume,
+    is_littlefs,
+    split_path,
+    superblock_commit,
+)
+from mpota.storage import Flash
+from mpota.units import format_size
+
+if TYPE_CHECKING:
+    from littlefs import LFSConfig
+
+DISK_VERSION = 0x20001  # MicroPython 1.22 and later write it; 1.18 to 1.21 mount only 2.0
+_INLINE_MAX = 128  # MicroPython's cache: 4 * 32 bytes (extmod/vfs_lfsx.c: init_config)
+_MIN_BLOCKS = 4
+
+
+class Region:
+    """A part of a flash as blocks of 4 KiB, each of them read once.
+
+    What is programmed is kept until `flush` writes it, in the order in which it was programmed:
+    littlefs stays intact after each of these steps. ``name`` is for messages.
+    """
+
+    def __init__(self, flash: Flash, offset: int, size: int, name: str = "file system") -> None:
+        self.name = name
+        self.size = size
+        self._flash = flash
+        self._offset = offset
+        self._stored: dict[int, bytes] = {}  # as it is on the flash
+        self._log: list[tuple[int, bytes]] = []
+        self._pending: dict[int, bytes] = {}  # what the log leaves in a block
+
+    @property
+    def block_count(self) -> int:
+        return self.size // BLOCK_SIZE
+
+    def read_block(self, block: int) -> bytes:
+        if block in self._pending:
+            return self._pending[block]
+        if block not in self._stored:
+            start = self._offset + block * BLOCK_SIZE
+            self._stored[block] = self._flash.read(start, BLOCK_SIZE)
+        return self._stored[block]
+
+    def program(self, block: int, data: bytes) -> None:
+        """Make ``data`` the content of a block, once `flush` is called."""
+        if self._log and self._log[-1][0] == block:
+            self._log.pop()
+        self._log.append((block, data))
+        self._pending[block] = data
+
+    def flush(self) -> int:
+        """Write what was programmed, and only where it differs; the number of blocks written."""
+        log = self._log
+        self.discard()
+        changed = []
+        for block, data in log:
+            if self._stored.get(block) != data:
+                changed.append((block, data))
+                self._stored[block] = data
+        for block, data in _joined(changed):
+            self._write(self._offset + block * BLOCK_SIZE, data)
+        return len(changed)
+
+    def discard(self) -> None:
+        """Forget what was programmed since the last `flush`."""
+        self._log = []
+        self._pending = {}
+
+    def _write(self, offset: int, data: bytes) -> None:
+        program = getattr(self._flash, "program", None)
+        if program is not None:  # a board's flash: esptool erases what it writes
+            program(offset, data)
+        else:
+            self._flash.erase(offset, len(data))
+            self._flash.write(offset, data)
+
+
+class MemoryRegion(Region):
+    """A region of its own in memory: ``size`` bytes, ``data`` and then 0xFF."""
+
+    def __init__(self, size: int, data: bytes = b"", name: str = "file system") -> None:
+        self._memory = _Memory(size, data)
+        super().__init__(self._memory, 0, size, name)
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._memory.data)
+
+
+class _Memory:
+    def __init__(self, size: int, data: bytes) -> None:
+        self.size = size
+        self.data = bytearray(data.ljust(size, b"\xff"))
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self.data[offset : offset + size])
+
+    def erase(self, offset: int, size: int) -> None:
+        self.data[offset : offset + size] = b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.data[offset : offset + len(data)] = data
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a file system holds; sizes in bytes, whole blocks for what is used."""
+
+    size: int
+    used_size: int
+    files: int
+    directories: int
+
+    @property
+    def free_size(self) -> int:
+        return self.size - self.used_size
+
+
+class FileSystem:
+    """The littlefs in a region. Paths are absolute, with ``/`` between names.
+
+    Raises MpotaError if there is none, saying what there is instead. A damaged one can be opened
+    and read as far as it goes: see `problems`.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self._volume: Volume | None = None
+        self._check_kind()
+        self.volume  # noqa: B018 - the superblock is looked at now
+
+    @classmethod
+    def format(cls, region: Region, disk_version: int = DISK_VERSION) -> FileSystem:
+        """Make an empty littlefs in ``region``, whatever it holds."""
+        if region.block_count < _MIN_BLOCKS:
+            raise MpotaError(
+                f"{region.name} is {region.size:,} bytes, littlefs needs {_MIN_BLOCKS * BLOCK_SIZE}"
+            )
+        from littlefs import LittleFSError, lfs
+
+        config, device = _config(region, region.block_count, disk_version)
+        try:
+            lfs.format(lfs.LFSFilesystem(), config)
+        except LittleFSError as error:
+            region.discard()
+            raise _translated(error, region.name) from None
+        device.check()
+        region.flush()
+        return cls(region)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    @property
+    def volume(self) -> Volume:
+        """The tree as it stands in the region."""
+        if self._volume is None:
+            try:
+                self._volume = Volume(self.region.read_block, self.region.block_count)
+            except MpotaError as error:
+                raise MpotaError(f"{self.region.name}: {error}", error.hint) from None
+        return self._volume
+
+    @property
+    def superblock(self) -> Superblock:
+        return self.volume.superblock
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is damaged in the directories, and known of files; empty if nothing is."""
+        texts = list(self.volume.problems)
+        for pair in self.volume.stale_superblocks:
+            texts.append(
+                f"the superblock at block {min(pair.blocks):#x} tells another size than the one "
+                "that counts: MicroPython does not mount it until `mpota fs grow` has ended"
+            )
+        return tuple(texts)
+
+    @property
+    def mismatch(self) -> str:
+        """Both sizes in words if the file system is not as large as its partition, else ''."""
+        size = self.superblock.size
+        if size == self.region.size:
+            return ""
+        return (
+            f"the file system is {size:,} bytes ({format_size(size)}), {self.region.name} "
+            f"{self.region.size:,} ({format_size(self.region.size)}): MicroPython does not mount it"
+        )
+
+    def check(self) -> tuple[str, ...]:
+        """Everything that is wrong, in words: all blocks of all files are looked at.
+
+        Contents have no checksum in littlefs: only their place is proved.
+        """
+        self._volume = None
+        self.volume.check_files()
+        return (*([self.mismatch] if self.mismatch else []), *self.problems)
+
+    def usage(self) -> Usage:
+        """How full it is. Raises MpotaError if a file's blocks are damaged."""
+        self._require_intact()
+        entries = [entry for _, entry in self.volume.walk()]
+        directories = sum(entry.is_dir for entry in entries)
+        used = self.volume.used_blocks * BLOCK_SIZE
+        return Usage(self.superblock.size, used, len(entries) - directories, directories)
+
+    def entry(self, path: str) -> Entry:
+        """Raises MpotaError if there is nothing at ``path``."""
+        entry = self.volume.find(path)
+        if entry is None:
+            raise MpotaError(f"{self.region.name}: no '{path}'", self._damage_hint())
+        return entry
+
+    def read(self, path: str) -> bytes:
+        """A file's content. Raises MpotaError if it is no file, or damaged."""
+        entry = self.entry(path)
+        if entry.is_dir:
+            raise MpotaError(f"{self.region.name}: '{path}' is a directory")
+        try:
+            return self.volume.content(entry)
+        except MpotaError as error:
+            raise MpotaError(f"{self.region.name}: {path}: {error}", error.hint) from None
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """Write operations: each is on the flash, or not at all, when its call ends.
+
+        Raises MpotaError if the file system is damaged or does not fit its partition.
+        """
+        if self.mismatch:
+            raise MpotaError(f"{self.region.name}: {self.mismatch}", self._size_hint())
+        self._require_intact()
+        yield from self._mounted(self.superblock.block_count)
+
+    def grow(self) -> int:
+        """Make the file system as large as its region; the number of bytes it grew by.
+
+        Files stay where they are. Run again after an interruption, it ends what was begun.
+        Raises MpotaError if the region is smaller than the file system.
+        """
+        old_size, region = self.superblock.size, self.region
+        if old_size > region.size:
+            raise MpotaError(f"{region.name}: {self.mismatch}", self._size_hint())
+        self._require_intact(is_growing=True)
+        if old_size < region.size:
+            with contextmanager(self._mounted)(0) as writer:
+                writer.grow(region.block_count)
+        # lfs_fs_grow changes only the copy of the superblock that has the root directory. Where
+        # many writes have made littlefs add more of them, the others refuse the new size.
+        for pair in self.volume.stale_superblocks:
+            region.program(pair.blocks[1], superblock_commit(pair, self.superblock))
+            region.flush()
+        self._volume = None
+        return region.size - old_size
+
+    def _mounted(self, block_count: int) -> Iterator[Writer]:
+        from littlefs import LittleFSError, lfs
+
+        config, device = _config(self.region, block_count, self.superblock.version)
+        mounted = lfs.LFSFilesystem()
+        try:
+            lfs.mount(mounted, config)
+        except LittleFSError as error:
+            raise _translated(error, self.region.name) from None
+        try:
+            yield Writer(mounted, device, self.region)
+        finally:
+            self._volume = None
+            lfs.unmount(mounted)
+            self.region.discard()
+
+    # --- checks ----------------------------------------------------------------------------------
+
+    def _check_kind(self) -> None:
+        start = self.region.read_block(0) + self.region.read_block(1)
+        if is_littlefs(start):
+            return
+        if is_blank(self.region):
+            raise MpotaError(
+                f"{self.region.name} is blank: it holds no file system yet",
+                "MicroPython makes one at its first boot, `mpota fs mkfs` makes one now",
+            )
+        raise MpotaError(
+            f"{self.region.name} holds {_kind(start)}, not a littlefs that can be read",
+            "`mpota fs mkfs --force` makes an empty littlefs in its place",
+        )
+
+    def _require_intact(self, *, is_growing: bool = False) -> None:
+        self._volume = None
+        self.volume.check_files()
+        problems = self.volume.problems if is_growing else self.problems
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise MpotaError(
+                f"{self.region.name}: the file system is damaged: {problems[0]}{more}",
+                "`mpota fs check` tells all, `mpota fs get` saves what can be read",
+            )
+
+    def _damage_hint(self) -> str | None:
+        return f"the file system is damaged: {self.problems[0]}" if self.problems else None
+
+    def _size_hint(self) -> str:
+        if self.superblock.size < self.region.size:
+            return "`mpota fs grow` makes it fit"
+        return "what is behind the end is lost: get the files, mkfs, and put them back"
+
+
+class Writer:
+    """Operations on a mounted littlefs. Each raises MpotaError, and then has changed nothing."""
+
+    def __init__(self, mounted: Any, device: _Device, region: Region) -> None:
+        self._mounted = mounted
+        self._device = device
+        self._region = region
+        self._is_broken = False
+        self.blocks_written = 0
+
+    def write(self, path: str, data: bytes, attrs: Mapping[int, bytes] | None = None) -> None:
+        """A file with this content, new or in place of the one that is there."""
+        from littlefs import lfs
+
+        with self._operation(path, len(data)) as name:
+            file = lfs.file_open(self._mounted, name, "w")
+            try:
+                lfs.file_write(self._mounted, file, data)
+            finally:
+                # Open files are known to the C library by their address: always close them.
+                lfs.file_close(self._mounted, file)
+            for kind, value in (attrs or {}).items():
+                if value:
+                    lfs.setattr(self._mounted, name, kind, value)
+
+    def mkdir(self, path: str) -> None:
+        from littlefs import lfs
+
+        with self._operation(path) as name:
+            lfs.mkdir(self._mounted, name)
+
+    def set_attrs(self, path: str, attrs: Mapping[int, bytes]) -> None:
+        from littlefs import lfs
+
+        with self._operation(path) as name:
+            for kind, value in attrs.items():
+                if value:  # littlefs-python cannot set an empty one
+                    lfs.setattr(self._mounted, name, kind, value)
+
+    def remove(self, path: str) -> None:
+        """A file, or a directory that is empty."""
+        from littlefs import lfs
+
+        with self._operation(path) as name:
+            lfs.remove(self._mounted, name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Move a file or directory; a file at ``new`` is replaced."""
+        from littlefs import lfs
+
+        with self._operation(old) as name:
+            lfs.rename(self._mounted, name, _encodable(new))
+
+    def grow(self, block_count: int) -> None:
+        from littlefs import lfs
+
+        with self._operation("/"):
+            lfs.fs_grow(self._mounted, block_count)
+
+    @contextmanager
+    def _operation(self, path: str, size: int = 0) -> Iterator[str]:
+        from littlefs import LittleFSError
+
+        if self._is_broken:
+            raise RuntimeError("a write failed before: the state in memory is not on the flash")
+        try:
+            yield _encodable(path)
+            self._device.check()
+            self.blocks_written += self._region.flush()
+        except BaseException as error:
+            self._is_broken = True
+            self._region.discard()
+            if isinstance(error, LittleFSError):
+                self._device.check()
+                raise _translated(error, self._region.name, path, size) from None
+            raise
+
+
+def is_blank(region: Region) -> bool:
+    """Nothing was ever written to the first blocks, where every file system starts."""
+    start = b"".join(region.read_block(block) for block in range(min(2, region.block_count)))
+    return start.count(0xFF) == len(start)
+
+
+def migrate(old: bytes, new_size: int, name: str = "file system") -> bytes:
+    """All files of the littlefs in ``old``, in a fresh one of ``new_size`` bytes.
+
+    Directories, times and other attributes are kept. Raises MpotaError if ``old`` is not intact,
+    or if the files do not fit.
+    """
+    source = FileSystem(MemoryRegion(len(old) // BLOCK_SIZE * BLOCK_SIZE, old, name))
+    usage = source.usage()
+    region = MemoryRegion(new_size, name=name)
+    target = FileSystem.format(region, source.superblock.version)
+    try:
+        with target.writing() as writer:
+            if source.volume.root.attrs:
+                writer.set_attrs("/", source.volume.root.attrs)
+            for path, entry in source.volume.walk():
+                if entry.is_dir:
+                    writer.mkdir(path)
+                    writer.set_attrs(path, entry.attrs)
+                else:
+                    writer.write(path, source.volume.content(entry), entry.attrs)
+    except MpotaError as error:
+        if usage.used_size <= new_size:
+            raise
+        raise MpotaError(
+            f"{name}: {usage.files} files take {usage.used_size:,} bytes "
+            f"({format_size(usage.used_size)}), the new file system holds {new_size:,} "
+            f"({format_size(new_size)})",
+            error.hint,
+        ) from None
+    return region.to_bytes()
+
+
+def build(files: Mapping[str, bytes | None], size: int, disk_version: int = DISK_VERSION) -> bytes:
+    """A littlefs image of ``size`` bytes. ``files`` maps paths to contents, None for directories.
+
+    The same files give the same bytes: no times are stored. Raises MpotaError if they do not fit.
+    """
+    if size % BLOCK_SIZE:
+        raise UsageError(f"size {size:#x} is not a multiple of {BLOCK_SIZE:#x}")
+    region = MemoryRegion(size)
+    with FileSystem.format(region, disk_version).writing() as writer:
+        for path, data in files.items():
+            if data is None:
+                writer.mkdir(path)
+            else:
+                writer.write(path, data)
+    return region.to_bytes()
+
+
+def mtime_attrs(path: Path) -> dict[int, bytes]:
+    """A host file's time as MicroPython stores it."""
+    return {MTIME: (path.stat().st_mtime_ns & (1 << 64) - 1).to_bytes(8, "little")}
+
+
+class _Device:
+    """The C library's view of a region: its context, which must never raise.
+
+    Every program is one whole block, as prog_size says. So a commit never adds to the block of
+    metadata that counts, it goes to the other one of the pair: a cable that is pulled while a
+    block is rewritten costs nothing that was there before.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._error: MpotaError | None = None
+
+    def check(self) -> None:
+        """Raises the error that a callback met."""
+        if self._error is not None:
+            raise self._error
+
+    def read(self, config: LFSConfig, block: int, offset: int, size: int) -> bytes:
+        data = b""
+        with self._caught():
+            data = self._region.read_block(block)[offset : offset + size]
+        return data.ljust(size, b"\xff")  # the C library copies size bytes in any case
+
+    def prog(self, config: LFSConfig, block: int, offset: int, data: bytes) -> int:
+        with self._caught():
+            old = self._region.read_block(block)
+            self._region.program(block, old[:offset] + data + old[offset + len(data) :])
+        return -5 if self._error else 0  # LFS_ERR_IO
+
+    def erase(self, config: LFSConfig, block: int) -> int:
+        return 0
+
+    def sync(self, config: LFSConfig) -> int:
+        return -5 if self._error else 0
+
+    @contextmanager
+    def _caught(self) -> Iterator[None]:
+        try:
+            yield
+        except MpotaError as error:
+            self._error = error
+
+
+def _config(region: Region, block_count: int, disk_version: int) -> tuple[LFSConfig, _Device]:
+    from littlefs import LFSConfig
+
+    device = _Device(region)
+    config = LFSConfig(
+        device,
+        block_size=BLOCK_SIZE,
+        block_count=block_count,
+        read_size=32,
+        prog_size=BLOCK_SIZE,
+        cache_size=BLOCK_SIZE,
+        lookahead_size=512,
+        block_cycles=-1,  # what is written from a desk wears nothing out: move no directories
+        inline_max=_INLINE_MAX,
+        disk_version=disk_version,
+    )
+    return config, device
+
+
+_REASONS = {
+    "LFS_ERR_NOENT": "no such file or directory",
+    "LFS_ERR_EXIST": "exists already",
+    "LFS_ERR_NOTDIR": "is not a directory",
+    "LFS_ERR_ISDIR": "is a directory",
+    "LFS_ERR_NOTEMPTY": "directory is not empty",
+    "LFS_ERR_NAMETOOLONG": "the name is too long, 255 bytes are the limit",
+    "LFS_ERR_INVAL": "not possible",
+    "LFS_ERR_CORRUPT": "the file system is damaged",
+}
+
+
+def _translated(error: Exception, name: str, path: str = "", size: int = 0) -> MpotaError:
+    where = f"{name}: {path}" if path else name
+    kind = getattr(error, "name", "") or ""
+    if kind == "LFS_ERR_NOSPC":
+        hint = "`mpota fs df` tells what is free"
+        return MpotaError(f"{where}: no room for {size:,} bytes", hint)
+    return MpotaError(f"{where}: {_REASONS.get(kind, str(error))}")
+
+
+def _encodable(path: str) -> str:
+    path = "/" + "/".join(split_path(path))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise MpotaError(f"name '{shown}' is not UTF-8: littlefs-python cannot write it") from None
+    if "\0" in path or ".." in split_path(path):
+        raise UsageError(f"path '{path!r}' is none that littlefs allows")
+    return path
+
+
+def _kind(start: bytes) -> str:
+    """What the first two blocks hold that is no littlefs 2."""
+    if start[510:512] == b"\x55\xaa" and (b"FAT" in start[54:62] or b"FAT" in start[82:90]):
+        return "a FAT file system"
+    if MAGIC in start[:64]:
+        return "a littlefs of version 1"
+    if start[:3] == b"\xd2\xcd\x31":
+        return "a ROMFS"
+    return f"something else (it starts with {start[:8].hex(' ')})"
+
+
+def _joined(changed: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Blocks that follow each other in the list and on the flash as one."""
+    run: list[bytes] = []
+    first = 0
+    for block, data in changed:
+        if run and block != first + len(run):
+            yield first, b"".join(run)
+            run = []
+        if not run:
+            first = block
+        run.append(data)
+    if run:
+        yield first, b"".join(run)

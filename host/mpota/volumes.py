@@ -1,0 +1,176 @@
+"""Where file systems are: in a firmware file, in a file of their own, or on a board."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpota import report
+from mpota.errors import MpotaError, UsageError
+from mpota.filesystem import FileSystem, Region
+from mpota.firmware import Firmware, find_base
+from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
+from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
+from mpota.layout import FAT_SUBTYPE
+from mpota.ports import is_port
+from mpota.storage import Flash
+from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
+from mpota.units import align_down
+
+_VFS = "vfs"
+_OWN_LABELS = (_VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
+_PATH = re.compile(r"([^/:]*):(.*)", re.DOTALL)
+
+
+def split_remote(text: str) -> tuple[str | None, str]:
+    """``NAME:/path`` as partition and path; without a name, or only ``:``, the first is None."""
+    match = _PATH.fullmatch(text)
+    label, path = (match[1], match[2]) if match else ("", text)
+    return label or None, "/" + path.lstrip("/")
+
+
+class FlashFile:
+    """A file as flash of ``size`` bytes, changed in memory. Follows `mpota.storage.Flash`."""
+
+    def __init__(self, image: FileImage, size: int) -> None:
+        self.size = size
+        self._image = image
+        self._data = bytearray(image.read(0, size))
+        self._end = image.end
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self._data[offset : offset + size]).ljust(size, b"\xff")
+
+    def erase(self, offset: int, size: int) -> None:
+        self._data[offset : offset + size] = b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._data[offset : offset + len(data)] = data
+        self._end = max(self._end, offset + len(data))
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file: as long as it was, or up to the last byte written."""
+        return bytes(self._data[self._image.base : self._end])
+
+
+class Volumes:
+    """The file systems of a firmware: ``partitions`` by label, and the one that is meant.
+
+    The partition that MicroPython adds at boot, behind the last entry of a table without ``vfs``,
+    is one of them (ports/esp32/main.c).
+    """
+
+    def __init__(self, name: str, flash: Flash, partitions: tuple[Partition, ...]) -> None:
+        self.name = name
+        self.flash = flash
+        self.partitions = partitions
+        self._open: dict[str, FileSystem] = {}
+
+    @classmethod
+    def of_firmware(cls, firmware: Firmware, flash: Flash) -> Volumes:
+        partitions = [
+            p for p in firmware.table if p.type == DATA and (p.is_file_system or _holds(flash, p))
+        ]
+        if not any(p.type == DATA and p.label in _OWN_LABELS for p in firmware.table):
+            size = align_down(flash.size - firmware.table.end, BLOCK_SIZE)
+            if size > 0:
+                vfs = Partition(_VFS, DATA, FAT_SUBTYPE, firmware.table.end, size)
+                partitions.append(vfs)
+        return cls(firmware.name, flash, tuple(partitions))
+
+    def partition(self, label: str | None = None) -> Partition:
+        """The partition of this label; None: ``vfs``, else the only one there is.
+
+        Raises MpotaError, naming those that are there.
+        """
+        labels = [p.label for p in self.partitions]
+        wanted = label
+        if wanted is None:
+            wanted = _VFS if _VFS in labels or len(labels) != 1 else labels[0]
+        for partition in self.partitions:
+            if partition.label == wanted:
+                return partition
+        raise MpotaError(
+            f"{self.name}: no file system partition '{wanted}', there are: "
+            f"{', '.join(labels) or 'none'}",
+            "NAME:/path means the one called NAME" if label is None and labels else None,
+        )
+
+    def region(self, label: str | None = None) -> Region:
+        partition = self.partition(label)
+        if partition.end > self.flash.size:
+            raise MpotaError(
+                f"{self.name}: partition '{partition.label}' ends at {partition.end:#x}, "
+                f"the flash at {self.flash.size:#x}"
+            )
+        size = align_down(partition.size, BLOCK_SIZE)
+        return Region(self.flash, partition.offset, size, f"partition '{partition.label}'")
+
+    def file_system(self, label: str | None = None) -> FileSystem:
+        """Opened once. Raises MpotaError if there is no littlefs in the partition."""
+        name = self.partition(label).label
+        if name not in self._open:
+            self._open[name] = FileSystem(self.region(name))
+        return self._open[name]
+
+
+@contextmanager
+def open_volumes(
+    name: str,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+) -> Iterator[Volumes]:
+    """The file systems of a file or of the board on a port.
+
+    What is written is on a board at once; a file is replaced as a whole when the block ends
+    without an error, or ``output`` is written in its place. Raises UsageError for an output that
+    must not be written.
+    """
+    if is_port(name):
+        from mpota.storage.board import open_board
+
+        if output is not None:
+            raise UsageError(f"-o is for files, '{name}' is a port")
+        with open_board(name, progress=report.progress) as board:
+            firmware = Firmware.from_flash(board, board.name, table_offset)
+            yield Volumes.of_firmware(firmware, board)
+        return
+    path = Path(name)
+    if output is not None:
+        check_output(output, (path,), force=force)
+    data = read_file(path)
+    volumes, flash = _in_file(data, path.name, table_offset)
+    yield volumes
+    changed = flash.to_bytes()
+    if output is not None:
+        write_file(output, changed)
+    elif changed != data:
+        if not os.access(path, os.W_OK):  # a rename would replace it all the same
+            raise UsageError(f"'{path}' is read-only", "write another file: -o OUT")
+        write_file(path, changed)
+
+
+def _in_file(data: bytes, name: str, table_offset: int) -> tuple[Volumes, FlashFile]:
+    if is_littlefs(data[: 2 * BLOCK_SIZE]):
+        # A file system by itself, as `mpota fs build` and `mpota extract` make it.
+        flash = FlashFile(FileImage(0, data), len(data))
+        whole = Partition(_VFS, DATA, FAT_SUBTYPE, 0, len(data))
+        return Volumes(name, flash, (whole,)), flash
+    image = FileImage(find_base(data, name), data)
+    firmware = Firmware.from_flash(image, name, table_offset)
+    size = max(firmware.flash_size, image.end)
+    if size > MAX_FILE_SIZE:
+        raise MpotaError(f"{name}: a flash of {size:,} bytes, {MAX_FILE_SIZE:,} are the limit")
+    flash = FlashFile(image, size)
+    return Volumes.of_firmware(firmware, flash), flash
+
+
+def _holds(flash: Flash, partition: Partition) -> bool:
+    return partition.size >= 2 * BLOCK_SIZE and is_littlefs(
+        flash.read(partition.offset, 2 * BLOCK_SIZE)
+    )
