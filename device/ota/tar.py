@@ -22,6 +22,7 @@ class TarReader:
         self._have = 0  # bytes of the header at hand
         self._left = 0  # bytes of the member at hand
         self._padding = 0
+        self._name = None
         self._sink = None
         self._zeros = 0  # blocks of zeros, of which two are the end
 
@@ -51,6 +52,10 @@ class TarReader:
 
     def finish(self):
         """No more bytes come."""
+        if self._left:
+            raise self._error(
+                "tar", "is truncated: %d bytes of '%s' are missing" % (self._left, self._name)
+            )
         if self._zeros < 2 or self._have:
             raise self._error("tar", "is truncated: it ends without its two blocks of zeros")
 
@@ -84,6 +89,7 @@ class TarReader:
         size = self._octal(124, 136)
         if is_directory and size:
             raise self._error("tar", "has a directory '%s' with content" % name)
+        self._name = name
         self._left = size
         self._padding = -size % _BLOCK
         self._sink = self._open(name, size, is_directory)

@@ -95,12 +95,14 @@ def read_tree(archive: bytes) -> tuple[Member, ...]:
     members = tuple(read_tar(archive, "files payload"))
     seen: dict[str, bool] = {"": True}
     for member in members:
-        parent, _, last = member.name.rpartition("/")
-        if last in ("", ".", "..") or "\\" in member.name:
+        parts = member.name.split("/")
+        if {"", ".", ".."} & set(parts) or "\\" in member.name:
             raise MpotaError(f"path '{member.name}' leaves the tree")
-        if member.name.count("/") >= _MAX_DEPTH:
+        if any(character < " " for character in member.name):
+            raise MpotaError(f"path {member.name!r} has a control character")
+        if len(parts) > _MAX_DEPTH:
             raise MpotaError(f"path '{member.name}' is deeper than {_MAX_DEPTH} components")
-        if not seen.get(parent):
+        if not seen.get("/".join(parts[:-1])):
             raise MpotaError(f"path '{member.name}' has no directory")
         if member.name in seen:
             raise MpotaError(f"path '{member.name}' is there twice")
