@@ -40,6 +40,7 @@ from mpota.virtual.bootloader import (
 
 _ALONE_OFFSET = BLOCK_SIZE  # where an image without a firmware is taken to stand
 _MAX_SLOT = 16 * MiB
+_MAX_BOOTLOADER_END = 0x20000
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def check_flash(
     for slot in slots:
         if not slot.is_blank or (slot.partition == result.selected and not result.starts):
             findings += [_finding(f, slot.partition.label, slot) for f in slot.verdict.faults]
-    damage = _bootloader_damage(memory) if is_file else None
+    damage = _damage(flash, memory, result, table_offset) if is_file else None
     if damage is not None:
         findings.append(damage)
     return Check(
@@ -233,15 +234,21 @@ def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
         yield Slot(partition, verdict, flash.read(partition.offset, size))
 
 
-def _bootloader_damage(flash: MemoryFlash) -> Finding | None:
-    """A bootloader whose digest does not fit boots, since nothing on the board looks at it."""
-    found = find_bootloader(flash)
+def _damage(
+    flash: FlashReader, memory: MemoryFlash, result: BootResult, table_offset: int
+) -> Finding | None:
+    """Damage that the bootloader does not see: its own digest, and digests that a header lost."""
+    found = find_bootloader(memory)
     if found is None:
         return None
     try:
-        Image.from_bytes(flash.read(found[1], min(flash.size, 0x20000) - found[1])).check()
+        room = min(memory.size, _MAX_BOOTLOADER_END) - found[1]
+        Image.from_bytes(memory.read(found[1], room)).check("bootloader")
+        is_dump = flash.base < found[1] or flash.end >= memory.size
+        if result.starts is not None and not is_dump:
+            Firmware.from_flash(flash, "file", table_offset).check_ends([result.starts])
     except MpotaError as error:
-        return Finding("bootloader", str(error), "download or build the firmware again")
+        return Finding("file", str(error), _DOWNLOAD)
     return None
 
 

@@ -59,6 +59,8 @@ def extract(firmware: Firmware, name: str | None = None) -> bytes:
 def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
     """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
     image = Image.from_bytes(data)
+    if data[image.size :].strip(b"\xff"):
+        image = Firmware.from_bytes(data, BOOTLOADER).bootloader
     image.check(BOOTLOADER)
     if find_app_desc(image.data) is not None:
         raise MpotaError("bootloader: the file is an app image")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.firmware import App, Firmware, is_app_image, read_app, read_table
+from mpota.firmware import App, Firmware, is_app_image, is_table, read_app, read_table
 from mpota.formats.app_desc import (
     AppDesc,
     MicroPythonText,
@@ -19,7 +19,6 @@ from mpota.formats.chips import FLASH_MODES
 from mpota.formats.image import Image, ImageHeader
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
-    ENTRY_MAGIC,
     Partition,
     PartitionTable,
 )
@@ -92,13 +91,10 @@ def describe(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -
         app = _facts(read_app(data, name), None)
         header = app.app.image.header
         return Description(name, header, None, None, table_offset, (app,), (), (), app)
-    try:
-        return describe_firmware(Firmware.from_bytes(data, name, table_offset))
-    except MpotaError:
-        if not (data[:2] == ENTRY_MAGIC or data.isascii()):
-            raise
-    table = read_table(data, name, table_offset)
-    return Description(name, None, None, table, table_offset, (), (), (), None)
+    if is_table(data):
+        table = read_table(data, name, table_offset)
+        return Description(name, None, None, table, table_offset, (), (), (), None)
+    return describe_firmware(Firmware.from_bytes(data, name, table_offset))
 
 
 def describe_firmware(firmware: Firmware) -> Description:

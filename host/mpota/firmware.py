@@ -6,8 +6,9 @@ of a whole flash (it starts at 0), or the flash of a board. All three are the sa
 
 from __future__ import annotations
 
+import codecs
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,14 @@ from typing import Protocol
 from mpota.errors import MpotaError
 from mpota.formats.app_desc import find_app_desc
 from mpota.formats.chips import CHIPS, Chip, find_chip
-from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader, signature_size
+from mpota.formats.image import (
+    DIGEST_SIZE,
+    HEADER_SIZE,
+    IMAGE_MAGIC,
+    Image,
+    ImageHeader,
+    signature_size,
+)
 from mpota.formats.otadata import OtaRecord, active_record, parse_otadata, selected_slot
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
@@ -28,8 +36,9 @@ from mpota.formats.partition_table import (
 )
 from mpota.layout import Layout
 from mpota.storage.file import FileImage, read_file
-from mpota.units import SECTOR_SIZE, align_up
+from mpota.units import SECTOR_SIZE, KiB, align_up
 
+_MAX_CSV_SIZE = 64 * KiB
 _TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
 
 
@@ -215,19 +224,30 @@ class Firmware:
         if self.is_dump:
             return
         self.bootloader.check(f"{self.name}: bootloader")
-        bootloader_offset = self.chip.bootloader_offset
-        self._check_tail("bootloader", bootloader_offset + self.bootloader.size)
-        for partition in self.table.apps:
-            if partition == app_partition or not self.is_blank(partition):
-                app = self.app(partition)
-                self._check_tail(partition.label, partition.offset + app.size)
+        written = [p for p in self.table.apps if p == app_partition or not self.is_blank(p)]
+        self.check_ends(written)
 
-    def _check_tail(self, name: str, end: int) -> None:
-        """Behind an image its last sector is blank; other bytes there come from a damaged image."""
-        tail = self.flash.read(end, align_up(end, SECTOR_SIZE) - end)
+    def check_ends(self, apps: Iterable[Partition]) -> None:
+        """Raises MpotaError if bytes that belong to nothing follow the bootloader, the table or
+        one of these apps, as when a header lost its word of a digest. A dump may have such bytes.
+        """
+        if self.is_dump:
+            return
+        start = self.chip.bootloader_offset
+        self._check_tail("bootloader", start, self.bootloader.size, self.table_offset - start)
+        self._check_tail("partition table", self.table_offset, TABLE_SIZE, SECTOR_SIZE)
+        for partition in apps:
+            size = self.app(partition).size
+            self._check_tail(partition.label, partition.offset, size, partition.size)
+
+    def _check_tail(self, name: str, offset: int, size: int, room: int) -> None:
+        """Blank is the rest of the last sector, and the place where a digest would be."""
+        end = offset + size
+        rest = max(align_up(size, SECTOR_SIZE), align_up(size + DIGEST_SIZE, 16)) - size
+        tail = self.flash.read(end, min(rest, room - size))
         if tail.strip(b"\xff") and tail.strip(b"\0"):
             raise MpotaError(
-                f"{self.name}: {name} ends at {end:#x}, but bytes that belong to no image follow: "
+                f"{self.name}: {name} ends at {end:#x}, but bytes that belong to nothing follow: "
                 "its header was changed, or the file put together wrongly"
             )
 
@@ -353,23 +373,31 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
     """
     from mpota.formats.partition_csv import table_from_csv
 
-    parsers: dict[bool, Callable[[], PartitionTable]] = {
-        data[:2] == ENTRY_MAGIC: lambda: PartitionTable.from_bytes(data),
-        _is_text(data): lambda: table_from_csv(data.decode("utf-8-sig"), table_offset),
-    }
-    if True not in parsers:
-        return Firmware.from_flash(FileImage(find_base(data, name), data), name, table_offset).table
+    if not is_table(data):
+        return Firmware.from_bytes(data, name, table_offset).table
     try:
-        table = parsers[True]()
+        if data[:2] == ENTRY_MAGIC:
+            table = PartitionTable.from_bytes(data)
+        else:
+            table = table_from_csv(_text(data) or "", table_offset)
         table.check(table_offset=table_offset)
     except MpotaError as error:
         raise MpotaError(f"{name}: {error}", error.hint) from None
     return table
 
 
-def _is_text(data: bytes) -> bool:
+def is_table(data: bytes) -> bool:
+    """``data`` is a partition table alone, valid or not: binary, or text."""
+    return data[:2] == ENTRY_MAGIC or _text(data) is not None
+
+
+def _text(data: bytes) -> str | None:
+    """The text that ``data`` is, None if it is binary. gen_esp32part.py: get_encoding."""
+    if len(data) > _MAX_CSV_SIZE:
+        return None
+    is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        text = data[:65536].decode("utf-8-sig")
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:
-        return False
-    return all(c.isprintable() or c in "\t\r\n" for c in text)
+        return None
+    return text if all(c.isprintable() or c in "\t\r\n" for c in text) else None

@@ -2,15 +2,14 @@
 
 A line a partition: ``name, type, subtype, offset, size, flags``. Comments start with ``#``;
 numbers are decimal or hex, with K or M; an empty offset is the next free one, aligned for the
-type; a negative size gives the partition's end; flags are joined by ``:``. Beyond that dialect, a
-flags field may be a number, so that unknown flags survive.
+type; a negative size gives the partition's end; flags are joined by ``:``; names of types and
+subtypes in any case. Beyond that dialect, a comment may end a line, and a flags field may be a
+number, so that unknown flags survive.
 
 Not handled: ``$VARIABLES``.
 """
 
 from __future__ import annotations
-
-import re
 
 from mpota.errors import MpotaError
 from mpota.formats.partition_table import (
@@ -29,7 +28,6 @@ from mpota.formats.partition_table import (
 from mpota.units import SECTOR_SIZE, KiB, MiB, align_up
 
 _HEADER = "# ESP-IDF Partition Table\n# Name, Type, SubType, Offset, Size, Flags\n"
-_NUMBER = re.compile(r"([+-]?)(0x[0-9a-f]+|[0-9]+)([km]?)", re.IGNORECASE)
 _U32 = 0xFFFFFFFF
 
 
@@ -42,15 +40,15 @@ def table_from_csv(text: str, table_offset: int = DEFAULT_TABLE_OFFSET) -> Parti
     partitions: list[Partition] = []
     end = table_offset + SECTOR_SIZE
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        line = line.split("#", 1)[0].strip()
-        if not line:
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
         try:
             partition = _parse_line(line, end, table_offset)
         except MpotaError as error:
             raise MpotaError(f"CSV line {number}: {error}", error.hint) from None
         partitions.append(partition)
-        if partition.type not in (BOOTLOADER, TABLE):
+        if not partition.is_primary:
             end = partition.end
     if not partitions:
         raise MpotaError("CSV has no partition in it")
@@ -58,9 +56,14 @@ def table_from_csv(text: str, table_offset: int = DEFAULT_TABLE_OFFSET) -> Parti
 
 
 def table_to_csv(table: PartitionTable) -> str:
-    """ESP-IDF's CSV for ``table``; reading it back gives the same entries."""
+    """ESP-IDF's CSV for ``table``; reading it back gives the same entries.
+
+    Raises MpotaError for a name that this format cannot hold.
+    """
     lines = []
     for p in table:
+        if "," in p.label or p.label.startswith("#") or p.label != p.label.strip():
+            raise MpotaError(f"partition name '{p.label}' cannot be written in a CSV")
         flags = ":".join(p.flag_names)
         if p.flags & ~sum(FLAGS.values()):
             flags = f"{p.flags:#x}"
@@ -79,18 +82,22 @@ def parse_subtype(kind: int, text: str) -> int:
 
 
 def _parse_line(line: str, end: int, table_offset: int) -> Partition:
+    label, comma, rest = line.partition(",")  # a name may have a # in it
+    line = label + comma + rest.split("#", 1)[0]
     fields = [field.strip() for field in line.split(",")]
     if len(fields) > 6 and any(fields[6:]):
         raise MpotaError(f"{len(fields)} fields, a partition has 6 at most")
     label, kind_text, subtype_text, offset_text, size_text, flags_text = (fields + [""] * 6)[:6]
     kind = _parse_number(kind_text, "type", 0xFE, TYPES)
     subtype = parse_subtype(kind, subtype_text)
+    is_primary = kind in (BOOTLOADER, TABLE) and subtype == 0
     if offset_text:
         offset = _parse_number(offset_text, "offset", _U32)
-        if offset < end and kind not in (BOOTLOADER, TABLE):
+        if offset < end and not is_primary:
             raise MpotaError(f"offset {offset:#x} is below {end:#x}, where the one before ends")
     else:
-        offset = table_offset if kind == TABLE else align_up(end, offset_alignment(kind))
+        is_table = kind == TABLE and is_primary
+        offset = table_offset if is_table else align_up(end, offset_alignment(kind))
     if kind == TABLE and not size_text:
         size_text = hex(SECTOR_SIZE)
     size = _parse_number(size_text, "size", _U32, minimum=-_U32)
@@ -102,7 +109,7 @@ def _parse_line(line: str, end: int, table_offset: int) -> Partition:
 
 
 def _parse_flags(text: str) -> int:
-    if _NUMBER.fullmatch(text):
+    if text[:1].isdigit():
         return _parse_number(text, "flags", _U32)
     flags = 0
     for name in filter(None, text.split(":")):
@@ -115,15 +122,14 @@ def _parse_flags(text: str) -> int:
 def _parse_number(
     text: str, what: str, limit: int, names: dict[str, int] | None = None, *, minimum: int = 0
 ) -> int:
-    if names and text in names:
-        return names[text]
-    match = _NUMBER.fullmatch(text)
-    if match is None:
+    if names and text.lower() in names:
+        return names[text.lower()]
+    unit = {"k": KiB, "m": MiB}.get(text[-1:].lower(), 1)
+    try:
+        value = int(text[:-1] if unit > 1 else text, 0) * unit
+    except ValueError:
         known = f", or one of {', '.join(names)}" if names else ""
-        raise MpotaError(f"{what} '{text}' is not a number{known}")
-    value = int(match[2], 0 if match[2][:2].lower() == "0x" else 10)
-    value *= {"": 1, "k": KiB, "m": MiB}[match[3].lower()]
-    value = -value if match[1] == "-" else value
+        raise MpotaError(f"{what} '{text}' is not a number{known}") from None
     if not minimum <= value <= limit:
         raise MpotaError(f"{what} {text} is outside {minimum:#x} to {limit:#x}")
     return value

@@ -20,7 +20,9 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE
 DEFAULT_TABLE_OFFSET = 0x8000
 TABLE_SIZE = 0xC00  # what is read of the table's sector
 ENTRY_SIZE = 32
-MAX_ENTRIES = TABLE_SIZE // ENTRY_SIZE - 1  # one is left for the MD5
+# flash_partitions.c: esp_partition_table_verify wants a blank row behind the last one, which is
+# the MD5 entry where there is one.
+MAX_ROWS = TABLE_SIZE // ENTRY_SIZE - 1
 MAX_LABEL_SIZE = 15  # 16 with the NUL that ends it
 NVS_MIN_SIZE = 0x3000  # gen_esp32part.py, NVS_RW_MIN_PARTITION_SIZE
 
@@ -33,6 +35,7 @@ FACTORY, OTA_0, TEST = 0x00, 0x10, 0x20
 OTA_SLOTS = 16
 DATA_OTA, DATA_PHY, DATA_NVS, DATA_COREDUMP = 0x00, 0x01, 0x02, 0x03
 DATA_UNDEFINED = 0x06
+DATA_TEE_OTA = 0x90
 FILE_SYSTEMS = (0x81, 0x82, 0x83)  # fat, spiffs, littlefs
 
 TYPES = {"app": APP, "data": DATA, "bootloader": BOOTLOADER, "partition_table": TABLE}
@@ -56,7 +59,7 @@ SUBTYPES = {
         "fat": 0x81,
         "spiffs": 0x82,
         "littlefs": 0x83,
-        "tee_ota": 0x90,
+        "tee_ota": DATA_TEE_OTA,
     },
     BOOTLOADER: {"primary": 0x00, "ota": 0x01, "recovery": 0x02},
     TABLE: {"primary": 0x00, "ota": 0x01},
@@ -89,7 +92,7 @@ class Partition:
         """Parse 32 bytes that start with the entry's magic."""
         _, kind, subtype, offset, size, label, flags = _ENTRY.unpack(data)
         # A label is whatever bytes a tool wrote there: surrogateescape keeps them for to_bytes.
-        text = label.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        text = label.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         return cls(text, kind, subtype, offset, size, flags)
 
     def to_bytes(self) -> bytes:
@@ -126,6 +129,11 @@ class Partition:
         return self.type == DATA and self.subtype == DATA_OTA
 
     @property
+    def is_primary(self) -> bool:
+        """The bootloader or the table itself: it may stand in front of the table's end."""
+        return self.type in (BOOTLOADER, TABLE) and self.subtype == 0
+
+    @property
     def is_file_system(self) -> bool:
         return self.type == DATA and self.subtype in FILE_SYSTEMS
 
@@ -154,7 +162,8 @@ class Partition:
             )
         if self.is_app and self.size % SECTOR_SIZE:
             raise MpotaError(f"{name}: size {self.size:#x} is not a multiple of {SECTOR_SIZE:#x}")
-        if self.is_otadata and self.size != OTADATA_SIZE:
+        is_otadata = self.type == DATA and self.subtype in (DATA_OTA, DATA_TEE_OTA)
+        if is_otadata and self.size != OTADATA_SIZE:
             raise MpotaError(f"{name}: size {self.size:#x}, otadata has {OTADATA_SIZE:#x}")
         readonly = bool(self.flags & FLAGS["readonly"])
         if readonly and self.type == DATA and self.subtype in (DATA_OTA, DATA_COREDUMP):
@@ -195,10 +204,12 @@ class PartitionTable:
                     f"partition table is truncated: {len(data)} bytes, entries have {ENTRY_SIZE}"
                 )
             if row == b"\xff" * ENTRY_SIZE:
+                if data[start:].strip(b"\xff"):
+                    raise MpotaError(f"partition table ends at byte {start:#x}, but more follows")
                 return cls(tuple(partitions), has_md5)
             if has_md5:
                 raise MpotaError(f"partition table goes on behind its MD5, at byte {start:#x}")
-            if row[:2] == MD5_MAGIC[:2]:
+            if row[:16] == MD5_MAGIC:
                 _check_md5(data[:start], row)
                 has_md5 = True
             elif row[:2] == ENTRY_MAGIC:
@@ -208,16 +219,11 @@ class PartitionTable:
                     f"partition table entry {len(partitions)} has magic {row[:2].hex()}, "
                     f"entries have {ENTRY_MAGIC.hex()}"
                 )
-        if has_md5 and len(data) == TABLE_SIZE:
-            return cls(tuple(partitions), has_md5)
         raise MpotaError(f"partition table has no end within {len(data):#x} bytes")
 
     def to_bytes(self) -> bytes:
-        """The 0xC00 bytes of the table. Raises MpotaError for more than 95 entries."""
-        if len(self.partitions) > MAX_ENTRIES:
-            raise MpotaError(
-                f"partition table has {len(self.partitions)} entries, {MAX_ENTRIES} are the limit"
-            )
+        """The 0xC00 bytes of the table. Raises MpotaError for more entries than they hold."""
+        self._check_count()
         data = b"".join(partition.to_bytes() for partition in self.partitions)
         if self.has_md5:
             data += MD5_MAGIC + hashlib.md5(data, usedforsecurity=False).digest()
@@ -270,23 +276,28 @@ class PartitionTable:
         self, flash_size: int | None = None, table_offset: int = DEFAULT_TABLE_OFFSET
     ) -> None:
         """Raises MpotaError if the table breaks a rule; ``flash_size`` in bytes, None: any."""
-        if len(self.partitions) > MAX_ENTRIES:
-            self.to_bytes()
+        self._check_count()
         for partition in self:
             partition.check()
         labels = [p.label for p in self]
         for label in labels:
             if labels.count(label) > 1:
                 raise MpotaError(f"{labels.count(label)} partitions have the name '{label}'")
-        if sum(p.is_otadata for p in self) > 1:
-            raise MpotaError("the table has more than one otadata partition, one is the limit")
+        for name, subtype in (("otadata", DATA_OTA), ("TEE otadata", DATA_TEE_OTA)):
+            if [(p.type, p.subtype) for p in self].count((DATA, subtype)) > 1:
+                raise MpotaError(f"the table has more than one {name} partition, one is the limit")
         self._check_places(flash_size, table_offset)
+
+    def _check_count(self) -> None:
+        limit = MAX_ROWS - self.has_md5
+        if len(self) > limit:
+            raise MpotaError(f"partition table has {len(self)} entries, {limit} are the limit")
 
     def _check_places(self, flash_size: int | None, table_offset: int) -> None:
         first = table_offset + SECTOR_SIZE
         previous: Partition | None = None
         for partition in sorted(self, key=lambda p: p.offset):
-            if partition.offset < first and partition.type not in (BOOTLOADER, TABLE):
+            if partition.offset < first and not partition.is_primary:
                 raise MpotaError(
                     f"partition '{partition.label}' starts at {partition.offset:#x}, "
                     f"bootloader and partition table need all below {first:#x}"
