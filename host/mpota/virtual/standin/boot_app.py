@@ -46,6 +46,7 @@ def start(requests_fd, answers_fd, flash_fd):
         import repl
 
         repl.run(terminal == "raw")
+        _finalise()
         print("MPY: soft reboot")
         link.call(link.RESET, machine.SOFT_RESET)
     if has_prompt:
@@ -113,6 +114,14 @@ def _connect_terminal():
     _call = repl.guarded
     sys.modules["micropython"] = _Posing(micropython)
     repl.set_up(sys.modules["sys"], sys.modules["micropython"])
+
+
+def _finalise():
+    # main.c calls gc_sweep_all(), so that what was left open is closed.
+    import __main__
+
+    __main__.__dict__.clear()
+    gc.collect()
 
 
 def _set_up_files(config):
