@@ -1,14 +1,15 @@
 """A backup of what a change to a live board overwrites, and the journal to finish or undo it.
 
-The file is a zip that any tool opens: ``manifest.json``, and for each step the bytes that were
-there (``before/``) and the bytes that belong there (``after/``). While the change is under way the
-file's name ends in ``.unfinished``.
+The file is a zip that any tool opens: ``manifest.json``, and for each place that the change gives
+another use the bytes that were there (``before/``) and those that belong there (``after/``). While
+the change is under way the file's name ends in ``.unfinished``.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,19 +24,45 @@ from mpota.units import SECTOR_SIZE, format_flash_size
 UNFINISHED = ".unfinished"
 _FORMAT = "mpota-backup-1"
 _MAX_MANIFEST_SIZE = 1 << 20
-_MAX_STEP_SIZE = 1 << 28
+_MAX_AREA_SIZE = 1 << 28
+# What zipfile and json raise for bytes that are not theirs.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
 class Backup:
-    """``mac`` in hex and ``flash_size`` tell the board, ``change`` what was done to it in words."""
+    """``mac`` in hex and ``flash_size`` tell the board, ``change`` what was done to it in words.
+
+    ``areas`` are all the places that got another use, ``writes`` what of them, (offset, size), was
+    really written, in order.
+    """
 
     chip: str
     mac: str
     flash_size: int
     table_offset: int
     change: str
-    steps: tuple[Step, ...] = field(repr=False)
+    areas: tuple[Step, ...] = field(repr=False)
+    writes: tuple[tuple[int, int], ...] = field(repr=False)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The writes, in order."""
+        return tuple(
+            area.part(offset - area.offset, offset - area.offset + size)
+            for offset, size in self.writes
+            for area in self.areas
+            if area.offset <= offset and offset + size <= area.offset + area.size
+        )
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all. Raises UsageError if it cannot be written."""
@@ -46,18 +73,17 @@ class Backup:
             "flash_size": self.flash_size,
             "table_offset": self.table_offset,
             "change": self.change,
-            "steps": [
-                {"what": step.what, "offset": step.offset, "size": step.size} for step in self.steps
-            ],
+            "areas": [{"what": a.what, "offset": a.offset, "size": a.size} for a in self.areas],
+            "writes": [{"offset": offset, "size": size} for offset, size in self.writes],
         }
         with (
             replacing(path) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
         ):
             archive.writestr("manifest.json", json.dumps(manifest, indent=2))
-            for index, step in enumerate(self.steps):
-                archive.writestr(_member("before", index, step.offset), step.before)
-                archive.writestr(_member("after", index, step.offset), step.after)
+            for index, area in enumerate(self.areas):
+                archive.writestr(_member("before", index, area.offset), area.before)
+                archive.writestr(_member("after", index, area.offset), area.after)
 
     @classmethod
     def load(cls, path: Path) -> Backup:
@@ -67,20 +93,22 @@ class Backup:
                 manifest = json.loads(_read(archive, "manifest.json", _MAX_MANIFEST_SIZE))
                 if manifest["format"] != _FORMAT:
                     raise MpotaError(f"'{path}' has format {manifest['format']!r}, not {_FORMAT}")
-                steps = tuple(
-                    _load_step(archive, index, row) for index, row in enumerate(manifest["steps"])
+                areas = tuple(
+                    _load_area(archive, index, row) for index, row in enumerate(manifest["areas"])
                 )
+                writes = tuple((int(w["offset"]), int(w["size"])) for w in manifest["writes"])
                 return cls(
                     str(manifest["chip"]),
                     str(manifest["mac"]),
                     int(manifest["flash_size"]),
                     int(manifest["table_offset"]),
                     str(manifest["change"]),
-                    steps,
+                    areas,
+                    writes,
                 )
         except OSError as error:
             raise UsageError(f"cannot read '{path}': {error.strerror}") from None
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+        except _DAMAGE as error:
             raise MpotaError(f"'{path}' is no backup of mpota's, or damaged: {error}") from None
 
     def check_board(self, board: Board) -> None:
@@ -95,7 +123,7 @@ class Backup:
     def plan_undo(self, board: Board) -> Plan:
         """The way back: contents first, then table and bootloader, in the opposite order."""
         changes = [
-            Change(step.offset, step.size, step.what, step.before) for step in reversed(self.steps)
+            Change(area.offset, area.size, area.what, area.before) for area in reversed(self.areas)
         ]
         changes.sort(key=lambda change: change.what in (TABLE, BOOTLOADER))
         return make_plan(board, changes, table_offset=self.table_offset, must_boot=False)
@@ -121,7 +149,10 @@ def change_with_backup(
     interrupted change, and `Backup.plan_undo` takes it back. Raises UsageError, and changes
     nothing, if the file cannot be written.
     """
-    backup = Backup(board.chip.name, board.mac, board.size, table_offset, change, plan.steps)
+    writes = tuple((step.offset, step.size) for step in plan.steps)
+    backup = Backup(
+        board.chip.name, board.mac, board.size, table_offset, change, plan.areas, writes
+    )
     unfinished = unfinished_path(path)
     backup.save(unfinished)
     carry_out(board, plan.steps)
@@ -180,14 +211,14 @@ def _member(kind: str, index: int, offset: int) -> str:
     return f"{kind}/{index:02}-{offset:#010x}.bin"
 
 
-def _load_step(archive: zipfile.ZipFile, index: int, row: dict[str, Any]) -> Step:
+def _load_area(archive: zipfile.ZipFile, index: int, row: dict[str, Any]) -> Step:
     what, offset, size = str(row["what"]), int(row["offset"]), int(row["size"])
-    if offset < 0 or offset % SECTOR_SIZE or not 0 < size <= _MAX_STEP_SIZE or size % SECTOR_SIZE:
-        raise ValueError(f"step {index} has offset {offset:#x} and size {size:#x}")
+    if offset < 0 or offset % SECTOR_SIZE or not 0 < size <= _MAX_AREA_SIZE or size % SECTOR_SIZE:
+        raise ValueError(f"area {index} has offset {offset:#x} and size {size:#x}")
     before = _read(archive, _member("before", index, offset), size)
     after = _read(archive, _member("after", index, offset), size)
     if not len(before) == len(after) == size:
-        raise ValueError(f"step {index} is {size:#x} bytes, the file has {len(before):#x}")
+        raise ValueError(f"area {index} is {size:#x} bytes, the file has {len(before):#x}")
     return Step(what, offset, before, after)
 
 

@@ -71,6 +71,9 @@ def _kinds(expected: bytes, found: bytes, ranges: tuple[tuple[int, int], ...]) -
     # Bytes that happen to be right do not end a truncation: all behind its start is filler.
     for value, word in ((0xFF, "erased"), (0, "zeroed")):
         tail = found[first:]
+        if tail.count(value) == len(tail) and first == 0:
+            yield f"{word}: nothing is there, all {len(expected):,} bytes are {value:#04x}"
+            return
         if tail.count(value) == len(tail) and last - first > 1:
             yield (
                 f"truncated: right up to {first:,} of {len(expected):,} bytes ({first:#x}), "

@@ -66,7 +66,8 @@ def plan_resize(board: Board, firmware: Firmware, edits: Edits) -> LiveChange:
     plan = make_plan(board, ordered, table_offset=layout.table_offset)
     before, after = format_flash_size(firmware.flash_size), format_flash_size(layout.flash_size)
     summary = f"flash size {before}" + (f" -> {after}" if before != after else "")
-    return LiveChange(summary, plan, differences(firmware, layout))
+    rows = differences(firmware, layout)
+    return LiveChange(summary, plan, rows, tuple(_resize_notes(firmware, rows)))
 
 
 def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
@@ -207,6 +208,22 @@ def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
     if index is None or (index == 0 and not has_factory):
         return {}  # what boots without a record is the app
     return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
+
+
+def _resize_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str]:
+    lost = [
+        row.old.label
+        for row in rows
+        if row.old is not None
+        and (row.new is None or "content reset" in row.effects)
+        and not row.old.is_otadata
+        and not firmware.is_blank(row.old)
+    ]
+    if lost:
+        yield (
+            f"the board loses the contents of {', '.join(lost)}; what is overwritten of them is in "
+            "the backup"
+        )
 
 
 def _live_range(board: Board, firmware: Firmware) -> tuple[int, int]:

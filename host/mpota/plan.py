@@ -21,8 +21,6 @@ from mpota.virtual.bootloader import BootResult, boot
 TABLE = "partition table"  # the names of `mpota.changes`
 BOOTLOADER = "bootloader"
 
-_MERGED_GAP = BLOCK_SIZE  # equal sectors between different ones that are rewritten with them
-
 
 class LiveFlash(Protocol):
     """What a plan needs of a board (`mpota.storage.board.BoardFlash`)."""
@@ -46,6 +44,10 @@ class Step:
     def size(self) -> int:
         return len(self.after)
 
+    def part(self, start: int, end: int) -> Step:
+        """Its bytes from ``start`` to ``end``, which count from its offset."""
+        return Step(self.what, self.offset + start, self.before[start:end], self.after[start:end])
+
     @property
     def is_erase(self) -> bool:
         return self.after.count(0xFF) == len(self.after)
@@ -66,9 +68,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written, in order. ``boots_before`` and ``boots_after`` are labels or None."""
+    """What will be written, in order. ``boots_before`` and ``boots_after`` are labels or None.
+
+    ``areas`` are the changes whole, with what is there already: what may be written to before
+    somebody wants all of it back.
+    """
 
     phases: tuple[Phase, ...]
+    areas: tuple[Step, ...]
     boots_before: str | None
     boots_after: str | None
 
@@ -95,7 +102,8 @@ def make_plan(
     All that will be overwritten is read. Raises MpotaError, with the bootloader's words, if
     nothing would boot in the end and ``must_boot``.
     """
-    steps = [step for change in changes for step in _steps(flash, change)]
+    areas = tuple(_area(flash, change) for change in changes)
+    steps = [step for area in areas for step in _differing(area)]
     before = _boot(flash, (), old_table_offset)
     after = _boot(flash, steps, table_offset)
     if must_boot and after.starts is None:
@@ -109,7 +117,7 @@ def make_plan(
         starts = [cut.starts.label if cut.starts else None for cut in cuts]
         phases.append(Phase(what, own, None if None in starts else starts[0]))
         done += own
-    return Plan(tuple(phases), _label(before), _label(after))
+    return Plan(tuple(phases), areas, _label(before), _label(after))
 
 
 def order_changes(changes: Iterable[Change], live: tuple[int, int], *, grows: bool) -> list[Change]:
@@ -163,21 +171,28 @@ class Overlay:
         return bytes(result)
 
 
-def _steps(flash: LiveFlash, change: Change) -> Iterator[Step]:
-    """The sectors of a change that differ from what is there, neighbours together."""
-    after = change.data.ljust(change.size, b"\xff")
+def _area(flash: LiveFlash, change: Change) -> Step:
     before = flash.read(change.offset, change.size)
+    return Step(change.what, change.offset, before, change.data.ljust(change.size, b"\xff"))
+
+
+def _differing(area: Step) -> Iterator[Step]:
+    """The sectors that differ from what is there, neighbours together.
+
+    In large places gaps are written as well: whole blocks erase faster than their sectors.
+    """
+    merged_gap = BLOCK_SIZE if area.size > BLOCK_SIZE else 0
     start = end = -1
-    for at in range(0, change.size, SECTOR_SIZE):
-        if before[at : at + SECTOR_SIZE] == after[at : at + SECTOR_SIZE]:
+    for at in range(0, area.size, SECTOR_SIZE):
+        if area.before[at : at + SECTOR_SIZE] == area.after[at : at + SECTOR_SIZE]:
             continue
-        if start >= 0 and at - end > _MERGED_GAP:
-            yield Step(change.what, change.offset + start, before[start:end], after[start:end])
+        if start >= 0 and at - end > merged_gap:
+            yield area.part(start, end)
             start = -1
         start = at if start < 0 else start
         end = at + SECTOR_SIZE
     if start >= 0:
-        yield Step(change.what, change.offset + start, before[start:end], after[start:end])
+        yield area.part(start, end)
 
 
 def _cuts(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -11,9 +11,11 @@ from mpota.check import Slot, check_flash
 from mpota.compare import Comparison, compare
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import Firmware, FlashReader, is_app_image, read_app
-from mpota.formats.partition_table import DATA_NVS
+from mpota.formats.image import Image
+from mpota.formats.partition_table import DATA_NVS, PartitionTable
 from mpota.plan import BOOTLOADER, TABLE
 from mpota.slots import boots_next
+from mpota.units import format_flash_size
 
 _TABLE_NAMES = (TABLE, "partition-table", "table")
 
@@ -39,11 +41,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Verified:
-    """A region compared; ``slot`` is the bootloader's verdict if it is an app's."""
+    """A region compared; ``slot`` is the bootloader's verdict if it is an app's.
+
+    ``note`` tells what differs where more can be said than of bytes.
+    """
 
     region: Region
     comparison: Comparison
     slot: Slot | None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         verdict = self.slot.verdict if self.slot else None
@@ -56,6 +62,7 @@ class Verified:
             "ranges": [list(r) for r in self.comparison.shown_ranges],
             "places": len(self.comparison.ranges),
             "kinds": list(self.comparison.kinds),
+            "note": self.note,
             "bootable": verdict.is_bootable if verdict else None,
             "console": list(verdict.console) if verdict else [],
         }
@@ -66,16 +73,19 @@ def verify(board: Board, regions: list[Region], table_offset: int) -> tuple[Veri
     slots: dict[int, Slot] = {}
     results = []
     for region in regions:
+        note = None
         if board.is_equal(region.offset, region.data):
             comparison = Comparison(len(region.data), 0, (), ())
         else:
-            comparison = compare(region.data, board.read(region.offset, len(region.data)))
+            found = board.read(region.offset, len(region.data))
+            comparison = compare(region.data, found)
+            note = _note(region, found)
             if not slots:
                 check = check_flash(
                     board, flash_size=board.size, table_offset=table_offset, is_file=False
                 )
                 slots = {slot.partition.offset: slot for slot in check.slots}
-        results.append(Verified(region, comparison, slots.get(region.offset)))
+        results.append(Verified(region, comparison, slots.get(region.offset), note))
     return tuple(results)
 
 
@@ -104,7 +114,10 @@ def find_regions(
     for region in regions:
         if region.name == wanted:
             return [region]
-    firmware.table[partition]  # raises if there is none
+    if firmware.table.find(partition) is None:
+        # A slot that only the board's table has: it was updated with this file's app.
+        app = firmware.app(firmware.app_partition).to_bytes()
+        return [Region(partition, _offset_of(board, partition, table_offset), app)]
     raise MpotaError(f"{name} has nothing in partition '{partition}'")
 
 
@@ -128,6 +141,20 @@ def _offset_of(board: Board, partition: str, table_offset: int) -> int:
     if partition == BOOTLOADER and firmware.table.find(partition) is None:
         return firmware.chip.bootloader_offset
     return firmware.table[partition].offset
+
+
+def _note(region: Region, found: bytes) -> str | None:
+    """Differences that a resize makes on purpose."""
+    with suppress(MpotaError):
+        if region.name == TABLE:
+            labels = ", ".join(p.label for p in PartitionTable.from_bytes(found))
+            return f"a valid table with other partitions: {labels}"
+        if region.name == BOOTLOADER:
+            expected, image = Image.from_bytes(region.data), Image.from_bytes(found)
+            size = image.header.flash_size
+            if size is not None and expected.with_flash_size(size).data == image.data:
+                return f"the same but for the flash size in its header, {format_flash_size(size)}"
+    return None
 
 
 def _firmware_regions(firmware: Firmware, *, everything: bool) -> Iterator[Region]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
+from mpota.cli import main
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.rom_loader import LoaderPort
@@ -61,5 +62,28 @@ def esptool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(cable: Cable, *args: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "esptool", "--port", cable.path, *map(str, args)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def mpota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The ``mpota`` command in this process: ``mpota("show", path, exit_code=1)`` -> all output.
+
+    The working directory is ``tmp_path``.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str | Path, exit_code: int = 0) -> str:
+        output = io.StringIO()
+        with (
+            redirect_stdout(output),
+            redirect_stderr(output),
+            pytest.raises(SystemExit) as exit_info,
+        ):
+            main([str(arg) for arg in args])
+        assert (exit_info.value.code or 0) == exit_code, output.getvalue()
+        assert "Traceback" not in output.getvalue()
+        return output.getvalue()
 
     return run

@@ -6,7 +6,6 @@ import random
 import struct
 
 import pytest
-
 from mpota.formats.chips import CHIPS
 from mpota.units import SECTOR_SIZE, MiB
 from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash

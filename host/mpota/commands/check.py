@@ -53,7 +53,7 @@ def command(
     if as_json:
         report.print_json(check.to_json())
     else:
-        _print(check, firmware.name)
+        _print(check, str(firmware) if is_port(firmware) else firmware.name)
     sys.exit(0 if check.is_ok else 1)
 
 

@@ -48,7 +48,7 @@ def _print(result: Verified) -> None:
         print(f"{place}: {found.size:,} bytes are the same")
         return
     print(f"{place}: {found.differing:,} of {found.size:,} bytes differ")
-    for kind in found.kinds:
+    for kind in (result.note,) if result.note else found.kinds:
         print(f"  {kind}")
     shown = ", ".join(f"{start:#x}-{end:#x}" for start, end in found.shown_ranges)
     more = len(found.ranges) - len(found.shown_ranges)

@@ -158,10 +158,7 @@ class BoardFlash:
         self._forget(offset, len(data))
         for _ in range(_ATTEMPTS):
             with self.translated():
-                if data.count(0xFF) == len(data):
-                    self._esp.erase_region(offset, len(data))
-                else:
-                    self._send_chunk(offset, data)
+                self._try_chunk(offset, data)
             if self.is_equal(offset, data):
                 return
         raise self._unreliable(offset, data)
@@ -181,6 +178,20 @@ class BoardFlash:
             f"{len(data):,} bytes at {offset:#x} differ after {_ATTEMPTS} attempts{example}",
             "the flash chip is worn out or badly soldered, or the supply voltage drops",
         )
+
+    def _try_chunk(self, offset: int, data: bytes) -> None:
+        from esptool.util import FatalError
+
+        try:
+            if data.count(0xFF) == len(data):
+                self._esp.erase_region(offset, len(data))
+            else:
+                self._send_chunk(offset, data)
+        except FatalError as error:
+            # FatalError.WithResult: the stub answered that the flash chip failed. All else is
+            # a matter of the cable.
+            if "result was" not in str(error):
+                raise
 
     def _send_chunk(self, offset: int, data: bytes) -> None:
         esp = self._esp

@@ -249,6 +249,7 @@ class RomLoader:
             self._after_reply()
         except CommandError as error:
             self._deferred = error.status
+            self._download = None  # what follows cannot be written at its place any more
 
     def _run(self, op: int, data: bytes, checksum: int) -> tuple[int, bytes]:
         """Carry a command out: the response's value and body."""

@@ -1,0 +1,434 @@
+"""Commands on a board, through the real esptool."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from mpota import sample
+from mpota.firmware import Firmware
+from mpota.formats.chips import CHIPS
+from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
+from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
+from mpota.units import MiB
+from mpota.virtual.bootloader import boot
+from mpota.virtual.flash import Fault, FaultKind, VirtualFlash
+
+CHIP = "esp32c3"
+APP_SIZE = 149_824
+NVS = Partition("nvs", DATA, 0x02, 0x9000, 0x6000)
+SINGLE = PartitionTable(
+    (
+        NVS,
+        Partition("phy_init", DATA, 0x01, 0xF000, 0x1000),
+        Partition("factory", APP, FACTORY, 0x10000, 0x60000),
+        Partition("vfs", DATA, 0x81, 0x70000, 0x190000),
+    )
+)
+OTA = PartitionTable(
+    (
+        Partition("nvs", DATA, 0x02, 0x9000, 0x4000),
+        Partition("otadata", DATA, 0x00, 0xD000, 0x2000),
+        Partition("phy_init", DATA, 0x01, 0xF000, 0x1000),
+        Partition("ota_0", APP, OTA_0, 0x10000, 0x40000),
+        Partition("ota_1", APP, OTA_0 + 1, 0x50000, 0x40000),
+        Partition("vfs", DATA, 0x81, 0x90000, 0x170000),
+    )
+)
+OLD_APP = sample.build_app(CHIP, version="v1.25.0", size=APP_SIZE, flash_size=2 * MiB)
+NEW_APP = sample.build_app(CHIP, version="v1.26.1", size=APP_SIZE, flash_size=2 * MiB)
+NVS_DATA = b"\xfe\xff\xff\xff" + bytes(28) + b"settings"  # an active nvs page
+
+
+def firmware(table=SINGLE, app=OLD_APP, flash_size=2 * MiB, **contents) -> bytes:
+    return sample.build_firmware(CHIP, table=table, app=app, flash_size=flash_size, **contents)
+
+
+@pytest.fixture
+def board(plug_in):
+    """``board(table=, app=, size=, contents=)``: a board with a firmware, files and settings."""
+
+    def board(table=SINGLE, app=OLD_APP, size=2 * MiB, contents=None):
+        data = firmware(table, app, is_dump=True, contents={"nvs": NVS_DATA, **(contents or {})})
+        flash = VirtualFlash.create(size, {0: data})
+        return plug_in(flash, CHIP)
+
+    return board
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """``merged(**options)``: the path of a firmware file."""
+
+    def merged(name="firmware.bin", **options):
+        path = tmp_path / name
+        path.write_bytes(firmware(**options))
+        return path
+
+    return merged
+
+
+@pytest.fixture
+def app_file(tmp_path):
+    path = tmp_path / "app.bin"
+    path.write_bytes(NEW_APP)
+    return path
+
+
+def boots(cable) -> str | None:
+    cable.unplug()
+    starts = boot(cable.flash).starts
+    return starts.label if starts else None
+
+
+# --- flash ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chip", [chip.name for chip in CHIPS])
+def test_flash_puts_a_firmware_on_a_blank_board_of_every_chip(plug_in, mpota, tmp_path, chip):
+    data = sample.build_firmware(
+        chip, table=SINGLE, app=sample.build_app(chip, size=98_304), flash_size=2 * MiB
+    )
+    (tmp_path / "new.bin").write_bytes(data)
+    cable = plug_in(chip=chip, size=2 * MiB)
+    assert "'factory' boots" in mpota("flash", "new.bin", cable.path)
+    offset = next(c.bootloader_offset for c in CHIPS if c.name == chip)
+    assert cable.flash.read(offset, len(data)) == data
+    assert boots(cable) == "factory"
+    assert cable.events == ["halt", "boot"]
+
+
+def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged):
+    records = {"otadata": OtaRecord.selecting(2, OtaState.VALID).to_bytes(), "ota_1": OLD_APP}
+    cable = board(OTA, contents={**records, "vfs": b"files"})
+    assert boot(cable.flash).starts.label == "ota_1"
+    output = mpota("flash", merged(table=OTA, app=NEW_APP), cable.path)
+    assert "kept: nvs, vfs" in output
+    assert boots(cable) == "ota_0"
+    assert cable.flash.read(0x10000, len(NEW_APP)) == NEW_APP
+    assert cable.flash.read(0x9000, len(NVS_DATA)) == NVS_DATA
+    assert cable.flash.read(OTA["vfs"].offset, 5) == b"files"
+
+
+def test_flash_with_another_table_leaves_no_rests_of_the_old_one(board, mpota, merged):
+    cable = board(contents={"vfs": b"files"})
+    mpota("flash", merged(table=OTA), cable.path)
+    assert cable.flash.read(0x9000, 0x4000) == b"\xff" * 0x4000, "nvs has another size"
+    assert cable.flash.read(OTA["vfs"].offset, 0x1000) == b"\xff" * 0x1000
+    assert boots(cable) == "ota_0"
+
+
+def test_flash_erases_everything_if_asked(board, mpota, merged):
+    cable = board(contents={"vfs": b"files"})
+    mpota("flash", merged(), cable.path, "--erase")
+    assert cable.flash.read(0x9000, 0x7000) == b"\xff" * 0x7000
+    assert cable.flash.read(SINGLE["vfs"].offset, 0x1000) == b"\xff" * 0x1000
+    assert boots(cable) == "factory"
+
+
+def test_flash_again_writes_nothing(board, mpota, merged):
+    cable = board()
+    cable.flash.restart_count()
+    assert "nothing to write" in mpota("flash", merged(), cable.path)
+    assert cable.flash.operations == []
+
+
+def test_flash_names_a_wrong_chip_and_a_flash_that_is_too_small(plug_in, mpota, merged):
+    cable = plug_in(chip="esp32s3", size=2 * MiB)
+    output = mpota("flash", merged(), cable.path, exit_code=1)
+    assert f"firmware.bin is for ESP32-C3, on {cable.path} is ESP32-S3" in output
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    large = merged("large.bin", flash_size=4 * MiB)
+    output = mpota("flash", large, cable.path, exit_code=1)
+    assert "made for 4MB of flash, the board has 2MB" in output
+    assert cable.flash.operations == []
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_flash_fits_the_firmware_to_the_board(plug_in, mpota, merged, size):
+    cable = plug_in(chip=CHIP, size=size * MiB)
+    mpota("flash", merged(), cable.path, "--fit")
+    assert boots(cable) == "factory"
+    cable = plug_in(cable.flash, CHIP)
+    shown = json.loads(mpota("show", cable.path, "--json"))
+    assert shown["flash_size"] == size * MiB
+    last = shown["partitions"][-1]
+    assert (last["label"], last["offset"] + last["size"]) == ("vfs", size * MiB)
+
+
+def test_flash_refuses_what_would_not_boot(plug_in, mpota, tmp_path, merged):
+    data = bytearray(firmware())
+    data[0x10000 + 5_000] ^= 1
+    (tmp_path / "broken.bin").write_bytes(data)
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    mpota("flash", "broken.bin", cable.path, exit_code=1)
+    assert cable.flash.operations == []
+
+
+@pytest.mark.parametrize("kind", [FaultKind.ZEROED, FaultKind.LOST])
+def test_flash_that_does_not_keep_its_bytes_is_named(plug_in, mpota, merged, kind):
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    cable.flash.inject(Fault(kind, 0x12345, mask=0xFF))
+    output = mpota("flash", merged(), cable.path, exit_code=1)
+    assert "flash does not keep what is written to it" in output
+    assert f"0x12345: {'0xff' if kind is FaultKind.LOST else '0x00'} instead of" in output
+
+
+def test_a_write_that_fails_once_is_repeated(plug_in, mpota, merged):
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    cable.flash.inject(Fault(FaultKind.LOST, 0x12345, times=1))
+    mpota("flash", merged(), cable.path)
+    assert boots(cable) == "factory"
+
+
+# --- ota, slots, erase ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("no_rollback", [False, True])
+def test_ota_fills_the_other_slot_and_selects_it_as_set_boot_does(
+    board, mpota, app_file, no_rollback
+):
+    cable = board(OTA)
+    before = cable.flash.read(0x10000, 0x40000)
+    options = ["--no-rollback"] if no_rollback else []
+    output = mpota("ota", cable.path, app_file, *options)
+    assert "safe against a power cut at any moment" in output
+    assert cable.flash.read(0x10000, 0x40000) == before
+    records = parse_otadata(cable.flash.read(0xD000, 0x2000))
+    assert [r.ota_seq for r in records if r.is_valid] == [2]
+    state = next(r.ota_state for r in records if r.is_valid)
+    assert state == (OtaState.VALID if no_rollback else OtaState.NEW)
+    assert boots(cable) == "ota_1"
+    assert (boot(cable.flash).starts.label == "ota_1") == no_rollback, "unconfirmed: rolled back"
+
+
+def test_ota_takes_the_app_out_of_a_merged_firmware(board, mpota, merged):
+    cable = board(OTA)
+    mpota("ota", cable.path, merged(app=NEW_APP))
+    assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
+
+
+def test_ota_never_overwrites_what_an_unconfirmed_app_falls_back_to(board, mpota, app_file):
+    pending = OtaRecord.selecting(2, OtaState.PENDING_VERIFY).to_bytes()
+    cable = board(OTA, contents={"ota_1": OLD_APP, "otadata": pending})
+    before = cable.flash.read(0x10000, 0x40000)
+    mpota("ota", cable.path, app_file)
+    assert cable.flash.read(0x10000, 0x40000) == before
+    assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
+
+
+def test_ota_says_what_is_missing_for_it(board, mpota, app_file, tmp_path):
+    cable = board()
+    output = mpota("ota", cable.path, app_file, exit_code=1)
+    assert f"mpota resize {cable.path} --layout ota" in output
+    cable = board(OTA)
+    other = sample.build_app("esp32", size=98_304)
+    (tmp_path / "other.bin").write_bytes(other)
+    cable.flash.restart_count()
+    mpota("ota", cable.path, tmp_path / "other.bin", exit_code=1)
+    big = sample.build_app(CHIP, size=0x50000, flash_size=2 * MiB)
+    (tmp_path / "big.bin").write_bytes(big)
+    output = mpota("ota", cable.path, tmp_path / "big.bin", exit_code=1)
+    assert "app image is 327,680 bytes, slot ota_1 holds 262,144" in output
+    assert cable.flash.operations == []
+
+
+def test_slots_shows_and_edits_otadata(board, mpota):
+    cable = board(OTA, contents={"ota_1": NEW_APP})
+    slots = json.loads(mpota("slots", cable.path, "--json"))
+    assert [(s["label"], s["boots"], s["version"]) for s in slots] == [
+        ("ota_0", True, "v1.25.0"),
+        ("ota_1", False, "v1.26.1"),
+    ]
+    mpota("slots", cable.path, "--boot", "ota_1")
+    slots = json.loads(mpota("slots", cable.path, "--json"))
+    assert slots[1]["boots"]
+    assert slots[1]["records"] == [{"ota_seq": 2, "ota_state": "NEW"}]
+    mpota("slots", cable.path, "--mark", "valid")
+    assert parse_otadata(cable.flash.read(0xD000, 0x2000))[0].ota_state == OtaState.VALID
+    mpota("slots", cable.path, "--mark", "invalid")
+    assert boots(cable) == "ota_0"
+
+
+def test_slots_refuses_to_select_what_would_not_boot(board, mpota):
+    cable = board(OTA, contents={"ota_1": NEW_APP[:62_840]})
+    cable.flash.restart_count()
+    output = mpota("slots", cable.path, "--boot", "ota_1", exit_code=1)
+    assert "the bootloader would not start 'ota_1'" in output
+    output = mpota("slots", cable.path)
+    assert "no: esp_image: " in output
+    mpota("slots", cable.path, "--mark", "valid", exit_code=1)
+    mpota("slots", cable.path, "--boot", "vfs", exit_code=2)
+    assert cable.flash.operations == []
+
+
+def test_erase_makes_partitions_blank_but_not_a_board_that_does_not_boot(board, mpota):
+    cable = board(contents={"vfs": b"files"})
+    mpota("erase", cable.path, "nvs", "vfs")
+    assert cable.flash.read(0x9000, 0x6000) == b"\xff" * 0x6000
+    assert cable.flash.read(SINGLE["vfs"].offset, 0x1000) == b"\xff" * 0x1000
+    mpota("erase", cable.path, "factory", exit_code=1)
+    mpota("erase", cable.path, "nvs2", exit_code=1)
+    assert boot(cable.flash).starts.label == "factory"
+    mpota("erase", cable.path, "factory", "--force")
+    assert boots(cable) is None
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def test_verify_finds_nothing_on_a_board_that_is_right(board, mpota, merged, tmp_path):
+    cable = board()
+    assert "149,824 bytes are the same" in mpota("verify", merged(), cable.path)
+    (tmp_path / "old.bin").write_bytes(OLD_APP)
+    assert "factory at 0x10000: 149,824 bytes" in mpota("verify", "old.bin", cable.path)
+
+
+def zeroed(app: bytes) -> bytes:
+    data = bytearray(app)
+    places = random.Random(7).sample([i for i, byte in enumerate(app) if byte], 37)
+    for place in places:
+        data[place] = 0
+    return bytes(data)
+
+
+FAULTS = {
+    "zeroed": (zeroed, "37 of 149,824 bytes differ", "zeroed: 37 bytes are 0x00"),
+    "truncated": (
+        lambda app: app[:62_840],
+        "of 149,824 bytes differ",
+        "truncated: right up to 62,840 of 149,824 bytes (0xf578), all behind it is erased",
+    ),
+    "sector lost": (
+        lambda app: app[:0x8000] + app[0x9000:],
+        "of 149,824 bytes differ",
+        "shifted: from 0x8000 on the right bytes stand 4,096 bytes (0x1000) earlier",
+    ),
+    "sector twice": (
+        lambda app: app[:0x8000] + app[0x7000:],
+        "of 149,824 bytes differ",
+        "shifted: from 0x8000 on the right bytes stand 4,096 bytes (0x1000) later",
+    ),
+    "wrong offset": (
+        lambda app: b"\xff" * 4096 + app,
+        "of 149,824 bytes differ",
+        "shifted: from 0x0 on the right bytes stand 4,096 bytes (0x1000) later",
+    ),
+    "bit flip": (
+        lambda app: app[:70_000] + bytes([app[70_000] ^ 4]) + app[70_001:],
+        "1 of 149,824 bytes differ",
+        "changed bits: 1 bytes",
+    ),
+    "another app": (lambda app: NEW_APP, "of 149,824 bytes differ", "other content: "),
+    "blank": (lambda app: b"\xff", "of 149,824 bytes differ", "erased: nothing is there"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_verify_says_what_is_wrong_with_the_flash(board, mpota, tmp_path, fault):
+    spoil, count, kind = FAULTS[fault]
+    (tmp_path / "old.bin").write_bytes(OLD_APP)
+    cable = board(app=spoil(OLD_APP))
+    output = mpota("verify", "old.bin", cable.path, "factory", exit_code=1)
+    assert count in output
+    assert kind in output
+    wrong = "the bootloader would boot it" if fault == "another app" else "it does not boot:"
+    assert wrong in output
+
+
+def test_verify_explains_a_resize(board, mpota, merged):
+    cable = board(size=4 * MiB)
+    mpota("resize", cable.path, "-f", "4M")
+    output = mpota("verify", merged(), cable.path, exit_code=1)
+    assert "the same but for the flash size in its header, 4MB" in output
+    assert "a valid table with other partitions: nvs, phy_init, factory, vfs" in output
+    assert "factory at 0x10000: 149,824 bytes are the same" in output
+
+
+# --- resize and restore --------------------------------------------------------------------------
+
+
+def test_resize_converts_a_live_board_and_restore_takes_it_back(board, mpota, tmp_path):
+    cable = board(size=4 * MiB, contents={"vfs": b"no file system"})
+    original = cable.flash.snapshot()
+    output = mpota("resize", cable.path, "-f", "4M", "--layout", "ota", "--dry-run")
+    assert "dry run" in output
+    assert "not safe against a power cut: bootloader, partition table." in output
+    assert "loses the contents of nvs, vfs" in output
+    assert cable.flash.snapshot() == original
+    mpota("resize", cable.path, "-f", "4M", "--layout", "ota")
+    changed = Firmware.from_flash(_Reader(cable.flash), "board")
+    assert [s.label for s in changed.table.slots] == ["ota_0", "ota_1"]
+    assert changed.flash_size == 4 * MiB
+    assert boot(cable.flash).starts.label == "ota_0"
+    (backup,) = tmp_path.glob("mpota-backup-*.zip")
+    mpota("restore", backup, cable.path)
+    assert cable.flash.snapshot() == original
+    assert boots(cable) == "factory"
+
+
+def test_resize_keeps_the_slot_that_an_update_filled(board, mpota):
+    selected = OtaRecord.selecting(2, OtaState.VALID).to_bytes()
+    cable = board(OTA, size=4 * MiB, contents={"ota_1": NEW_APP, "otadata": selected})
+    mpota("resize", cable.path, "-f", "4M")
+    assert boots(cable) == "ota_1"
+
+
+def test_resize_refuses_more_flash_than_there_is(board, mpota, tmp_path):
+    cable = board()
+    cable.flash.restart_count()
+    output = mpota("resize", cable.path, "-f", "4M", exit_code=1)
+    assert "the flash chip has 2MB, not 4MB" in output
+    mpota("resize", cable.path, "--layout", "ota", "-o", "x.bin", exit_code=2)
+    assert cable.flash.operations == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restore_refuses_another_board_and_a_damaged_backup(board, plug_in, mpota, tmp_path):
+    cable = board()
+    mpota("resize", cable.path, "--layout", "ota", "--backup", "b.zip")
+    other = plug_in(chip="esp32s3", size=2 * MiB)
+    assert "of another board" in mpota("restore", "b.zip", other.path, exit_code=1)
+    data = bytearray((tmp_path / "b.zip").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "c.zip").write_bytes(data)
+    (tmp_path / "d.zip").write_bytes(b"no zip")
+    for name in ("c.zip", "d.zip"):
+        assert "damaged" in mpota("restore", name, cable.path, exit_code=1)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_show_check_extract_table_and_write_take_a_port(board, mpota, tmp_path, app_file):
+    cable = board(OTA)
+    assert json.loads(mpota("show", cable.path, "--json"))["chip"] == CHIP
+    assert json.loads(mpota("check", cable.path, "--json"))["boots"] == "ota_0"
+    assert "ota_0,app,ota_0,0x10000,0x40000" in mpota("table", cable.path).replace(" ", "")
+    mpota("extract", cable.path, "-o", "out.bin")
+    assert (tmp_path / "out.bin").read_bytes() == OLD_APP
+    mpota("check", app_file, "--as-app", "--against", cable.path)
+    mpota("write", cable.path, f"ota_1={app_file}")
+    assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
+    assert "nothing to write" in mpota("write", cable.path, f"ota_1={app_file}")
+    mpota("write", cable.path, f"ota_0={tmp_path / 'out.bin'}", "--erase", "nvs")
+    assert cable.flash.read(0x9000, 0x4000) == b"\xff" * 0x4000
+
+
+def test_what_is_no_board_is_said(mpota, tmp_path, plug_in):
+    output = mpota("show", "/dev/ttyNoSuchPort", exit_code=1)
+    assert "/dev/ttyNoSuchPort: no board answers" in output
+    output = mpota("flash", "x.bin", "nonsense", exit_code=2)
+    blank = plug_in(chip=CHIP)
+    assert "no bootloader" in mpota("show", blank.path, exit_code=1)
+
+
+class _Reader:
+    """A flash as a firmware is read from."""
+
+    base = 0
+
+    def __init__(self, flash: VirtualFlash) -> None:
+        self.read = flash.read
+        self.end = flash.size
