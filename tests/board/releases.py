@@ -39,6 +39,7 @@ def tree(version: str, main: str = MAIN, **files: str) -> Content:
     members = [
         Member("lib", b"", is_directory=True),
         Member("lib/code.py", f"VERSION = {version!r}\n".encode()),
+        Member("lib/page.html", f"<p>{version}</p>\n".encode() * 600),  # more than a block
         Member("main.py", main.encode()),
         *(Member(name, text.encode()) for name, text in files.items()),
     ]
