@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -27,6 +28,7 @@ _COMMANDS = {
     "erase": "partitions of a board made blank",
     "restore": "what a change to a board overwrote, put back",
     "sample": "a realistic firmware to try things on",
+    "virtual": "a virtual board with serial ports for any tool",
     "demo": "the whole story of an update on the virtual board",
 }
 
@@ -59,6 +61,9 @@ def _build() -> click.Group:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 bad content, 2 bad usage."""
     arguments = sys.argv[1:] if args is None else args
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file need not be text in the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or any(option in arguments for option in _HELP_OPTIONS):
         # Rich help, but only where help is asked for: importing rich doubles the start-up time.
         from rich_click.patch import patch
@@ -84,7 +89,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:
-    print(f"mpota: {message}", file=sys.stderr)
+    print(f"mpota: {_one_line(message)}", file=sys.stderr)
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        print(f"  hint: {_one_line(hint)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """Names out of damaged files may hold anything: control characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

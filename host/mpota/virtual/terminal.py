@@ -50,7 +50,7 @@ class Terminal:
     def type(self, data: bytes) -> None:
         try:
             done = os.write(self._typing_fd, data)
-        except BlockingIOError:
+        except (BlockingIOError, BrokenPipeError):  # there is no room, or nothing that runs
             done = 0
         self.lost_size += len(data) - done
 

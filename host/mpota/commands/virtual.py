@@ -1,0 +1,55 @@
+"""``mpota virtual``: a board to try any tool on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from mpota.commands.options import Size
+from mpota.formats.chips import CHIPS
+
+
+@click.command()
+@click.argument("flash", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--firmware",
+    type=click.Path(path_type=Path),
+    help="Make FLASH from this merged firmware or dump.",
+)
+@click.option("-f", "--flash-size", type=Size(), help="Size of a new FLASH: 4M, 8M, 16M, ...")
+@click.option(
+    "--chip",
+    type=click.Choice([chip.name for chip in CHIPS]),
+    help="What a blank FLASH belongs to (default: what its bootloader is for).",
+)
+def command(flash: Path, firmware: Path | None, flash_size: int | None, chip: str | None) -> None:
+    """Run a virtual board whose flash is the file FLASH, until Ctrl-C.
+
+    It has two serial ports: MicroPython's REPL, for mpremote and terminal programs, and the ROM
+    loader, for esptool. FLASH keeps what they write. Needs a POSIX system, such as Linux.
+    """
+    from mpota.virtual.board import Board
+    from mpota.virtual.cable import find_chip, open_flash, plugged_in
+
+    with open_flash(flash, firmware, flash_size) as memory:
+        row = find_chip(memory, chip)
+        with plugged_in(Board(memory), row) as ports:
+            print(f"{row.title}, flash in {flash}; Ctrl-C ends it")
+            print(f"REPL (mpremote):      {ports.console}")
+            print(f"ROM loader (esptool): {ports.loader}", flush=True)
+            _wait_for_ctrl_c()
+
+
+def _wait_for_ctrl_c() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        print("\noff")

@@ -1,0 +1,81 @@
+"""A virtual board on the desk: one flash file, and the serial ports by which tools reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpota.errors import MpotaError, UsageError
+from mpota.firmware import Firmware, find_base
+from mpota.formats.chips import Chip, chip_by_name
+from mpota.storage.file import FileImage, read_file
+from mpota.units import format_flash_size
+from mpota.virtual.board import Board
+from mpota.virtual.flash import VirtualFlash
+from mpota.virtual.repl import ConsolePort
+from mpota.virtual.rom_loader import LoaderPort
+from mpota.virtual.serial_port import SerialPort
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The names of a board's ports, and what is behind them."""
+
+    console: str  # MicroPython's REPL: mpremote, a terminal program
+    loader: str  # the ROM's serial loader: esptool
+    board: ConsolePort
+
+
+def open_flash(
+    path: Path, firmware: Path | None = None, flash_size: int | None = None
+) -> VirtualFlash:
+    """The flash file ``path``; made from a ``firmware`` file, or blank, if there is none yet.
+
+    Raises UsageError if it cannot be made of what is given, or if what is given is not what an
+    existing one holds, and MpotaError for a file that is no firmware.
+    """
+    if path.exists():
+        if firmware is not None:
+            raise UsageError(f"{path} exists, and keeps what is in it", "leave out --firmware")
+        flash = VirtualFlash(path)
+        if flash_size not in (None, flash.size):
+            flash.close()
+            raise UsageError(f"{path} is {format_flash_size(flash.size)} of flash", "leave out -f")
+        return flash
+    if firmware is not None:
+        data = read_file(firmware)
+        base = find_base(data, firmware.name)
+        size = Firmware.from_flash(FileImage(base, data), firmware.name).flash_size
+        return VirtualFlash.create(flash_size or size, {base: data}, path)
+    if flash_size is None:
+        raise UsageError(f"{path} does not exist", "--firmware FILE or -f SIZE makes it")
+    return VirtualFlash.create(flash_size, path=path)
+
+
+@contextmanager
+def plugged_in(board: Board, chip: Chip) -> Iterator[Ports]:
+    """Power the board, and connect both of its ports until the block ends.
+
+    Whoever gets hold of the ROM loader resets the board into it; it boots again when that port is
+    closed.
+    """
+    console = ConsolePort(board)
+    loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on)
+    with SerialPort(console) as console_port, SerialPort(loader) as loader_port, console:
+        yield Ports(console_port.path, loader_port.path, console)
+
+
+def find_chip(flash: VirtualFlash, name: str | None) -> Chip:
+    """The chip by its ``name``, else the one that the bootloader in ``flash`` is for.
+
+    Raises UsageError for a blank flash without a name, and for a name that is none.
+    """
+    if name is not None:
+        return chip_by_name(name)
+    try:
+        content = FileImage(0, flash.read(0, flash.size))
+        return Firmware.from_flash(content, flash.path.name).chip
+    except MpotaError as error:
+        raise UsageError(f"{error}: which chip is it?", "--chip NAME tells") from None
