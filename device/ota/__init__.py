@@ -6,14 +6,14 @@
 
 
 def __getattr__(name):
-    if name in (
-        "boot", "confirm", "errors", "files", "image", "keys", "otadata", "release", "rollback",
-        "signature", "slot", "source", "status", "update",
-    ):
-        __import__(__name__ + "." + name)  # leaves the module in this one's globals
-        return globals()[name]
     if name == "OTAError":
         from .errors import OTAError
 
         return OTAError
-    raise AttributeError(name)
+    try:
+        __import__(__name__ + "." + name)  # leaves the module in this one's globals
+    except ImportError as error:
+        if name in str(error):  # not: one of its own imports
+            raise AttributeError(name)
+        raise
+    return globals()[name]

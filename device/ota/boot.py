@@ -13,7 +13,8 @@ import sys
 
 from esp32 import Partition
 
-HOME = "/.ota"
+from .home import HOME, has_home
+
 TREES = HOME + "/trees/"
 
 
@@ -34,11 +35,6 @@ def activate():
     tree = release.get("tree")
     if tree and _exists(TREES + tree):
         _enter(TREES + tree)
-
-
-def has_home():
-    """Whether a release has ever been installed."""
-    return _exists(HOME)
 
 
 def is_on_trial():

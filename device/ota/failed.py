@@ -21,7 +21,7 @@ class Failed:
     """The image that failed in ``slot``, if it is still there."""
 
     def __init__(self, slot, board):
-        from .image import read_app
+        from .installed import read_app
 
         self._name = slot.info()[4]
         self._is_aborted = otadata.state(slot) == otadata.ABORTED

@@ -5,6 +5,7 @@ to the next stage's ``write(buf)``. The XOR checksum is left to set_boot(), whic
 before it switches.
 """
 
+import gc
 import struct
 
 from micropython import const
@@ -15,13 +16,11 @@ from .memory import Memory, chip_name
 SECTOR = const(4096)
 _HEADER_SIZE = const(24)
 _DIGEST_SIZE = const(32)
-_DESC_OFFSET = const(32)
 _DESC_SIZE = const(256)
 
 MAGIC = const(0xE9)
 _SIGNATURE_MAGIC = const(0xE7)
-_DESC_MAGIC = b"\x32\x54\xcd\xab"
-_BOOTLOADER_DESC_MAGIC = const(0x50)
+DESC_MAGIC = b"\x32\x54\xcd\xab"
 _MAX_SEGMENTS = const(16)
 _MAX_SEGMENT_SIZE = const(0x1000000)
 _MMU_PAGE_OFFSET = const(180)  # in esp_app_desc_t
@@ -138,6 +137,17 @@ class AppImage:
         self._parse()
         return True
 
+    def next_field(self):
+        """(offset, memoryview to fill) of the next field of the image to look at, None at its end.
+
+        For an image that can be read anywhere: fill it and call `parse_field`, instead of `write`.
+        """
+        return None if self._at == _NOTHING else (self._at, memoryview(self._field)[: self._size])
+
+    def parse_field(self):
+        """The field that `next_field` gave is filled. Raises ImageError as `write` does."""
+        self._parse()
+
     def _await(self, offset, size, parse):
         self._at, self._size, self._parse = offset, size, parse
 
@@ -145,6 +155,8 @@ class AppImage:
         header = self.header
         header[:] = self._field[:_HEADER_SIZE]
         if header[0] != MAGIC:
+            from .looks import describe
+
             raise ImageError("not-an-image", describe(header))
         self._board.check_chip(header, "the image")
         if not 1 <= header[1] <= _MAX_SEGMENTS:
@@ -187,7 +199,7 @@ class AppImage:
 
     def _parse_desc(self):
         self.desc[:] = self._field
-        if self.desc[:4] != _DESC_MAGIC:
+        if self.desc[:4] != DESC_MAGIC:
             raise ImageError(
                 "no-app-desc", "the image has no app_desc: it is no app (a bootloader, perhaps)"
             )
@@ -266,17 +278,6 @@ class AppImage:
             pos = stop
         self._pos = end
 
-    def scan(self, partition):
-        """Read the fields from a partition instead, and none of the data between them.
-
-        Raises ImageError for what is no app image.
-        """
-        while self._at != _NOTHING:
-            field = memoryview(self._field)[: self._size]
-            partition.readblocks(self._at // SECTOR, field, self._at % SECTOR)
-            self._parse()
-        self.is_complete = True
-
     def finish(self):
         """No more bytes come. Raises ImageError if the image is not whole, or is not all."""
         if self.is_complete:
@@ -313,20 +314,6 @@ def _image_size(end, header):
     return ((end + 16) & ~15) + (_DIGEST_SIZE if header[23] == 1 else 0)
 
 
-def is_merged(head, board):
-    """Whether a file that starts with these bytes is a merged firmware, not an app image."""
-    if is_blank(memoryview(head)):
-        return True  # a dump of a chip whose bootloader stands further back
-    if head[0] != MAGIC or len(head) < _DESC_OFFSET + 4:
-        return False
-    if head[_DESC_OFFSET : _DESC_OFFSET + 4] == _DESC_MAGIC:
-        return False
-    if head[_DESC_OFFSET] == _BOOTLOADER_DESC_MAGIC:
-        return True
-    # An app's first segment is mapped, a bootloader's is loaded.
-    return not board.memory.is_mapped(struct.unpack_from("<I", head, _HEADER_SIZE)[0])
-
-
 def is_blank(view):
     """Whether all bytes are 0xFF."""
     for at in range(0, len(view), len(_BLANK)):
@@ -336,53 +323,4 @@ def is_blank(view):
     return True
 
 
-_LOOKS = (
-    (b"<", "it looks like a web page"),
-    (b"{", "it looks like JSON"),
-    (b"\x1f\x8b", "it is gzip-compressed"),
-    (b"PK", "it is a zip archive"),
-    (b"UF2\n", "it is a UF2 file"),
-    (b"\x7fELF", "it is an ELF file: use the .bin beside it"),
-    (b"\0\0\0\0", "it starts with zeros"),
-    (b"\xff\xff\xff\xff", "it is erased"),
-)
-
-
-def describe(head):
-    """What bytes that are no image look like."""
-    head = bytes(head[:16])
-    for magic, what in _LOOKS:
-        if head.startswith(magic):
-            return "this is no firmware: " + what
-    return "this is no firmware: it starts with 0x%02x, an image with 0xe9" % head[0]
-
-
-class _Nowhere:
-    def write(self, buf):
-        pass
-
-
-def read_app(partition, board):
-    """The AppImage in a slot, its header and segments read and checked, its data not.
-
-    Raises ImageError if there is none.
-    """
-    image = AppImage(_Nowhere(), board, partition)
-    image.scan(partition)
-    return image
-
-
-def is_intact(partition, image):
-    """Whether the slot holds ``image`` with the digest that it carries."""
-    from hashlib import sha256
-
-    sha = sha256()
-    buf = bytearray(SECTOR)
-    at = 0
-    while at < image.digest_offset:
-        count = min(SECTOR, image.digest_offset - at)
-        piece = buf if count == SECTOR else memoryview(buf)[:count]
-        partition.readblocks(at // SECTOR, piece, 0)
-        sha.update(piece)
-        at += count
-    return sha.digest() == image.digest
+gc.collect()  # what loading left behind would divide a small heap

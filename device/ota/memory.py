@@ -5,6 +5,7 @@ verify_load_addresses``), set_boot() does not look. Where a bootloader stands in
 chips and ESP-IDF releases, so its segments are read from the flash.
 """
 
+import gc
 import struct
 
 from micropython import const
@@ -156,3 +157,6 @@ def read_segments(offset):
         return segments
     except OSError:
         return []
+
+
+gc.collect()  # what loading left behind would divide a small heap

@@ -1,12 +1,17 @@
 """Finds the app in a merged firmware (bootloader, partition table and app in one file)."""
 
+import gc
 import struct
 
 from micropython import const
 
 from .errors import ImageError
-from .image import MAGIC, SECTOR, describe, is_blank
+from .image import DESC_MAGIC, MAGIC, is_blank
 
+_SECTOR = const(4096)
+_HEADER_SIZE = const(24)
+_DESC_OFFSET = const(32)
+_BOOTLOADER_DESC_MAGIC = const(0x50)
 _TABLE_MAGIC = b"\xaa\x50"
 _TABLE_MD5_MAGIC = b"\xeb\xeb"
 _TABLE_SIZE = const(0xC00)
@@ -54,7 +59,7 @@ class MergedFirmware:
         view = memoryview(buf)
         at = pos
         while at < end and self._end == _NOWHERE:
-            have = at % SECTOR
+            have = at % _SECTOR
             stop = at - have + _TABLE_SIZE  # of what is of interest in this sector
             if have == 0 and stop <= end:
                 self._examine(view[at - pos : stop - pos], at)
@@ -65,7 +70,7 @@ class MergedFirmware:
                 self._block[have : have + count] = view[at - pos : at - pos + count]
                 if at + count == stop:
                     self._examine(memoryview(self._block), stop - _TABLE_SIZE)
-            at = min(end, stop if at < stop else at - have + SECTOR)
+            at = min(end, stop if at < stop else at - have + _SECTOR)
 
     def _examine(self, block, offset):
         if self._base is None:
@@ -75,6 +80,8 @@ class MergedFirmware:
                 base = (self._board.memory.bootloader_offset or 0) - offset
                 self._base = max(base, 0)
             elif not is_blank(block):
+                from .looks import describe
+
                 raise ImageError("not-an-image", describe(block))
         else:
             app = find_app(block)
@@ -135,3 +142,20 @@ def find_app(table):
         if subtype in apps:
             return apps[subtype]
     raise ImageError("no-app", "the firmware's partition table has no factory app and no ota_0")
+
+
+def is_merged(head, board):
+    """Whether a file that starts with these bytes is a merged firmware, not an app image."""
+    if is_blank(memoryview(head)):
+        return True  # a dump of a chip whose bootloader stands further back
+    if head[0] != MAGIC or len(head) < _DESC_OFFSET + 4:
+        return False
+    if head[_DESC_OFFSET : _DESC_OFFSET + 4] == DESC_MAGIC:
+        return False
+    if head[_DESC_OFFSET] == _BOOTLOADER_DESC_MAGIC:
+        return True
+    # An app's first segment is mapped, a bootloader's is loaded.
+    return not board.memory.is_mapped(struct.unpack_from("<I", head, _HEADER_SIZE)[0])
+
+
+gc.collect()  # what loading left behind would divide a small heap

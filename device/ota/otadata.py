@@ -3,13 +3,13 @@
 Source of the rules: ESP-IDF ``esp_ota_ops.c`` and ``bootloader_common_loader.c``.
 """
 
+import gc
 import struct
 from binascii import crc32
 
 from esp32 import Partition
 from micropython import const
 
-NEW = const(0)
 PENDING_VERIFY = const(1)
 VALID = const(2)
 INVALID = const(3)
@@ -18,7 +18,6 @@ UNDEFINED = const(0xFFFFFFFF)
 
 _BLANK = const(0xFFFFFFFF)
 _RECORD_SIZE = const(32)
-_SUBTYPE_FACTORY = const(0)
 _SUBTYPE_OTA_0 = const(0x10)
 _MAX_SLOTS = const(16)
 
@@ -46,12 +45,6 @@ def slots():
     while count < _MAX_SLOTS and _SUBTYPE_OTA_0 + count in found:
         count += 1
     return [found[_SUBTYPE_OTA_0 + i] for i in range(count)]
-
-
-def find_factory():
-    """The factory app partition, or None."""
-    found = Partition.find(Partition.TYPE_APP, _SUBTYPE_FACTORY)
-    return found[0] if found else None
 
 
 def records():
@@ -94,37 +87,9 @@ def state(partition):
     return found[1].state if found else None
 
 
-def rewrite(index, state):
-    """Write record ``index`` anew with another state, as esp_ota_ops.c: rewrite_ota_seq does."""
-    partition = find_otadata()
-    data = bytearray(_RECORD_SIZE)
-    partition.readblocks(index, data, 0)
-    struct.pack_into("<I", data, 24, state)
-    erase(index)
-    partition.writeblocks(index, data, 0)
-
-
 def erase(index):
     """Blank record ``index``."""
     find_otadata().ioctl(6, index)
 
 
-def previous():
-    """The partition of the app that ran before this one, or None.
-
-    That is what the bootloader would roll back to (esp_ota_check_rollback_is_possible): the slot
-    of the other record, or the factory app.
-    """
-    running = Partition(Partition.RUNNING).info()
-    by_slot = slots()
-    others = [
-        record
-        for record in records()
-        if record.is_valid and by_slot[record.slot].info()[2] != running[2]
-    ]
-    if others:
-        return by_slot[max(others, key=lambda record: record.seq).slot]
-    factory = find_factory()
-    if factory is not None and factory.info()[2] != running[2]:
-        return factory
-    return None
+gc.collect()  # what loading left behind would divide a small heap

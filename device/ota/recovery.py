@@ -1,5 +1,7 @@
 """What rollback.py offers beyond confirming: it is loaded only when one of these is called."""
 
+import struct
+
 from esp32 import Partition
 from micropython import const
 
@@ -69,7 +71,7 @@ def mark_invalid(reboot=True):
     index = otadata.active(otadata.records())
     if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
         raise StateError("not-selected", "otadata selects another app than the one that runs")
-    otadata.rewrite(index, otadata.INVALID)
+    _mark(index, otadata.INVALID)
     if reboot:
         from machine import reset
 
@@ -137,17 +139,38 @@ def _running():
     return Partition(Partition.RUNNING)
 
 
+def _mark(index, state):
+    """Write record ``index`` of otadata anew with another state: esp_ota_ops.c, rewrite_ota_seq."""
+    partition = otadata.find_otadata()
+    record = bytearray(32)
+    partition.readblocks(index, record, 0)
+    struct.pack_into("<I", record, 24, state)
+    otadata.erase(index)
+    partition.writeblocks(index, record, 0)
+
+
 def _previous():
-    if not otadata.records() or not otadata.slots():
+    """The partition of the app that ran before this one.
+
+    It is what the bootloader would roll back to (esp_ota_check_rollback_is_possible): the slot of
+    the other record, else the factory app.
+    """
+    pair, slots = otadata.records(), otadata.slots()
+    if not pair or not slots:
         raise OSError(_NOT_SUPPORTED)
-    partition = otadata.previous()
-    if partition is None:
-        raise StateError("no-previous", "otadata names no other app that ran before this one")
-    return partition
+    running = _running().info()[2]
+    others = [r for r in pair if r.is_valid and slots[r.slot].info()[2] != running]
+    if others:
+        return slots[max(others, key=lambda record: record.seq).slot]
+    factory = Partition.find(Partition.TYPE_APP, 0)
+    if factory and factory[0].info()[2] != running:
+        return factory[0]
+    raise StateError("no-previous", "otadata names no other app that ran before this one")
 
 
 def _check_intact(partition):
-    from .image import Board, is_intact, read_app
+    from .image import Board
+    from .installed import is_intact, read_app
 
     try:
         if is_intact(partition, read_app(partition, Board(_running()))):

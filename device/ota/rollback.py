@@ -18,7 +18,7 @@ def cancel():
             print("ota.rollback.cancel(): The bootloader does not support OTA rollback.")
         elif error.args[0] != -1:  # ESP_FAIL: a factory app needs no confirmation
             raise
-    from .boot import has_home
+    from .home import has_home
 
     if has_home():
         from .confirm import confirm

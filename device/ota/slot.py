@@ -11,7 +11,8 @@ from .errors import SlotError
 
 SECTOR = const(4096)
 _ERASE_BLOCK = const(65536)
-_RESERVE = const(8192)  # heap to leave alone when 64 KiB are taken
+_SMALL_PIECE = const(512)
+_RESERVE = const(2048)  # heap to leave alone then, besides the 4 KiB of the block so far
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
@@ -31,11 +32,8 @@ class SlotWriter:
     ``readback``: the next stage; its ``write(buf)`` gets every byte as it was read back from the
     flash, in order. With ``verify`` off nothing is read back and it gets the bytes themselves.
     ``block_size``: bytes to erase and write at once, 4096, or 65536 if the heap has them; 0: as
-    the heap allows.
-    ``before_erase()`` is called once, before the first erase. Blocks that already hold the right
-    bytes are left alone.
-
-    ``written``: bytes erased and written so far, ``retried``: sectors written a second time.
+    the heap allows. ``before_erase()`` is called once, before the first erase. Blocks that already
+    hold the right bytes are left alone.
     """
 
     def __init__(self, partition, readback, verify=True, block_size=0, start=0, before_erase=None):
@@ -43,15 +41,36 @@ class SlotWriter:
         self._readback = readback
         self._verify = verify
         self._is_forced = block_size == _ERASE_BLOCK
+        self._is_fixed = block_size == SECTOR
         self._before_erase = before_erase
         _, _, _, self._limit, self._name, _ = partition.info()
         self._at = start  # where in the slot the block at hand begins
         self._fill = 0
-        self.written = self.retried = 0
-        # Now, before a connection and its strings divide the heap: 56 KiB are enough this way.
-        self._check = memoryview(bytearray(SECTOR))
-        self._use(bytearray(SECTOR))
-        self._is_fixed = block_size == SECTOR
+        # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
+        self._use(SECTOR, _SMALL_PIECE)
+
+    def _use(self, size, piece_size):
+        """Take a block of ``size`` bytes, to be read back in pieces of ``piece_size``."""
+        buf = memoryview(bytearray(size))
+        self._check = memoryview(bytearray(piece_size))
+        self._sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
+        self._pieces = [buf[at : at + piece_size] for at in range(0, size, piece_size)]
+        self._buf = buf
+        self._size = size
+        self._room = size - self._at % size  # the first block ends where one may
+
+    def _grow(self):
+        """Take 64 KiB for a block if they are to be had.
+
+        Not before the first write: by then the connection has what it needs.
+        """
+        self._is_fixed = True
+        gc.collect()
+        if self._is_forced or gc.mem_free() >= _ERASE_BLOCK + SECTOR + _RESERVE:
+            try:
+                self._use(_ERASE_BLOCK, SECTOR)
+            except MemoryError:
+                self._use(SECTOR, _SMALL_PIECE)
 
     def write(self, buf):
         """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
@@ -89,31 +108,14 @@ class SlotWriter:
     def close(self):
         """Write the last, partial block, filled up with 0xFF."""
         if self._fill:
+            for at in range(self._fill, (self._fill + SECTOR - 1) // SECTOR * SECTOR):
+                self._buf[at] = 0xFF
             self._flush()
-
-    def _use(self, buf):
-        self._size = len(buf)
-        self._buf = memoryview(buf)
-        self._sectors = [self._buf[at : at + SECTOR] for at in range(0, self._size, SECTOR)]
-        self._room = self._size - self._at % self._size  # the first block ends where one may
-
-    def _grow(self):
-        """Take 64 KiB for a block if they are to be had. Not before the first write: by then the
-        connection has what it needs."""
-        self._is_fixed = True
-        gc.collect()
-        if self._is_forced or gc.mem_free() >= _ERASE_BLOCK + _RESERVE:
-            try:
-                self._use(bytearray(_ERASE_BLOCK))
-            except MemoryError:
-                pass
 
     def _flush(self):
         """Bring the block at hand into the flash, and what was read back to the next stage."""
         size = self._fill
         count = (size + SECTOR - 1) // SECTOR
-        for at in range(size, count * SECTOR):
-            self._buf[at] = 0xFF
         first = 0  # sectors before this one are right and have been passed on
         if self._verify:
             while first < count and self._is_right(first):
@@ -129,14 +131,35 @@ class SlotWriter:
         self._room = self._size
         self._fill = 0
 
+    def _read(self, piece):
+        """Read a piece of the block at hand back from the flash."""
+        at = self._at + piece * len(self._check)
+        self._partition.readblocks(at // SECTOR, self._check, at % SECTOR)
+
     def _is_right(self, index):
-        self._partition.readblocks(self._at // SECTOR + index, self._check)
-        return self._check == self._sectors[index]
+        """Whether the flash holds what sector ``index`` of the block should be."""
+        count = SECTOR // len(self._check)
+        for piece in range(index * count, index * count + count):
+            self._read(piece)
+            if self._check != self._pieces[piece]:
+                return False
+        return True
 
     def _pass_on(self, index, size):
-        data = self._check if self._verify else self._sectors[index]
-        left = size - index * SECTOR
-        self._readback.write(data if left >= SECTOR else data[:left])
+        """Give the next stage sector ``index``, which `_is_right` has just read."""
+        piece_size = len(self._check)
+        count = SECTOR // piece_size
+        for piece in range(index * count, index * count + count):
+            left = size - piece * piece_size
+            if left <= 0:
+                break
+            if not self._verify:
+                data = self._pieces[piece]
+            else:
+                if count > 1:
+                    self._read(piece)
+                data = self._check
+            self._readback.write(data if left >= piece_size else data[:left])
 
     def _write_from(self, first, count):
         """Write the sectors from ``first`` on, of which that one at least is not right."""
@@ -147,7 +170,6 @@ class SlotWriter:
         if self._is_whole_faster(first, count):
             self._blank(count)
             self._partition.writeblocks(block, self._buf)
-            self.written += self._size
             if self._verify:
                 for index in range(first):
                     if not self._is_right(index):
@@ -156,15 +178,6 @@ class SlotWriter:
         for index in range(first, count):
             if index == first or not self._verify or not self._is_right(index):
                 self._partition.writeblocks(block + index, self._sectors[index])
-                self.written += SECTOR
-
-    def _blank(self, count):
-        """Fill the sectors of the block from ``count`` on with 0xFF."""
-        if count < len(self._sectors):
-            for at in range(SECTOR):
-                self._check[at] = 0xFF
-            for index in range(count, len(self._sectors)):
-                self._sectors[index][_ALL] = self._check
 
     def _is_whole_faster(self, first, count):
         """Whether to erase and write the whole 64 KiB block: more than a few sectors differ."""
@@ -178,18 +191,27 @@ class SlotWriter:
             index += 1
         return differing > _FEW
 
+    def _blank(self, count):
+        """Fill the sectors of the 64 KiB block from ``count`` on with 0xFF."""
+        if count < len(self._sectors):
+            for at in range(SECTOR):
+                self._check[at] = 0xFF
+            for index in range(count, len(self._sectors)):
+                self._sectors[index][_ALL] = self._check
+
     def _retry(self, index):
         """Write a sector that lost bytes once more."""
         block = self._at // SECTOR + index
         self._partition.writeblocks(block, self._sectors[index])
-        self.written += SECTOR
-        self.retried += 1
         if not self._is_right(index):
-            raise SlotError("flash", self._name_lost(block, self._sectors[index]))
+            raise SlotError("flash", self._name_lost(index))
 
-    def _name_lost(self, block, data):
-        lost = [at for at in range(SECTOR) if self._check[at] != data[at]]
-        base = block * SECTOR
+    def _name_lost(self, index):
+        """What is missing in a sector, in words."""
+        base = self._at + index * SECTOR
+        found = bytearray(SECTOR)
+        self._partition.readblocks(base // SECTOR, found)
+        lost = [at for at in range(SECTOR) if found[at] != self._sectors[index][at]]
         places = ", ".join(["0x%x" % (base + at) for at in lost[:4]])
         return "flash lost %d bytes of %s, twice, at offset %s%s" % (
             len(lost),
@@ -197,3 +219,6 @@ class SlotWriter:
             places,
             ", ..." if len(lost) > 4 else "",
         )
+
+
+gc.collect()  # what loading left behind would divide a small heap

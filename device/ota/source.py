@@ -6,6 +6,7 @@ its announced size is an error here, not an end.
 """
 
 import errno
+import gc
 
 from micropython import const
 
@@ -381,3 +382,6 @@ def _reason(error):
     number = error.errno
     name = errno.errorcode.get(number) if hasattr(errno, "errorcode") else None
     return name or str(number)
+
+
+gc.collect()  # what loading left behind would divide a small heap

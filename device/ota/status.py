@@ -4,6 +4,7 @@ from esp32 import Partition
 from micropython import const
 
 from . import otadata
+from .reboot import ota_reboot  # noqa: F401 - its place in micropython-esp32-ota
 
 _SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment
 _BUF_SIZE = const(4096)
@@ -107,7 +108,7 @@ def _label(find):
 
 def _slot(partition, board, verify):
     from .errors import ImageError
-    from .image import is_intact, read_app
+    from .installed import is_intact, read_app
 
     _, _, offset, size, label, _ = partition.info()
     slot = {"label": label, "offset": offset, "size": size}
@@ -160,9 +161,9 @@ def status():
     data = info(verify=False)
     from sys import version
 
-    print("Micropython %s has booted from partition '%s'." % (
-        version.split(" ")[2], data["running"]
-    ))
+    print(
+        "Micropython %s has booted from partition '%s'." % (version.split(" ")[2], data["running"])
+    )
     print("Will boot from partition '%s' on next reboot." % (data["boot"] or data["running"]))
     if data["next"]:
         print("The next OTA partition for update is '%s'." % data["next"])
@@ -179,14 +180,22 @@ def status():
     print("Partition table:")
     print("# Name       Type     SubType      Offset       Size (bytes)")
     for entry in data["table"]:
-        print("  %-10s %-8s %-8s %10s %10s %10d" % (
-            entry["label"], entry["type"], entry["subtype"],
-            "0x%x" % entry["offset"], "0x%x" % entry["size"], entry["size"],
-        ))
+        print(
+            "  %-10s %-8s %-8s %10s %10s %10d"
+            % (
+                entry["label"],
+                entry["type"],
+                entry["subtype"],
+                "0x%x" % entry["offset"],
+                "0x%x" % entry["size"],
+                entry["size"],
+            )
+        )
     for record in data["otadata"]:
-        print("OTA record: state=%s, seq=%s, valid=%s" % (
-            record["state"], record["seq"], record["valid"]
-        ))
+        print(
+            "OTA record: state=%s, seq=%s, valid=%s"
+            % (record["state"], record["seq"], record["valid"])
+        )
     if data["boot"]:
         print("Next boot is '%s'." % data["boot"])
 
@@ -195,18 +204,7 @@ def _describe(slot):
     if not slot["valid"]:
         return "no bootable image: " + slot["problem"]
     return "MicroPython %s, ESP-IDF %s, SHA-256 %s..." % (
-        slot["micropython"], slot["idf"], slot["digest"][:16]
+        slot["micropython"],
+        slot["idf"],
+        slot["digest"][:16],
     )
-
-
-def ota_reboot(delay=10):
-    """Count down ``delay`` seconds, then reset the board into the app that is to boot."""
-    from time import sleep
-
-    from machine import reset
-
-    for left in range(delay, 0, -1):
-        print("\rRebooting in %2d seconds (ctrl-C to cancel)" % left, end="")
-        sleep(1)
-    print()
-    reset()

@@ -13,9 +13,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import otadata
-from .boot import has_home, is_on_trial
 from .errors import ImageError, SlotError, StateError
-from .image import SECTOR, AppImage, Board, is_merged
+from .home import has_home, has_trust
+from .image import SECTOR, AppImage, Board
+from .merged import MergedFirmware, is_merged
 from .slot import SlotWriter
 from .source import StreamSource, open_source
 
@@ -91,11 +92,14 @@ class OTA:
                 "the running app (%s) is not confirmed: call ota.rollback.cancel() first, or a "
                 "failed update would leave nothing to roll back to" % running.info()[4],
             )
-        if is_on_trial():
-            raise StateError(
-                "unconfirmed",
-                "the files in use are not confirmed: call ota.rollback.cancel() first",
-            )
+        if has_home():
+            from .boot import is_on_trial
+
+            if is_on_trial():
+                raise StateError(
+                    "unconfirmed",
+                    "the files in use are not confirmed: call ota.rollback.cancel() first",
+                )
 
     def _expect(self, sha, length):
         if sha:
@@ -155,7 +159,7 @@ class OTA:
 
     def _start_image(self, head):
         merged = is_merged(head, self._board)
-        if not self.is_vouched:
+        if not self.is_vouched and has_trust():
             from .keys import load
 
             self._trust = load()
@@ -171,8 +175,6 @@ class OTA:
         self._digest.image = self._image
         self._first = self._image
         if merged:
-            from .merged import MergedFirmware
-
             self._first = MergedFirmware(self._image, self._board)
 
     def _check_signed_size(self, merged):
@@ -221,7 +223,7 @@ class OTA:
         self.seal()
         self.switch()
         if self.reboot:
-            from .status import ota_reboot
+            from .reboot import ota_reboot
 
             ota_reboot()
 
@@ -231,6 +233,7 @@ class OTA:
             self._start(self._head)
         self._first.finish()
         self._writer.close()
+        self._writer = None  # with its buffers: what comes now needs the heap
         self._check_whole()
         self._is_over = True
 
@@ -326,7 +329,9 @@ class OTA:
             raise ValueError("Url does not end with '.json'")
         if self.verbose:
             print("Opening json file %s..." % url)
-        firmware, sha, length = _read_json(url, request_args)
+        from .pointer import read_pointer
+
+        firmware, sha, length = read_pointer(url, **request_args)
         return self.from_firmware_file(firmware, sha, length, **request_args)
 
     def from_source(self, source, sha="", length=0):
@@ -398,37 +403,6 @@ def find_next_slot():
             "is needed" % running.info()[4],
         )
     return part
-
-
-def _read_json(url, request_args):
-    """(firmware, sha, length) that a JSON file names; the firmware may be relative to it."""
-    from json import loads
-
-    from .source import is_url, join_url
-
-    source = open_source(url, **request_args)
-    try:
-        text = bytearray(SECTOR)
-        size = 0
-        while size < SECTOR:
-            count = source.readinto(memoryview(text)[size:])
-            if not count:
-                break
-            size += count
-    finally:
-        source.close()
-    data = loads(bytes(memoryview(text)[:size]))
-    try:
-        firmware, sha, length = data["firmware"], data["sha"], data["length"]
-    except KeyError as error:
-        print('OTA json must include "firmware", "sha" and "length" keys.')
-        raise error
-    if is_url(url):
-        firmware = join_url(url, firmware)
-    elif not is_url(firmware) and not firmware.startswith("/"):
-        folder = url.rpartition("/")[0]
-        firmware = folder + "/" + firmware if folder else firmware
-    return firmware, sha, length
 
 
 def from_file(

@@ -147,12 +147,20 @@ def _set_up_files(config):
 
 def _take_all_but(heap_size):
     # These modules live in the heap, which on a board they would not: the heap is larger by more
-    # than they need, and what is left over is taken away here, in one piece.
+    # than they need. What is left over is taken away here, so that what remains is in one piece,
+    # as a board's heap is when boot.py starts, and not in the holes that these modules left.
     global _ballast
+    if not heap_size:
+        return
     gc.collect()
-    surplus = gc.mem_free() - heap_size
-    if heap_size and surplus > 0:
-        _ballast = bytearray(surplus)
+    heap = bytearray(heap_size - 256)  # the rest of it: what little else stays free
+    for size in (4096, 512, 64, 0):
+        try:
+            while True:
+                _ballast = (_ballast, bytearray(size) if size else None)
+        except MemoryError:
+            pass
+    heap = None
 
 
 def _run(script, terminal):

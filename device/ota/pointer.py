@@ -1,0 +1,37 @@
+"""A JSON file that points to a firmware: `firmware`, `sha`, `length`, as micropython-esp32-ota."""
+
+from .source import is_url, join_url, open_source
+
+_MAX_SIZE = 4096
+
+
+def read_pointer(url, **request_args):
+    """(firmware, sha, length) of such a file; a relative firmware is made relative to the file.
+
+    Raises KeyError if a key is missing, and SourceError.
+    """
+    from json import loads
+
+    source = open_source(url, **request_args)
+    try:
+        text = bytearray(_MAX_SIZE)
+        size = 0
+        while size < _MAX_SIZE:
+            count = source.readinto(memoryview(text)[size:])
+            if not count:
+                break
+            size += count
+    finally:
+        source.close()
+    data = loads(bytes(memoryview(text)[:size]))
+    try:
+        firmware, sha, length = data["firmware"], data["sha"], data["length"]
+    except KeyError:
+        print('OTA json must include "firmware", "sha" and "length" keys.')
+        raise
+    if is_url(url):
+        firmware = join_url(url, firmware)
+    elif not is_url(firmware) and not firmware.startswith("/"):
+        folder = url.rpartition("/")[0]
+        firmware = folder + "/" + firmware if folder else firmware
+    return firmware, sha, length
