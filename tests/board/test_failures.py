@@ -1,4 +1,4 @@
-"""Updates that fail in the field, replayed: what is said, what boots, what the flash went through."""
+"""Updates that fail in the field, replayed: what is said, what boots, what became of the flash."""
 
 from __future__ import annotations
 

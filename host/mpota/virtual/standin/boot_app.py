@@ -160,7 +160,7 @@ def _take_all_but(heap_size):
                 _ballast = (_ballast, bytearray(size) if size else None)
         except MemoryError:
             pass
-    heap = None
+    del heap
 
 
 def _run(script, terminal):
