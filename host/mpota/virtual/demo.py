@@ -155,7 +155,7 @@ def _other_chip(firmware: Firmware) -> bytes:
 
 def _version(app: bytes) -> str:
     """As the board's ``os.uname().release`` has it."""
-    return (find_micropython(app).version or "").removeprefix("v")
+    return (find_micropython(app).version or "").removeprefix("v").partition("-")[0]
 
 
 def _flash(firmware: Firmware) -> VirtualFlash:
