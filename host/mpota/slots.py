@@ -62,13 +62,13 @@ def boots_next(firmware: Firmware, flash_size: int) -> Partition | None:
 
 
 def next_slot(firmware: Firmware, flash_size: int) -> Partition:
-    """The slot for an update: behind the one that boots next, so that this one stays whole.
+    """The slot for an update: behind the one with the app to rely on, so that this stays whole.
 
-    As esp_ota_ops.c: esp_ota_get_next_update_partition. Raises MpotaError if the table has no
-    otadata, or no slot that is free.
+    As esp_ota_ops.c: esp_ota_get_next_update_partition; but an app that has not confirmed itself
+    is nothing to rely on. Raises MpotaError if the table has no otadata, or no slot is free.
     """
     slots = firmware.table.slots
-    running = boots_next(firmware, flash_size)
+    running = _proven_app(firmware, flash_size)
     free = [slot for slot in slots if slot != running]
     if firmware.table.otadata is None or not free:
         missing = "no otadata" if firmware.table.otadata is None else "no second app slot"
@@ -79,6 +79,23 @@ def next_slot(firmware: Firmware, flash_size: int) -> Partition:
     if running not in slots:
         return free[0]
     return slots[(slots.index(running) + 1) % len(slots)]
+
+
+def _proven_app(firmware: Firmware, flash_size: int) -> Partition | None:
+    """What boots next if an update that is not confirmed yet is rolled back."""
+    partition, records = firmware.table.otadata, firmware.otadata
+    active = active_record(records) if records else None
+    if partition is not None and records is not None and active is not None:
+        record = records[active]
+        if record.ota_state in (OtaState.NEW, OtaState.PENDING_VERIFY):
+            flash = MemoryFlash(firmware.flash, flash_size)
+            offset = partition.offset + active * SECTOR_SIZE
+            flash.erase(offset, SECTOR_SIZE)
+            flash.write(offset, replace(record, ota_state=OtaState.ABORTED).to_bytes())
+            proven = boot(flash, table_offset=firmware.table_offset).starts
+            if proven is not None:
+                return proven
+    return boots_next(firmware, flash_size)
 
 
 def select_slot(firmware: Firmware, target: Partition, *, is_confirmed: bool = False) -> Change:

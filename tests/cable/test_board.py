@@ -6,43 +6,14 @@ import json
 import random
 
 import pytest
+from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota import sample
 from mpota.firmware import Firmware
 from mpota.formats.chips import CHIPS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
-from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
 from mpota.units import MiB
 from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import Fault, FaultKind, VirtualFlash
-
-CHIP = "esp32c3"
-APP_SIZE = 149_824
-NVS = Partition("nvs", DATA, 0x02, 0x9000, 0x6000)
-SINGLE = PartitionTable(
-    (
-        NVS,
-        Partition("phy_init", DATA, 0x01, 0xF000, 0x1000),
-        Partition("factory", APP, FACTORY, 0x10000, 0x60000),
-        Partition("vfs", DATA, 0x81, 0x70000, 0x190000),
-    )
-)
-OTA = PartitionTable(
-    (
-        Partition("nvs", DATA, 0x02, 0x9000, 0x4000),
-        Partition("otadata", DATA, 0x00, 0xD000, 0x2000),
-        Partition("phy_init", DATA, 0x01, 0xF000, 0x1000),
-        Partition("ota_0", APP, OTA_0, 0x10000, 0x40000),
-        Partition("ota_1", APP, OTA_0 + 1, 0x50000, 0x40000),
-        Partition("vfs", DATA, 0x81, 0x90000, 0x170000),
-    )
-)
-OLD_APP = sample.build_app(CHIP, version="v1.25.0", size=APP_SIZE, flash_size=2 * MiB)
-NEW_APP = sample.build_app(CHIP, version="v1.26.1", size=APP_SIZE, flash_size=2 * MiB)
-NVS_DATA = b"\xfe\xff\xff\xff" + bytes(28) + b"settings"  # an active nvs page
-
-
-def firmware(table=SINGLE, app=OLD_APP, flash_size=2 * MiB, **contents) -> bytes:
-    return sample.build_firmware(CHIP, table=table, app=app, flash_size=flash_size, **contents)
 
 
 @pytest.fixture
@@ -209,8 +180,9 @@ def test_ota_takes_the_app_out_of_a_merged_firmware(board, mpota, merged):
     assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
 
 
-def test_ota_never_overwrites_what_an_unconfirmed_app_falls_back_to(board, mpota, app_file):
-    pending = OtaRecord.selecting(2, OtaState.PENDING_VERIFY).to_bytes()
+@pytest.mark.parametrize("state", [OtaState.NEW, OtaState.PENDING_VERIFY])
+def test_ota_never_overwrites_what_an_unconfirmed_app_falls_back_to(board, mpota, app_file, state):
+    pending = OtaRecord.selecting(2, state).to_bytes()
     cable = board(OTA, contents={"ota_1": OLD_APP, "otadata": pending})
     before = cable.flash.read(0x10000, 0x40000)
     mpota("ota", cable.path, app_file)
