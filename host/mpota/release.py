@@ -8,16 +8,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import read_app
-from mpota.formats.bundle import Bundle, Member, disk_size, read_tree, write_tar
+from mpota.formats.bundle import Bundle, Member, disk_size, is_bundle, read_tree, write_tar
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.formats.signature import PublicKey, check_signature
+from mpota.formats.signature import PublicKey, check_signature, padded, parse_sector
 from mpota.signing import PrivateKey, sign
-from mpota.storage.file import read_file
+from mpota.storage.file import read_file, write_file
+from mpota.units import SECTOR_SIZE
 
 # What is never meant for a board, by name, wherever it stands in a tree.
 IGNORED = frozenset({"__pycache__", ".git", ".DS_Store", ".mypy_cache", ".ruff_cache"})
@@ -44,20 +45,55 @@ class Content:
 
 
 @dataclass(frozen=True)
-class AppContent:
-    """An app payload, and the chip that its image names."""
+class Sources:
+    """The files on the desk that a release is made of.
 
-    content: Content
-    chip: str
+    ``firmware``: an app image or a merged firmware; ``directories``: trees laid over each other;
+    ``data``: (label, file) for data partitions; ``certs``: CA certificates. ``compiled``: see
+    `files_content`.
+    """
+
+    firmware: Path | None = None
+    directories: tuple[Path, ...] = ()
+    certs: tuple[Path, ...] = ()
+    data: tuple[tuple[str, Path], ...] = ()
+    compiled: bool = False
 
 
-def app_content(path: Path) -> AppContent:
-    """The app image in a firmware or image file; a signature that it carries goes along.
+@dataclass(frozen=True)
+class Contents:
+    """What a release brings, in the order of its manifest, and the chip of the app in it."""
+
+    contents: tuple[Content, ...]
+    chip: str | None
+
+    @classmethod
+    def read(cls, sources: Sources) -> Contents:
+        """Raises MpotaError for what a board would refuse."""
+        found = []
+        chip = None
+        if sources.firmware is not None:
+            content, chip = app_content(sources.firmware)
+            found.append(content)
+        if sources.directories:
+            found.append(files_content(sources.directories, compiled=sources.compiled))
+        if sources.certs:
+            found.append(certs_content(sources.certs))
+        found += [data_content(label, path) for label, path in sources.data]
+        return cls(tuple(found), chip)
+
+    def payloads(self, *, as_url: bool = False) -> tuple[Payload, ...]:
+        """The manifest's entries; see `Content.payload`."""
+        return tuple(content.payload(as_url=as_url) for content in self.contents)
+
+
+def app_content(path: Path) -> tuple[Content, str]:
+    """The app image in a firmware or image file, and its chip; its signature goes along.
 
     Raises MpotaError if there is no intact app in it.
     """
     app = read_app(read_file(path), path.name)
-    return AppContent(Content("app", "app.bin", app.to_bytes()), app.image.chip.name)
+    return Content("app", "app.bin", app.to_bytes()), app.image.chip.name
 
 
 def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Content:
@@ -126,6 +162,93 @@ def verify(made: Bundle, trusted: Iterable[PublicKey]) -> PublicKey:
     if made.signature is None:
         raise MpotaError("the bundle is not signed")
     return check_signature(made.manifest_bytes, made.signature, trusted)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify_file` found: the manifest (None for an app image), and who signed it."""
+
+    manifest: Manifest | None
+    signer: PublicKey | None
+
+
+def verify_file(path: Path, trusted: Iterable[PublicKey]) -> Verified:
+    """Check a bundle, a published manifest with what is beside it, or a signed app image.
+
+    Without ``trusted`` keys only that it is whole. Raises MpotaError if anything does not fit.
+    """
+    trusted = tuple(trusted)
+    data = read_file(path)
+    if is_bundle(data):
+        made = Bundle.from_bytes(data)
+        return Verified(made.manifest, verify(made, trusted) if trusted else None)
+    if data[:1] == b"{":
+        return _verify_published(path, data, trusted)
+    app = read_app(data, path.name)
+    if not trusted:
+        return Verified(None, None)
+    if not app.signature:
+        raise MpotaError(f"{path.name} is not signed")
+    content, sector = app.to_bytes()[:-SECTOR_SIZE], app.signature[-SECTOR_SIZE:]
+    return Verified(None, check_signature(content, sector, trusted))
+
+
+def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -> Verified:
+    manifest = Manifest.from_bytes(data)
+    signer = None
+    if trusted:
+        signer = check_signature(data, read_file(path.with_suffix(".sig")), trusted)
+    for form in manifest.forms:
+        if form.url is not None and not _is_elsewhere(form.url):
+            form.check(read_file(path.parent / form.url), f"'{form.url}'")
+    return Verified(manifest, signer)
+
+
+def _is_elsewhere(url: str) -> bool:
+    return "://" in url or url.startswith(("/", "?", "#")) or ".." in url.split("/")
+
+
+def sign_bundle(made: Bundle, keys: tuple[PrivateKey, ...]) -> Bundle:
+    """The same bundle, signed by ``keys`` and nobody else."""
+    return replace(made, signature=sign(made.manifest_bytes, keys))
+
+
+def sign_app(data: bytes, name: str, keys: tuple[PrivateKey, ...]) -> bytes:
+    """An app image, padded and signed as ``espsecure sign-data --version 2`` does.
+
+    A signature that it has is replaced. Raises MpotaError if ``data`` is no intact app.
+    """
+    image = read_app(data, name).image.data
+    return padded(image) + sign(image, keys)
+
+
+def attach(content: bytes, signed: bytes) -> bytes:
+    """The signature sector for ``content`` that espsecure (or an HSM behind it) has made.
+
+    ``signed``: what it wrote, or only its last sector. Raises MpotaError if that is no valid
+    signature over ``content``.
+    """
+    sector = signed[-SECTOR_SIZE:]
+    check_signature(content, sector, [block.key for block in parse_sector(sector)])
+    return sector
+
+
+def publish(
+    directory: Path, manifest: Manifest, contents: Contents, keys: tuple[PrivateKey, ...]
+) -> list[Path]:
+    """Write a manifest, its signature and its payloads into ``directory``, the manifest last.
+
+    A board that fetches it meanwhile finds the former release or this one, by the digests.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    data = manifest.to_bytes()
+    files = {content.member: content.data for content in contents.contents}
+    if keys:
+        files["manifest.sig"] = sign(data, keys)
+    files["manifest.json"] = data
+    for name, content in files.items():
+        write_file(directory / name, content)
+    return [directory / name for name in files]
 
 
 def _read_directory(directory: Path, top: Path) -> Iterator[Member]:

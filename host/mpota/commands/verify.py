@@ -1,7 +1,8 @@
-"""``mpota verify``: read a board back and compare."""
+"""``mpota verify``: read a board back and compare; or check a release."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,26 +10,44 @@ import click
 
 from mpota import report
 from mpota.commands.live import connected
-from mpota.commands.options import baud_option, json_option, port_argument, table_offset_option
+from mpota.commands.options import baud_option, json_option, table_offset_option
+from mpota.errors import UsageError
 from mpota.storage.file import read_file
 from mpota.verify import Verified, find_regions, verify
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@port_argument
+@click.argument("port", required=False)
 @click.argument("partition", required=False)
+@click.option(
+    "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="A key that may sign."
+)
 @json_option
 @baud_option
 @table_offset_option
 def command(
-    file: Path, port: str, partition: str | None, as_json: bool, baud: int, table_offset: int
+    file: Path,
+    port: str | None,
+    partition: str | None,
+    keys: tuple[Path, ...],
+    as_json: bool,
+    baud: int,
+    table_offset: int,
 ) -> None:
     """Compare FILE with what is on the board on PORT; exit 1 if it differs.
 
     FILE is a firmware, an app image (the slot that boots, or PARTITION), or the content of
     PARTITION. Says where the first differences are, how many, and what they look like.
+
+    Without PORT, FILE is a bundle, a manifest or a signed app image: checks that it is whole, and
+    that one of the KEYs has signed it.
     """
+    if port is None:
+        _verify_release(file, keys, as_json)
+        return
+    if keys:
+        raise UsageError("--key is for releases: a board is compared with a file")
     data = read_file(file)
     with connected(port, baud) as board:
         regions = find_regions(board, data, file.name, partition, table_offset)
@@ -39,6 +58,21 @@ def command(
         for result in results:
             _print(result)
     sys.exit(0 if all(result.comparison.is_equal for result in results) else 1)
+
+
+def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
+    from mpota.release import verify_file
+    from mpota.signing import public_from_pem
+
+    found = verify_file(file, (public_from_pem(read_file(key)) for key in keys))
+    signer = found.signer.digest.hex() if found.signer else None
+    if as_json:
+        manifest = json.loads(found.manifest.to_bytes()) if found.manifest else None
+        report.print_json({"manifest": manifest, "signed_by": signer})
+        return
+    what = f"{found.manifest.name} {found.manifest.version}" if found.manifest else "app image"
+    signed = f"signed by {signer}" if signer else "signature not checked: no --key"
+    print(f"{file.name}: {what}, whole, {signed}")
 
 
 def _print(result: Verified) -> None:

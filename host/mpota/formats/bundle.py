@@ -25,7 +25,6 @@ them.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -120,6 +119,11 @@ def disk_size(members: Iterable[Member]) -> int:
     )
 
 
+def is_bundle(data: bytes) -> bool:
+    """Does a file that starts with ``data`` look like a bundle? Its first member's name tells."""
+    return data.startswith(MANIFEST_NAME.encode() + b"\0")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """``manifest_bytes`` are exactly those of the member; ``members`` maps its payloads' names."""
@@ -160,20 +164,8 @@ class Bundle:
     def check(self) -> None:
         """Raises MpotaError if a member is not what the manifest says."""
         for form in self.manifest.forms:
-            if form.member is None:
-                continue
-            data = self.members[form.member]
-            if len(data) != form.size:
-                raise MpotaError(
-                    f"member '{form.member}' is {len(data):,} bytes, "
-                    f"its manifest says {form.size:,}"
-                )
-            found = hashlib.sha256(data).hexdigest()
-            if found != form.sha256:
-                raise MpotaError(
-                    f"member '{form.member}' has SHA-256 {found[:16]}..., "
-                    f"its manifest says {form.sha256[:16]}..."
-                )
+            if form.member is not None:
+                form.check(self.members[form.member], f"member '{form.member}'")
         for payload in self.manifest.payloads:
             for form in payload.forms:
                 if payload.kind == "files" and form.member and form.encoding is None:

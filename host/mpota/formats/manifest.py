@@ -45,6 +45,7 @@ with one app payload.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -86,6 +87,16 @@ class Form:
     url: str | None = None
     encoding: str | None = None
     base: str | None = None
+
+    def check(self, data: bytes, what: str) -> None:
+        """Raises MpotaError, naming ``what``, unless ``data`` are these bytes."""
+        if len(data) != self.size:
+            raise MpotaError(f"{what} is {len(data):,} bytes, its manifest says {self.size:,}")
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.sha256:
+            raise MpotaError(
+                f"{what} has SHA-256 {found[:16]}..., its manifest says {self.sha256[:16]}..."
+            )
 
 
 @dataclass(frozen=True)

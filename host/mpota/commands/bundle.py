@@ -1,0 +1,38 @@
+"""``mpota bundle``: a release in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpota.commands.options import force_option, output_option
+from mpota.commands.release_options import compose, read_private_keys, release_options
+from mpota.release import bundle
+from mpota.storage.file import check_output, write_file
+from mpota.units import format_size
+
+
+@click.command()
+@release_options
+@output_option
+@force_option
+def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options: Any) -> None:
+    """Make a bundle of FIRMWARE (an app image or a merged firmware) and directory trees.
+
+    Boards install it by ota.release.install() or wherever they take an image.
+    """
+    manifest, contents = compose(**options, as_url=False)
+    target = output or Path(f"{manifest.name}-{manifest.version}.bundle")
+    check_output(target, keys, force=force)
+    made = bundle(manifest, contents.contents, read_private_keys(keys))
+    data = made.to_bytes()
+    write_file(target, data)
+    print(
+        f"{manifest.name} {manifest.version}" + (f" for {manifest.chip}" if manifest.chip else "")
+    )
+    for payload in manifest.payloads:
+        print(f"  {payload.kind:<6}{payload.size:>12,} bytes  {payload.sha256[:16]}...")
+    print("  signed" if made.signature else "  not signed: boards that have keys will refuse it")
+    print(f"written: {target} ({format_size(len(data))})")

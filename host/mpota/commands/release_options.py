@@ -1,0 +1,114 @@
+"""What ``mpota bundle`` and ``mpota manifest`` have in common: what a release is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mpota.commands.options import split_pair
+from mpota.errors import UsageError
+from mpota.formats.manifest import Manifest
+from mpota.release import Contents, Sources
+from mpota.signing import PrivateKey, public_from_pem
+from mpota.storage.file import read_file
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_PATH = click.Path(path_type=Path)
+
+keys_option = click.option(
+    "--key", "keys", multiple=True, type=_PATH, help="Private key to sign with; up to three."
+)
+
+_OPTIONS = (
+    click.argument("firmware", type=_PATH, required=False),
+    click.option("--name", help="The product: boards take only releases of the same name."),
+    click.option("--version", "release_version", help="Of the release: 2.1.0 or 2.1.0-rc1."),
+    click.option("--files", "directories", multiple=True, type=_PATH, help="A tree of files."),
+    click.option("--mpy", is_flag=True, help="Compile the modules in it by mpy-cross."),
+    click.option("--certs", multiple=True, type=_PATH, help="CA certificates, PEM or DER."),
+    click.option("--data", multiple=True, metavar="LABEL=FILE", help="A data partition."),
+    click.option("--board", help="Only for boards whose MicroPython says this."),
+    click.option("--from-version", help="The oldest release that may be updated."),
+    click.option("--counter", type=int, default=0, help="Boards refuse lower ones from then on."),
+    click.option("--expires", metavar="TIME", help="2027-01-31, 2027-01-31T12:00:00Z or 90d."),
+    click.option("--add-key", "add_keys", multiple=True, metavar="KEY", help="Trust it too."),
+    click.option("--retire-key", "retire_keys", multiple=True, metavar="KEY", help="No longer."),
+    keys_option,
+)
+
+
+def release_options(command: _Command) -> _Command:
+    """The options above, as keyword arguments for `compose`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def compose(
+    firmware: Path | None,
+    name: str | None,
+    release_version: str | None,
+    directories: tuple[Path, ...],
+    mpy: bool,
+    certs: tuple[Path, ...],
+    data: tuple[str, ...],
+    board: str | None,
+    from_version: str | None,
+    counter: int,
+    expires: str | None,
+    add_keys: tuple[str, ...],
+    retire_keys: tuple[str, ...],
+    *,
+    as_url: bool,
+) -> tuple[Manifest, Contents]:
+    """The manifest and what belongs to it."""
+    if name is None or release_version is None:
+        raise UsageError("a release needs --name and --version")
+    pairs = (split_pair(text, "=", "LABEL=FILE") for text in data)
+    sources = Sources(
+        firmware, directories, certs, tuple((label, Path(path)) for label, path in pairs), mpy
+    )
+    contents = Contents.read(sources)
+    manifest = Manifest(
+        name,
+        release_version,
+        contents.payloads(as_url=as_url),
+        chip=contents.chip,
+        board=board,
+        from_version=from_version,
+        counter=counter,
+        expires=None if expires is None else _parse_time(expires),
+        add_keys=tuple(key_digest(key) for key in add_keys),
+        retire_keys=tuple(key_digest(key) for key in retire_keys),
+    )
+    manifest.to_bytes()  # says what is wrong with it
+    return manifest, contents
+
+
+def read_private_keys(paths: tuple[Path, ...]) -> tuple[PrivateKey, ...]:
+    return tuple(PrivateKey.from_pem(read_file(path)) for path in paths)
+
+
+def key_digest(text: str) -> str:
+    """A key's digest in hex, given as such or as a PEM file."""
+    if re.fullmatch(r"[0-9a-f]{64}", text):
+        return text
+    return public_from_pem(read_file(text)).digest.hex()
+
+
+def _parse_time(text: str) -> str:
+    days = re.fullmatch(r"(\d{1,5})d", text)
+    if days:
+        return (datetime.now(timezone.utc) + timedelta(days=int(days[1]))).strftime(_TIME)
+    for form in (_TIME, "%Y-%m-%d"):
+        try:
+            return datetime.strptime(text, form).strftime(_TIME)
+        except ValueError:
+            continue
+    raise UsageError(f"'{text}' is not a time", "write 2027-01-31, 2027-01-31T12:00:00Z or 90d")

@@ -1,0 +1,53 @@
+"""``mpota serve``: a directory, for boards to update from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpota.local_ca import LocalCa
+from mpota.serve import DEFAULT_PORT, Served, Server, serve_forever
+from mpota.virtual.micropython import cache_dir
+
+_HEAD_SIZE = 16
+_MAX_LINES = 10
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--host", default="0.0.0.0", help="Listen at this address only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, help="0: any.")
+@click.option("--tls", is_flag=True, help="HTTPS, by a certificate authority made for you.")
+def command(directory: Path, host: str, port: int, tls: bool) -> None:
+    """Serve DIRECTORY over HTTP/1.1 with ranges, and print what to paste on a board.
+
+    A server for development: with --tls its authority is kept in your cache directory, and the
+    line for the board carries its certificate.
+    """
+    ca = LocalCa.open(cache_dir() / "serve") if tls else None
+
+    def start(server: Server) -> None:
+        print(f"serving {directory} at {server.url} (Ctrl-C ends it)", flush=True)
+        for line in _board_lines(server, directory):
+            print(f"on the board: {line}", flush=True)
+
+    serve_forever(directory, host, port, ca, start, _tell)
+
+
+def _board_lines(server: Server, directory: Path) -> list[str]:
+    """A line for each file that a board can install, the newest first."""
+    files = [path for path in directory.iterdir() if path.is_file()]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    lines = []
+    for path in files:
+        with path.open("rb") as file:
+            line = server.board_line(path.name, file.read(_HEAD_SIZE))
+        if line:
+            lines.append(line)
+    return lines[:_MAX_LINES]
+
+
+def _tell(served: Served) -> None:
+    asked = f" {served.range}" if served.range else ""
+    print(f"{served.client} {served.method} {served.path} {served.status}{asked}", flush=True)

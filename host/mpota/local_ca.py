@@ -1,0 +1,153 @@
+"""A certificate authority of one's own, so that a development server can be trusted by boards."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+import tempfile
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpota.errors import MpotaError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+# Boards whose clock was never set are in this year: for them the certificates are valid too.
+_START = datetime(2000, 1, 1, tzinfo=timezone.utc)
+_LIFETIME = timedelta(days=3650)
+
+
+class LocalCa:
+    """A root certificate and its key (ECDSA P-256: small, and quick on a board)."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+        self._key = key
+        self._certificate = certificate
+
+    @classmethod
+    def open(cls, directory: Path) -> LocalCa:
+        """The authority kept in ``directory``, made there at first use.
+
+        Raises MpotaError if what is there is damaged.
+        """
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        path = directory / "ca.pem"
+        if not path.exists():
+            made = cls.make()
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=directory)  # readable by its owner only
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made._to_pem())
+            os.replace(name, path)
+            return made
+        data = path.read_bytes()
+        try:
+            key = serialization.load_pem_private_key(data, None)
+            certificate = x509.load_pem_x509_certificate(data)
+        except ValueError as error:
+            raise MpotaError(f"'{path}' is damaged: {error}", "remove it") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise MpotaError(f"'{path}' holds no EC key", "remove it")
+        return cls(key, certificate)
+
+    @classmethod
+    def make(cls) -> LocalCa:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = _name("mpota development CA")
+        builder = _builder(name, name, key.public_key()).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        return cls(key, _signed(builder, key))
+
+    @property
+    def der(self) -> bytes:
+        """The root certificate, for boards."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return self._certificate.public_bytes(Encoding.DER)
+
+    def server_context(self, names: Iterable[str]) -> ssl.SSLContext:
+        """For a server that is reached by these host names and addresses."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = tuple(names)
+        builder = _builder(_name(names[0]), self._certificate.subject, key.public_key())
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([*_alternatives(names)]), critical=False
+        ).add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        certificate = _signed(builder, self._key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+            file.write(_key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
+            file.flush()
+            context.load_cert_chain(file.name)
+        return context
+
+    def _to_pem(self) -> bytes:
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return _key_pem(self._key) + self._certificate.public_bytes(Encoding.PEM)
+
+
+def _alternatives(names: Iterable[str]) -> Iterable[x509.GeneralName]:
+    from cryptography import x509
+
+    for name in names:
+        # An address as a name too: Mbed TLS before 3.5 knows no addresses in certificates.
+        yield x509.DNSName(name)
+        try:
+            yield x509.IPAddress(ipaddress.ip_address(name))
+        except ValueError:
+            continue
+
+
+def _name(text: str) -> x509.Name:
+    from cryptography import x509
+
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text[:64])])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    from cryptography import x509
+
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_START)
+        .not_valid_after(datetime.now(timezone.utc) + _LIFETIME)
+    )
+
+
+def _signed(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    from cryptography.hazmat.primitives import hashes
+
+    return builder.sign(key, hashes.SHA256())
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

@@ -1,0 +1,278 @@
+"""Keys, bundles, manifests and signatures from the command line, and what each refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mpota import cli
+from mpota.errors import MpotaError
+from mpota.formats.bundle import Bundle, Member, read_tar, read_tree, write_tar
+from mpota.formats.manifest import Manifest
+from mpota.release import files_content
+from mpota.sample import build_app
+
+Mpota = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mpota(capsys: pytest.CaptureFixture[str]) -> Mpota:
+    """Run a command line; (exit code, standard output, standard error)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a.pem, a.pub.pem, b.pem and b.pub.pem."""
+    directory = tmp_path_factory.mktemp("keys")
+    for name in ("a", "b"):
+        with pytest.raises(SystemExit):
+            cli.main(["keygen", str(directory / f"{name}.pem")])
+    return directory
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A firmware, and a tree of files with what does not belong on a board."""
+    (tmp_path / "app.bin").write_bytes(build_app("esp32", size=0x18000))
+    source = tmp_path / "src"
+    (source / "lib" / "__pycache__").mkdir(parents=True)
+    (source / "main.py").write_text("import pump\n")
+    (source / "lib" / "pump.py").write_text("def start():\n    '''Start.'''\n    return 1\n")
+    (source / "lib" / "__pycache__" / "pump.pyc").write_bytes(b"x")
+    return tmp_path
+
+
+def bundle(mpota: Mpota, project: Path, *more: object) -> Path:
+    target = project / "out.bundle"
+    code, _, error = mpota(
+        "bundle", project / "app.bin", "--files", project / "src", "--name", "pump",
+        "--version", "2.1.0", "-o", target, *more,
+    )  # fmt: skip
+    assert code == 0, error
+    return target
+
+
+def test_keygen_makes_what_espsecure_takes(mpota: Mpota, keys: Path, tmp_path: Path) -> None:
+    assert (keys / "a.pem").stat().st_mode & 0o777 == 0o600
+    done = subprocess.run(
+        [sys.executable, "-m", "espsecure", "extract-public-key", "--version", "2", "--keyfile",
+         keys / "a.pem", tmp_path / "public.pem"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "public.pem").read_bytes() == (keys / "a.pub.pem").read_bytes()
+
+
+def test_keygen_never_overwrites(mpota: Mpota, keys: Path) -> None:
+    before = (keys / "a.pem").read_bytes()
+    code, _, error = mpota("keygen", keys / "a.pem")
+    assert (code, "exists" in error) == (2, True)
+    assert (keys / "a.pem").read_bytes() == before
+
+
+def test_tar_lists_a_bundle(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project, "--key", keys / "a.pem")
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["manifest.json", "manifest.sig", "app.bin", "files.tar"]
+    made = Bundle.from_bytes(path.read_bytes())
+    assert made.manifest.chip == "esp32"
+    assert made.members["app.bin"] == (project / "app.bin").read_bytes()
+    names = [member.name for member in read_tree(made.members["files.tar"])]
+    assert names == ["lib", "lib/pump.py", "main.py"]
+
+
+def test_the_same_release_gives_the_same_bytes(mpota: Mpota, project: Path) -> None:
+    first = bundle(mpota, project).read_bytes()
+    assert bundle(mpota, project, "--force").read_bytes() == first
+
+
+def test_a_tar_file_of_pythons_own_is_read(tmp_path: Path, project: Path) -> None:
+    target = tmp_path / "x.tar"
+    with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(project / "src" / "lib", "lib", recursive=False)
+        archive.add(project / "src" / "lib" / "pump.py", "lib/pump.py")
+    assert [m.name for m in read_tree(target.read_bytes())] == ["lib", "lib/pump.py"]
+
+
+def test_long_names_are_split_as_tar_does(tmp_path: Path) -> None:
+    name = "/".join(["directory-with-a-name"] * 7 + ["module.py"])
+    parts = name.split("/")
+    members = [Member("/".join(parts[:n]), b"", True) for n in range(1, len(parts))]
+    data = write_tar([*members, Member(name, b"x")])
+    assert [member.name for member in read_tar(data)][-1] == name
+    (tmp_path / "x.tar").write_bytes(data)
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        assert archive.getnames()[-1] == name
+    with pytest.raises(MpotaError, match="too long"):
+        write_tar([Member("x" * 101, b"")])
+
+
+def test_modules_are_compiled_but_not_main(mpota: Mpota, project: Path) -> None:
+    made = Bundle.from_bytes(bundle(mpota, project, "--mpy").read_bytes())
+    members = {member.name: member.data for member in read_tree(made.members["files.tar"])}
+    assert list(members) == ["lib", "lib/pump.mpy", "main.py"]
+    assert members["lib/pump.mpy"].startswith(b"M\x06")
+
+
+def test_a_module_that_does_not_compile_leaves_no_bundle(mpota: Mpota, project: Path) -> None:
+    (project / "src" / "lib" / "bad.py").write_text("def\n")
+    code, _, error = mpota(
+        "bundle", "--files", project / "src", "--mpy", "--name", "x", "--version", "1",
+        "-o", project / "out.bundle",
+    )  # fmt: skip
+    assert (code, "lib/bad.py" in error) == (1, True), error
+    assert not (project / "out.bundle").exists()
+
+
+def test_verify_names_the_signer(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project, "--key", keys / "a.pem")
+    code, said, _ = mpota("verify", path, "--key", keys / "b.pub.pem", "--key", keys / "a.pub.pem")
+    assert code == 0
+    assert "pump 2.1.0, whole, signed by" in said
+    code, _, error = mpota("verify", path, "--key", keys / "b.pub.pem")
+    assert (code, "none of the keys given" in error) == (1, True)
+    code, said, _ = mpota("verify", path, "--json")
+    assert json.loads(said)["signed_by"] is None
+
+
+def test_an_unsigned_bundle_does_not_verify(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project)
+    code, _, error = mpota("verify", path, "--key", keys / "a.pub.pem")
+    assert (code, "not signed" in error) == (1, True)
+
+
+def test_every_flipped_byte_of_a_bundle_is_noticed(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project, "--key", keys / "a.pem")
+    data = path.read_bytes()
+    missed = []
+    for offset in range(0, len(data) - 1024, 997):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 0x10]) + data[offset + 1 :])
+        code, _, _ = mpota("verify", path, "--key", keys / "a.pub.pem")
+        if code != 1:
+            missed.append(offset)
+    # Padding of the tar file is nobody's content.
+    assert all(set(data[offset - 1 : offset + 2]) <= {0} for offset in missed), missed
+
+
+def test_sign_replaces_signatures(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project, "--key", keys / "a.pem")
+    code, _, error = mpota("sign", path, "--key", keys / "b.pem", "-o", project / "b.bundle")
+    assert code == 0, error
+    assert mpota("verify", project / "b.bundle", "--key", keys / "b.pub.pem")[0] == 0
+    assert mpota("verify", project / "b.bundle", "--key", keys / "a.pub.pem")[0] == 1
+    made = Bundle.from_bytes((project / "b.bundle").read_bytes())
+    assert made.manifest_bytes == Bundle.from_bytes(path.read_bytes()).manifest_bytes
+
+
+def test_a_signature_made_by_espsecure_is_attached(mpota: Mpota, project: Path, keys: Path) -> None:
+    path = bundle(mpota, project)
+    code, manifest, _ = mpota("manifest", path)
+    (project / "m.json").write_text(manifest)
+    subprocess.run(
+        [sys.executable, "-m", "espsecure", "sign-data", "--version", "2", "--keyfile",
+         keys / "a.pem", "--output", project / "m.signed", project / "m.json"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    out = project / "signed.bundle"
+    code, _, error = mpota("sign", path, "--attach", project / "m.signed", "-o", out)
+    assert code == 0, error
+    assert mpota("verify", out, "--key", keys / "a.pub.pem")[0] == 0
+    code, _, error = mpota("sign", out, "--attach", keys / "a.pem", "-o", project / "no.bundle")
+    assert code == 1
+    assert not (project / "no.bundle").exists()
+
+
+def test_a_signed_app_verifies_with_espsecure(mpota: Mpota, project: Path, keys: Path) -> None:
+    code, _, error = mpota("sign", project / "app.bin", "--key", keys / "a.pem")
+    assert code == 0, error
+    signed = project / "app-signed.bin"
+    done = subprocess.run(
+        [sys.executable, "-m", "espsecure", "verify-signature", "--version", "2", "--keyfile",
+         keys / "a.pub.pem", signed],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mpota("verify", signed, "--key", keys / "a.pub.pem")[0] == 0
+    assert mpota("verify", signed, "--key", keys / "b.pub.pem")[0] == 1
+    assert mpota("verify", project / "app.bin", "--key", keys / "a.pub.pem")[0] == 1
+
+
+def test_a_release_is_published_as_files(mpota: Mpota, project: Path, keys: Path) -> None:
+    out = project / "public"
+    code, _, error = mpota(
+        "manifest", project / "app.bin", "--files", project / "src", "--name", "pump",
+        "--version", "2.1.0", "--key", keys / "a.pem", "--board", "Generic ESP32 module",
+        "--from-version", "2.0", "--counter", "7", "--expires", "2030-01-31",
+        "--add-key", keys / "b.pub.pem", "-o", out,
+    )  # fmt: skip
+    assert code == 0, error
+    assert {p.name for p in out.iterdir()} == {
+        "manifest.json", "manifest.sig", "app.bin", "files.tar"
+    }  # fmt: skip
+    manifest = Manifest.from_bytes((out / "manifest.json").read_bytes())
+    assert [form.url for form in manifest.forms] == ["app.bin", "files.tar"]
+    assert (manifest.counter, manifest.expires) == (7, "2030-01-31T00:00:00Z")
+    assert len(manifest.add_keys) == 1
+    assert mpota("verify", out / "manifest.json", "--key", keys / "a.pub.pem")[0] == 0
+    (out / "app.bin").write_bytes(b"x")
+    code, _, error = mpota("verify", out / "manifest.json", "--key", keys / "a.pub.pem")
+    assert (code, "'app.bin' is 1 bytes" in error) == (1, True), error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--name", "x"], "needs --name and --version"),
+        (["--name", "x", "--version", "one"], "version"),
+        (["--name", "../x", "--version", "1"], "name"),
+        (["--name", "x", "--version", "1"], "no payloads"),
+        (["--name", "x", "--version", "1", "--files", "nowhere"], "not a directory"),
+        (["--name", "x", "--version", "1", "--data", "romfs"], "LABEL=FILE"),
+        (["--name", "x", "--version", "1", "--expires", "soon"], "not a time"),
+        (["--name", "x", "--version", "1", "--counter", "-1", "--add-key", "a" * 64], "counter"),
+        (["--name", "x", "--version", "1", "--add-key", "a" * 64, "--retire-key", "a" * 64],
+         "same key"),
+        (["--name", "x", "--version", "1", "--add-key", "a" * 64, "--key", "nowhere.pem"],
+         "cannot read"),
+    ],
+)  # fmt: skip
+def test_a_release_that_makes_no_sense_is_refused(
+    mpota: Mpota, tmp_path: Path, options: list[str], words: str
+) -> None:
+    code, _, error = mpota("bundle", *options, "-o", tmp_path / "out.bundle")
+    assert code in (1, 2)
+    assert words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_are_refused(project: Path) -> None:
+    (project / "src" / "link.py").symlink_to(project / "src" / "main.py")
+    with pytest.raises(MpotaError, match="is a link"):
+        files_content([project / "src"])
+
+
+def test_two_trees_may_not_have_the_same_file(project: Path) -> None:
+    with pytest.raises(MpotaError, match=r"two directories have 'lib/pump\.py'"):
+        files_content([project / "src", project / "src"])
+
+
+def test_what_is_no_app_makes_no_bundle(mpota: Mpota, project: Path) -> None:
+    (project / "app.bin").write_bytes(b"\x7fELF" * 1000)
+    code, _, _ = mpota(
+        "bundle", project / "app.bin", "--name", "x", "--version", "1", "-o", project / "o.bundle"
+    )
+    assert code == 1
+    assert not (project / "o.bundle").exists()
