@@ -4,17 +4,45 @@ The memory is the slot: otadata says ABORTED or INVALID of it, and the image tha
 stands there. It is forgotten when another image overwrites it.
 
 One case is forgiven, once: an image that the bootloader gave up at a power-on. The power may have
-gone in its first boot, before it could confirm itself.
+gone in its first boot, before it could confirm itself. Whether it was so shows in the boot that
+follows: there ota.rollback.cancel() calls `settle`, and what a reset ended has had its chance.
 """
 
-from esp32 import NVS
+import struct
+
+from esp32 import NVS, Partition
 from machine import PWRON_RESET, reset_cause
+from micropython import const
 
 from . import otadata
 from .errors import ImageError, StateError
 
 _NAMESPACE = "ota"
 _KEY = "retried"  # the digest of the image that has had its second chance
+_TRIAL = "trial"  # where the image stands that is to boot next (u32 flash offset), and its digest
+TRIAL_SIZE = const(36)
+
+
+def put_on_trial(slot, digest):
+    """``slot`` is about to be switched to, with an image of this digest."""
+    nvs = NVS(_NAMESPACE)
+    nvs.set_blob(_TRIAL, struct.pack("<I", slot.info()[2]) + digest)
+    nvs.commit()
+
+
+def settle(trial):
+    """``trial``, from NVS, has ended, unless its app was not started yet."""
+    running = Partition(Partition.RUNNING).info()[2]
+    offset = struct.unpack_from("<I", trial)[0]
+    nvs = NVS(_NAMESPACE)
+    if offset != running:
+        slots = [slot for slot in otadata.slots() if slot.info()[2] == offset]
+        if slots and otadata.state(slots[0]) not in (otadata.ABORTED, otadata.INVALID):
+            return
+        if reset_cause() != PWRON_RESET:
+            nvs.set_blob(_KEY, trial[4:])
+    nvs.erase_key(_TRIAL)
+    nvs.commit()
 
 
 class Failed:

@@ -1,6 +1,6 @@
 """Confirm the running app, or go back to the one before. Imported on every boot, hence tiny."""
 
-from esp32 import Partition
+from esp32 import NVS, Partition
 
 
 def cancel():
@@ -18,6 +18,7 @@ def cancel():
             print("ota.rollback.cancel(): The bootloader does not support OTA rollback.")
         elif error.args[0] != -1:  # ESP_FAIL: a factory app needs no confirmation
             raise
+    _settle_trial()
     from .home import has_home
 
     if has_home():
@@ -25,6 +26,17 @@ def cancel():
 
         confirm()
     _recovery("release", is_loaded=True)
+
+
+def _settle_trial():
+    trial = bytearray(36)
+    try:
+        NVS("ota").get_blob("trial", trial)
+    except OSError:
+        return
+    from .failed import settle
+
+    settle(trial)
 
 
 def force():

@@ -275,6 +275,10 @@ class OTA:
             from .files import carry_over
 
             carry_over(self.part)
+        if self._image.digest:
+            from .failed import put_on_trial
+
+            put_on_trial(self.part, self._image.digest)
         name = self.part.info()[4]
         try:
             self.part.set_boot()

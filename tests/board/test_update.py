@@ -516,6 +516,37 @@ if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1":
     assert output(board, try_update(url, ", force=True")).startswith("wrote")
 
 
+CRASH_IN_OTA_1 = """
+import esp32, machine, ota
+if esp32.Partition(esp32.Partition.RUNNING).info()[4] == "ota_1":
+    machine.reset()  # crashes before it confirms
+ota.rollback.cancel()
+"""
+
+
+def test_a_crash_that_the_former_app_has_seen_is_not_forgiven_at_a_power_on(board, server):
+    update = try_update(server.url("/app.bin"))
+    script = f"with open('main.py', 'w') as f: f.write({CRASH_IN_OTA_1!r})\n"
+    run = board.run(script + update + "import machine\nmachine.reset()")
+    assert run.labels == ("ota_0", "ota_1", "ota_0")
+    run = board.run(update)
+    assert run.output.startswith("failed-version:")
+    assert not ota_board.slot_writes(run)
+
+
+def test_a_power_cut_in_the_first_boot_is_no_failure(board, server):
+    update = try_update(server.url("/app.bin"))
+    confirm = "import ota\nota.rollback.cancel()\n"
+    board.run(f"with open('main.py', 'w') as f: f.write({confirm!r})\n" + confirm)
+    output(board, update)
+    run = board.run("")  # the first boot of the new app, in which the power goes
+    assert run.labels == ("ota_1",)
+    run = board.run()
+    assert run.labels == ("ota_0",)
+    assert states(board) == ["VALID", "ABORTED"]
+    assert output(board, update).startswith("wrote")
+
+
 def test_another_version_is_installed_after_a_failed_one(updated, server):
     assert output(updated, try_update(server.url("/other.bin"))).startswith("wrote")
     assert states(updated) == ["VALID", "NEW"]
