@@ -13,6 +13,7 @@ from mpota.firmware import Firmware, read_table
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
+from mpota.keep import NOTHING_KEPT, kept_files
 from mpota.layout import LAYOUTS, Edits, Layout
 from mpota.storage.file import FileImage, read_file
 from mpota.units import MiB, format_flash_size
@@ -30,22 +31,28 @@ class Edited:
     notes: tuple[str, ...] = ()
 
 
-def resize(firmware: Firmware, edits: Edits) -> Edited:
+def resize(firmware: Firmware, edits: Edits, *, keeps_files: bool = False) -> Edited:
     """Fit a firmware to another flash size or table.
 
-    Raises MpotaError if the result would not fit or boot, UsageError for edits that cannot be.
+    With ``keeps_files`` the file systems go to their new places, else they start blank where the
+    place changes. Raises MpotaError if the result would not fit or boot, or if files cannot be
+    kept, UsageError for edits that cannot be.
     Nothing is written: ``data`` of the result is what the new file holds.
     """
+    if edits.flash_size is not None:
+        firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
-    changes = changes_for(firmware, layout)
+    kept = kept_files(firmware, layout, layout.flash_size) if keeps_files else NOTHING_KEPT
+    changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
     data = apply_to_file(firmware, changes, layout.flash_size)
     result = Firmware.from_flash(
         FileImage(firmware.flash.base, data), firmware.name, layout.table_offset
     )
+    result.check_contents()
     return Edited(
         firmware.chip,
         data,
-        differences(firmware, layout),
+        kept.tell(differences(firmware, layout)),
         changes,
         _summary(firmware.flash_size, layout.flash_size),
         tuple(_notes(firmware, layout, edits, result)),

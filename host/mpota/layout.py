@@ -127,6 +127,11 @@ class Layout:
             size = (behind[0].offset if behind else self.flash_size) - target.offset
         moved = {target: replace(target, size=size)}
         end = moved[target].end
+        if end > self.flash_size:
+            raise MpotaError(
+                f"partition '{label}' of {size:#x} bytes would end at {end:#x}, "
+                f"the flash ends at {self.flash_size:#x}"
+            )
         for partition in behind:
             offset = max(partition.offset, align_up(end, offset_alignment(partition.type)))
             moved[partition] = replace(partition, offset=offset)
@@ -431,7 +436,7 @@ def _by_offset(partition: Partition) -> int:
 
 
 def _check_label(label: str) -> None:
-    size = len(label.encode())
+    size = len(label.encode("utf-8", "surrogateescape"))
     if not 1 <= size <= MAX_LABEL_SIZE or not label.isprintable():
         raise UsageError(
             f"partition name '{label}' is {size} bytes, 1 to {MAX_LABEL_SIZE} printable ones "
