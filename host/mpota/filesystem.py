@@ -25,7 +25,7 @@ from mpota.formats.littlefs import (
     superblock_commit,
 )
 from mpota.storage import Flash
-from mpota.units import format_size
+from mpota.units import align_down, format_size
 
 if TYPE_CHECKING:
     from littlefs import LFSConfig
@@ -218,7 +218,7 @@ class FileSystem:
 
     def usage(self) -> Usage:
         """How full it is. Raises MpotaError if a file's blocks are damaged."""
-        self._require_intact()
+        self.require_intact()
         entries = [entry for _, entry in self.volume.walk()]
         directories = sum(entry.is_dir for entry in entries)
         used = self.volume.used_blocks * BLOCK_SIZE
@@ -251,8 +251,9 @@ class FileSystem:
         """
         if self.mismatch:
             raise MpotaError(f"{self.region.name}: {self.mismatch}", self._size_hint())
-        self._require_intact()
+        self.require_intact()
         yield from self._mounted(self.superblock.block_count)
+        self.require_intact()  # before a file takes the place of the old one
 
     def grow(self) -> int:
         """Make the file system as large as its region; the number of bytes it grew by.
@@ -263,7 +264,7 @@ class FileSystem:
         old_size, region = self.superblock.size, self.region
         if old_size > region.size:
             raise MpotaError(f"{region.name}: {self.mismatch}", self._size_hint())
-        self._require_intact(is_growing=True)
+        self.require_intact(is_growing=True)
         if old_size < region.size:
             with contextmanager(self._mounted)(0) as writer:
                 writer.grow(region.block_count)
@@ -307,7 +308,8 @@ class FileSystem:
             "`mpota fs mkfs --force` makes an empty littlefs in its place",
         )
 
-    def _require_intact(self, *, is_growing: bool = False) -> None:
+    def require_intact(self, *, is_growing: bool = False) -> None:
+        """Raises MpotaError if anything is damaged; ``is_growing``: apart from a half-done grow."""
         self._volume = None
         self.volume.check_files()
         problems = self.volume.problems if is_growing else self.problems
@@ -377,8 +379,11 @@ class Writer:
         """Move a file or directory; a file at ``new`` is replaced."""
         from littlefs import lfs
 
+        target = _encodable(new)
         with self._operation(old) as name:
-            lfs.rename(self._mounted, name, _encodable(new))
+            if target.startswith(f"{name.rstrip('/')}/"):  # the C library would lose it
+                raise UsageError(f"cannot move '{old}' into itself")
+            lfs.rename(self._mounted, name, target)
 
     def grow(self, block_count: int) -> None:
         from littlefs import lfs
@@ -412,19 +417,28 @@ def is_blank(region: Region) -> bool:
 
 
 def migrate(old: bytes, new_size: int, name: str = "file system") -> bytes:
-    """All files of the littlefs in ``old``, in a fresh one of ``new_size`` bytes.
+    """The littlefs in ``old``, with all its files, for a partition of ``new_size`` bytes.
 
-    Directories, times and other attributes are kept. Raises MpotaError if ``old`` is not intact,
-    or if the files do not fit.
+    To become larger it grows, and its blocks stay as they are; to become smaller it is written
+    anew. Times and other attributes are kept. ``name`` is for messages. Raises MpotaError if
+    ``old`` is no intact littlefs, or if the files do not fit.
     """
-    source = FileSystem(MemoryRegion(len(old) // BLOCK_SIZE * BLOCK_SIZE, old, name))
+    source = FileSystem(MemoryRegion(align_down(len(old), BLOCK_SIZE), old, name))
+    source.require_intact(is_growing=True)
+    size = source.superblock.size
+    region = MemoryRegion(align_down(new_size, BLOCK_SIZE), old[: min(size, new_size)], name)
+    if size > region.size:
+        return _rewritten(source, region.size, name)
+    FileSystem(region).grow()
+    return region.to_bytes()
+
+
+def _rewritten(source: FileSystem, new_size: int, name: str) -> bytes:
     usage = source.usage()
     region = MemoryRegion(new_size, name=name)
-    target = FileSystem.format(region, source.superblock.version)
     try:
-        with target.writing() as writer:
-            if source.volume.root.attrs:
-                writer.set_attrs("/", source.volume.root.attrs)
+        with FileSystem.format(region, source.superblock.version).writing() as writer:
+            writer.set_attrs("/", source.volume.root.attrs)
             for path, entry in source.volume.walk():
                 if entry.is_dir:
                     writer.mkdir(path)

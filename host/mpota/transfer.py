@@ -131,8 +131,6 @@ def move(file_system: FileSystem, paths: Sequence[str], destination: str) -> lis
     moves = []
     for path in chosen:
         new = f"{to.rstrip('/')}/{path.rpartition('/')[2]}" if is_directory else to
-        if path == "/" or (new != path and new.startswith(f"{path}/")):
-            raise UsageError(f"cannot move '{path}' into itself")
         if new != path:
             moves.append((path, new))
     with file_system.writing() as writer:

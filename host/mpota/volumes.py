@@ -11,9 +11,9 @@ from pathlib import Path
 from mpota import report
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem import FileSystem, Region
-from mpota.firmware import Firmware, find_base
+from mpota.firmware import Firmware, FlashReader, find_base
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
-from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
+from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.layout import FAT_SUBTYPE
 from mpota.ports import is_port
 from mpota.storage import Flash
@@ -23,6 +23,26 @@ from mpota.units import align_down
 _VFS = "vfs"
 _OWN_LABELS = (_VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
 _PATH = re.compile(r"([^/:]*):(.*)", re.DOTALL)
+
+
+def unlisted_vfs(table: PartitionTable, flash_size: int) -> Partition | None:
+    """The partition that MicroPython 1.25 and later adds at boot, if the table has none for files.
+
+    It takes all the flash behind the last entry (ports/esp32/main.c).
+    """
+    if any(p.type == DATA and p.label in _OWN_LABELS for p in table):
+        return None
+    size = align_down(flash_size - table.end, BLOCK_SIZE)
+    return Partition(_VFS, DATA, FAT_SUBTYPE, table.end, size) if size > 0 else None
+
+
+def is_volume(flash: FlashReader | Flash, partition: Partition) -> bool:
+    """Whether a partition is for files: by its subtype, or because it holds a littlefs."""
+    if partition.type != DATA or partition.size < 2 * BLOCK_SIZE:
+        return False
+    if partition.is_file_system or partition.label in _OWN_LABELS:
+        return True
+    return is_littlefs(flash.read(partition.offset, 2 * BLOCK_SIZE))
 
 
 def split_remote(text: str) -> tuple[str | None, str]:
@@ -57,11 +77,7 @@ class FlashFile:
 
 
 class Volumes:
-    """The file systems of a firmware: ``partitions`` by label, and the one that is meant.
-
-    The partition that MicroPython adds at boot, behind the last entry of a table without ``vfs``,
-    is one of them (ports/esp32/main.c).
-    """
+    """The file systems of a firmware, in ``partitions`` of its table or behind it."""
 
     def __init__(self, name: str, flash: Flash, partitions: tuple[Partition, ...]) -> None:
         self.name = name
@@ -71,15 +87,9 @@ class Volumes:
 
     @classmethod
     def of_firmware(cls, firmware: Firmware, flash: Flash) -> Volumes:
-        partitions = [
-            p for p in firmware.table if p.type == DATA and (p.is_file_system or _holds(flash, p))
-        ]
-        if not any(p.type == DATA and p.label in _OWN_LABELS for p in firmware.table):
-            size = align_down(flash.size - firmware.table.end, BLOCK_SIZE)
-            if size > 0:
-                vfs = Partition(_VFS, DATA, FAT_SUBTYPE, firmware.table.end, size)
-                partitions.append(vfs)
-        return cls(firmware.name, flash, tuple(partitions))
+        partitions = [p for p in firmware.table if is_volume(flash, p)]
+        vfs = unlisted_vfs(firmware.table, flash.size)
+        return cls(firmware.name, flash, (*partitions, *([vfs] if vfs else [])))
 
     def partition(self, label: str | None = None) -> Partition:
         """The partition of this label; None: ``vfs``, else the only one there is.
@@ -168,9 +178,3 @@ def _in_file(data: bytes, name: str, table_offset: int) -> tuple[Volumes, FlashF
         raise MpotaError(f"{name}: a flash of {size:,} bytes, {MAX_FILE_SIZE:,} are the limit")
     flash = FlashFile(image, size)
     return Volumes.of_firmware(firmware, flash), flash
-
-
-def _holds(flash: Flash, partition: Partition) -> bool:
-    return partition.size >= 2 * BLOCK_SIZE and is_littlefs(
-        flash.read(partition.offset, 2 * BLOCK_SIZE)
-    )

@@ -136,14 +136,11 @@ class MetadataPair:
         elif kind == _DELETE and number < len(self.records):
             del self.records[number]
         elif kind in (_REGULAR, _DIRECTORY, _SUPERBLOCK) and number <= _MAX_ID and data:
-            # A compacted log has no CREATE: a name brings its id with it.
-            while number >= len(self.records):
-                self.records.append(_Record())
-            self.records[number].name = (kind, data)
-        elif group == _STRUCT and number < len(self.records) and data is not None:
-            self.records[number].content = (kind, data)
-        elif group == _USERATTR and number < len(self.records):
-            attrs = self.records[number].attrs
+            self._record(number).name = (kind, data)
+        elif group == _STRUCT and number <= _MAX_ID and data is not None:
+            self._record(number).content = (kind, data)
+        elif group == _USERATTR and number <= _MAX_ID:
+            attrs = self._record(number).attrs
             attrs.pop(kind & 0xFF, None)
             if data is not None:
                 attrs[kind & 0xFF] = data
@@ -154,6 +151,12 @@ class MetadataPair:
             self.gstate = _GSTATE.unpack(data)
         elif group != _CRC:
             raise MpotaError(f"an entry of type {kind:#05x} for id {number} that cannot be")
+
+    def _record(self, number: int) -> _Record:
+        """A compacted log has no CREATE: an entry's first tag brings its id with it."""
+        while number >= len(self.records):
+            self.records.append(_Record())
+        return self.records[number]
 
 
 class Volume:
@@ -298,15 +301,18 @@ class Volume:
         for pair in self._pairs:
             state = [a ^ b for a, b in zip(state, pair.gstate, strict=True)]
         self._gstate = state
+        if state[0] & 0x3FF > len(self._pairs):
+            self.problems.append(f"{state[0] & 0x3FF} directories are said to be half-written")
         kind = state[0] >> 20 & 0x7FF
         if not kind & 0x700:
             return None
         number = state[0] >> 10 & 0x3FF
-        pair_of_move = self._by_block.get(state[1]) or self._by_block.get(state[2])
-        if kind != _DELETE or pair_of_move is None or number >= len(pair_of_move.records):
-            self.problems.append("a file that was being renamed leads nowhere")
+        found = self._by_block.get(state[1])
+        is_known = found is not None and set(found.blocks) == set(state[1:])
+        if found is None or not is_known or kind != _DELETE or number >= len(found.records):
+            self.problems.append("an entry that was being renamed leads nowhere")
             return None
-        return pair_of_move.blocks[0], number
+        return found.blocks[0], number
 
     def _entries(self, pair: MetadataPair, path: str) -> Iterator[Entry]:
         """The entries of the directory that starts at ``pair``."""

@@ -1,0 +1,88 @@
+"""Files that a resize keeps: the file systems of the old table, fitted to their new places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from mpota.changes import Change, Difference
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware
+from mpota.formats.partition_table import Partition
+from mpota.layout import Layout
+from mpota.units import SECTOR_SIZE, align_down
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Contents for partitions of the new table by label, and changes for what it has no entry for.
+
+    ``labels`` are the places in which files are kept.
+    """
+
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+    labels: frozenset[str] = frozenset()
+
+    def tell(self, rows: Iterable[Difference]) -> tuple[Difference, ...]:
+        """The rows of `mpota.changes.differences`, with what becomes of the files."""
+        return tuple(self._told(row) for row in rows)
+
+    def _told(self, row: Difference) -> Difference:
+        if row.new is None or row.new.label not in self.labels:
+            return row
+        lost = ("content reset", "added, blank")
+        effects = tuple(effect for effect in row.effects if effect not in lost)
+        return replace(row, effects=(*effects, "files kept"))
+
+
+NOTHING_KEPT = Kept()
+
+
+def kept_files(firmware: Firmware, layout: Layout, flash_size: int) -> Kept:
+    """What has to be written so that the file systems that ``layout`` moves keep their files.
+
+    ``flash_size`` is what MicroPython will see. A file system goes where its label goes, and the
+    one that MicroPython puts behind a table without ``vfs`` counts as such. Raises MpotaError if
+    one of them is no intact littlefs, or if its files do not fit.
+    """
+    from mpota.filesystem import MemoryRegion, is_blank, migrate
+
+    contents: dict[str, bytes] = {}
+    changes: list[Change] = []
+    for old, new in _moves(firmware, layout, flash_size):
+        size = align_down(new.size, SECTOR_SIZE)
+        data = firmware.read(old)[: align_down(old.size, SECTOR_SIZE)]
+        name = f"{firmware.name}: partition '{old.label}'"
+        if is_blank(MemoryRegion(len(data), data, name)):
+            continue
+        try:
+            fitted = migrate(data, size, name).rstrip(b"\xff")
+        except MpotaError as error:
+            raise MpotaError(
+                f"files cannot be kept: {error}", "--drop-files makes the file system blank"
+            ) from None
+        if layout.table.find(new.label):
+            contents[new.label] = fitted
+        else:
+            changes.append(Change(new.offset, size, new.label, fitted))
+    labels = frozenset((*contents, *(change.what for change in changes)))
+    return Kept(contents, tuple(changes), labels)
+
+
+def _moves(
+    firmware: Firmware, layout: Layout, flash_size: int
+) -> Iterator[tuple[Partition, Partition]]:
+    """Old and new place of every file system that does not stay as it is."""
+    from mpota.volumes import is_volume, unlisted_vfs
+
+    old_vfs = unlisted_vfs(firmware.table, max(firmware.flash_size, firmware.flash.end))
+    new_vfs = unlisted_vfs(layout.table, flash_size)
+    for new in (*layout.table, *([new_vfs] if new_vfs else [])):
+        old = layout.sources.get(new.label)
+        if old is None and old_vfs is not None and new.label == old_vfs.label:
+            old = old_vfs
+        if old is None or (old.offset, old.size) == (new.offset, new.size):
+            continue
+        if old == old_vfs or is_volume(firmware.flash, old):
+            yield old, new
