@@ -103,7 +103,7 @@ class AppImage:
         self._needs_digest = needs_digest
         self._pos = 0  # bytes seen
         self._end = _NOTHING  # of what belongs to the image: digest, or signature sector
-        self._trailing = 0
+        self._is_followed = False  # by what is no part of the image
         self._index = 0
         self._segment = (0, 0, 0)
         self._page = _MMU_PAGE
@@ -266,7 +266,7 @@ class AppImage:
             piece, view = view[: stop - pos], view[stop - pos :]
             if pos < self._end or is_blank(piece):
                 if pos + len(piece) > self._slot_size:
-                    self._trailing += len(piece)
+                    self._is_followed = True
                 elif not self._embedded or pos < max(self._end, sector):
                     self._sink.write(piece)
                 else:
@@ -274,7 +274,7 @@ class AppImage:
             elif self._embedded:
                 self.is_complete = True
             else:
-                self._trailing += len(piece)
+                self._is_followed = True
             pos = stop
         self._pos = end
 
@@ -300,11 +300,11 @@ class AppImage:
                 "the image ends after %d bytes of %d: %d bytes are missing"
                 % (self._pos, end, end - self._pos),
             )
-        if self._trailing:
+        if self._is_followed:
             raise ImageError(
                 "trailing",
                 "%d bytes that are no part of it follow the image of %d bytes"
-                % (self._trailing, end),
+                % (self._pos - end, end),
             )
         self.is_complete = True
 

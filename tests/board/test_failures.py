@@ -125,7 +125,7 @@ def test_what_the_header_shows_is_refused_before_a_byte_is_erased(board, server,
     ("start", "words"),
     [
         (0x3FFF0100, "overlaps the bootloader's data (0x3fff0000-0x3fff0130)"),
-        (0x3FFDE000, "overlaps the bootloader's stack (0x3ffdbf20-0x3ffe3f20)"),
+        (0x3FFDE000, "overlaps the bootloader's stack (0x3ffdbb20-0x3ffe3f20)"),
         (0x40078000, "is not in memory that an app can be loaded to"),
         (0x3FFADFC0, "is not in memory that an app can be loaded to"),
     ],

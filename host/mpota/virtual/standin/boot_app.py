@@ -153,7 +153,14 @@ def _take_all_but(heap_size):
     if not heap_size:
         return
     gc.collect()
-    heap = bytearray(heap_size - 256)  # the rest of it: what little else stays free
+    surplus = gc.mem_free() - heap_size
+    if surplus <= 0:
+        return
+    try:
+        heap = bytearray(heap_size - 256)  # the rest of it: what little else stays free
+    except MemoryError:  # a large one need not be in one piece
+        _ballast = bytearray(surplus)
+        return
     for size in (4096, 512, 64, 0):
         try:
             while True:
