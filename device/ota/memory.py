@@ -91,9 +91,6 @@ class Memory:
         if chip_id == _ESP32_P4 and data and data[0][0] > stack:
             stack = _P4_V3_STACK << 2
         self._used.append(("the bootloader's stack", stack - _STACK_HEADROOM, stack))
-        if chip_id == _ESP32:
-            # SRAM1 is D/IRAM, and what lies here is no IRAM on the other bus: not loaded either.
-            self._used.append(("SRAM1", _ESP32_SRAM1, _ESP32_SRAM1_END))
         # An app may overwrite iram_seg, not the loader (iram_loader_seg), which is the larger.
         loader = max(code, key=lambda s: s[1] - s[0]) if code else None
         if loader:
@@ -107,6 +104,9 @@ class Memory:
             elif loader:
                 start -= (start - loader[0]) % _PAGE
             self._used.append(("the bootloader's data", start, end))
+        if chip_id == _ESP32:
+            # SRAM1 is D/IRAM, and what lies here is no IRAM on the other bus: not loaded either.
+            self._used.append(("SRAM1", _ESP32_SRAM1, _ESP32_SRAM1_END))
 
     def _on_data_bus(self, address):
         if self._alias:
