@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mpota.changes import Change, Difference, changes_for, differences
@@ -18,13 +18,14 @@ from mpota.firmware import App, Firmware, FlashReader
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
-from mpota.layout import FAT_SUBTYPE, Edits, Layout
+from mpota.keep import NOTHING_KEPT, kept_files
+from mpota.layout import Edits, Layout
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
+from mpota.volumes import unlisted_vfs
 
 _NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing
-_FILE_SYSTEM_LABELS = ("vfs", "ffat")  # main.c of MicroPython's esp32 port
 
 
 class Board(LiveFlash, FlashReader, Protocol):
@@ -46,11 +47,14 @@ class LiveChange:
     notes: tuple[str, ...] = field(default=())
 
 
-def plan_resize(board: Board, firmware: Firmware, edits: Edits) -> LiveChange:
+def plan_resize(
+    board: Board, firmware: Firmware, edits: Edits, *, drop_files: bool = False
+) -> LiveChange:
     """Another table or flash size for the firmware on a board; the app that boots stays the one.
 
-    Raises MpotaError if the result would not fit the board's flash or not boot, UsageError for
-    edits that cannot be.
+    Files move with their file system, and nvs is kept where it can be. Raises MpotaError if the
+    result would not fit the board's flash or not boot, or if files cannot be kept (unless
+    ``drop_files``); UsageError for edits that cannot be.
     """
     if edits.flash_size is not None and edits.flash_size > board.size:
         raise MpotaError(
@@ -58,15 +62,18 @@ def plan_resize(board: Board, firmware: Firmware, edits: Edits) -> LiveChange:
             f"not {format_flash_size(edits.flash_size)}"
         )
     layout = edits.apply(firmware.layout())
+    files = NOTHING_KEPT if drop_files else kept_files(firmware, layout, board.size)
+    nvs = _kept_nvs(board, layout)
+    contents = {**files.contents, **nvs, **_otadata_for(firmware, layout)}
     ordered = order_changes(
-        changes_for(firmware, layout, _otadata_for(firmware, layout)),
+        [*files.changes, *changes_for(firmware, layout, contents)],
         _live_range(board, firmware),
         grows=layout.flash_size >= firmware.flash_size,
     )
     plan = make_plan(board, ordered, table_offset=layout.table_offset)
     before, after = format_flash_size(firmware.flash_size), format_flash_size(layout.flash_size)
     summary = f"flash size {before}" + (f" -> {after}" if before != after else "")
-    rows = differences(firmware, layout)
+    rows = tuple(_with_kept(row, nvs) for row in files.tell(differences(firmware, layout)))
     return LiveChange(summary, plan, rows, tuple(_resize_notes(firmware, rows)))
 
 
@@ -210,6 +217,31 @@ def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
     return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
 
 
+def _kept_nvs(board: Board, layout: Layout) -> dict[str, bytes]:
+    """The contents of an nvs that changes its size, where what is used of it fits."""
+    kept = {}
+    for new in layout.table:
+        old = layout.sources.get(new.label)
+        if old is None or (new.type, new.subtype) != (DATA, DATA_NVS) or old == new:
+            continue
+        data = board.read(old.offset, old.size).rstrip(b"\xff")
+        if data and _nvs_fits(data, new.size):
+            kept[new.label] = data
+    return kept
+
+
+def _nvs_fits(data: bytes, size: int) -> bool:
+    """Its pages are independent of each other, and it needs a blank one: nvs_pagemanager.cpp."""
+    return align_up(len(data), SECTOR_SIZE) + SECTOR_SIZE <= size
+
+
+def _with_kept(row: Difference, kept: Mapping[str, bytes]) -> Difference:
+    if row.new is None or row.new.label not in kept:
+        return row
+    effects = tuple("content kept" if e == "content reset" else e for e in row.effects)
+    return replace(row, effects=effects)
+
+
 def _resize_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str]:
     lost = [
         row.old.label
@@ -278,11 +310,9 @@ def _fixed_changes(firmware: Firmware) -> Iterator[Change]:
 def _data_partitions(table: PartitionTable, flash_size: int) -> Iterator[Partition]:
     """All that is no app, and the file system that MicroPython makes where no entry has one."""
     yield from (p for p in table if p.type == DATA)
-    has_own = any(p.type == DATA and p.label in _FILE_SYSTEM_LABELS for p in table)
-    start = align_up(table.end, SECTOR_SIZE)
-    if not has_own and flash_size > start:
-        # ports/esp32/main.c: in all the flash behind the last entry, since v1.25.
-        yield Partition("vfs", DATA, FAT_SUBTYPE, start, flash_size - start)
+    unlisted = unlisted_vfs(table, flash_size)
+    if unlisted is not None:
+        yield unlisted
 
 
 def _is_kept(board: Board, partition: Partition, old: Firmware | None) -> bool:

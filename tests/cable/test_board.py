@@ -8,6 +8,7 @@ import random
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota import sample
+from mpota.filesystem import FileSystem, MemoryRegion, build
 from mpota.firmware import Firmware
 from mpota.formats.chips import CHIPS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
@@ -321,15 +322,51 @@ def test_verify_explains_a_resize(board, mpota, merged):
 # --- resize and restore --------------------------------------------------------------------------
 
 
+def files_in(flash: VirtualFlash, partition) -> dict[str, bytes]:
+    data = flash.read(partition.offset, partition.size)
+    files = FileSystem(MemoryRegion(partition.size, data))
+    return {path: files.read(path) for path in ("/main.py", "/lib/settings.json")}
+
+
+def test_resize_moves_files_and_keeps_nvs(board, mpota):
+    wanted = {"/main.py": b"print('hello')\n", "/lib/settings.json": bytes(9_000)}
+    files = {"lib": None, **{path.lstrip("/"): data for path, data in wanted.items()}}
+    cable = board(size=4 * MiB, contents={"vfs": build(files, SINGLE["vfs"].size)})
+    output = mpota("resize", cable.path, "-f", "4M", "--layout", "ota", "--app-size", "0x40000")
+    assert "files kept" in output
+    assert "content kept" in output
+    assert boots(cable) == "ota_0"
+    table = Firmware.from_flash(_Reader(cable.flash), "board").table
+    assert table["vfs"].offset != SINGLE["vfs"].offset
+    assert files_in(cable.flash, table["vfs"]) == wanted
+    assert table["nvs"].size == 0x4000
+    assert cable.flash.read(0x9000, len(NVS_DATA)) == NVS_DATA
+
+
+def test_resize_drops_files_only_if_told_to(board, mpota, tmp_path):
+    files = {"big.bin": random.Random(3).randbytes(0xC0000)}
+    cable = board(contents={"vfs": build(files, SINGLE["vfs"].size)})
+    cable.flash.restart_count()
+    args = ("resize", cable.path, "--layout", "ota", "--app-size", "0xA0000")
+    output = mpota(*args, exit_code=1)
+    assert "files cannot be kept: " in output
+    assert cable.flash.operations == []
+    assert list(tmp_path.iterdir()) == []
+    assert "loses the contents of vfs" in mpota(*args, "--drop-files")
+    assert boots(cable) == "ota_0"
+
+
 def test_resize_converts_a_live_board_and_restore_takes_it_back(board, mpota, tmp_path):
     cable = board(size=4 * MiB, contents={"vfs": b"no file system"})
     original = cable.flash.snapshot()
-    output = mpota("resize", cable.path, "-f", "4M", "--layout", "ota", "--dry-run")
+    assert "files cannot be kept" in mpota("resize", cable.path, "-f", "4M", exit_code=1)
+    args = ("resize", cable.path, "-f", "4M", "--layout", "ota", "--drop-files")
+    output = mpota(*args, "--dry-run")
     assert "dry run" in output
     assert "not safe against a power cut: bootloader, partition table." in output
-    assert "loses the contents of nvs, vfs" in output
+    assert "loses the contents of vfs" in output
     assert cable.flash.snapshot() == original
-    mpota("resize", cable.path, "-f", "4M", "--layout", "ota")
+    mpota(*args)
     changed = Firmware.from_flash(_Reader(cable.flash), "board")
     assert [s.label for s in changed.table.slots] == ["ota_0", "ota_1"]
     assert changed.flash_size == 4 * MiB

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
+from mpota.filesystem import build
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.units import MiB
 from mpota.virtual.bootloader import boot
@@ -123,7 +124,8 @@ def test_flash_with_another_table_is_repaired_by_the_same_command(story, tmp_pat
 def test_resize_goes_on_where_it_was_cut_and_boots_meanwhile_unless_it_said_otherwise(
     story, tmp_path
 ):
-    contents = {"nvs": NVS_DATA, "vfs": bytes(range(256)) * 0x100}
+    files = {"main.py": b"print('hello')", "data.bin": bytes(range(256)) * 64}
+    contents = {"nvs": NVS_DATA, "vfs": build(files, SINGLE["vfs"].size)}
     resize = story(
         4 * MiB, SINGLE, contents, lambda port: ["resize", port, "-f", "4M", "--layout", "ota"]
     )
@@ -140,7 +142,8 @@ def test_resize_goes_on_where_it_was_cut_and_boots_meanwhile_unless_it_said_othe
 
 
 def test_restore_takes_back_a_resize_that_was_cut(story, plug_in, mpota, tmp_path):
-    contents = {"nvs": NVS_DATA, "vfs": bytes(range(256)) * 0x100}
+    files = {"main.py": b"print('hello')", "data.bin": bytes(range(256)) * 64}
+    contents = {"nvs": NVS_DATA, "vfs": build(files, SINGLE["vfs"].size)}
     resize = story(
         4 * MiB, SINGLE, contents, lambda port: ["resize", port, "-f", "4M", "--layout", "ota"]
     )

@@ -14,12 +14,12 @@ from mpota import report
 from mpota.errors import MpotaError
 from mpota.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
-from mpota.live import LiveChange
-from mpota.plan import Plan, carry_out
 from mpota.ports import DEFAULT_BAUD, is_port
 from mpota.units import format_size
 
 if TYPE_CHECKING:
+    from mpota.live import LiveChange
+    from mpota.plan import Plan
     from mpota.storage.board import BoardFlash
 
 
@@ -74,6 +74,8 @@ def change_board(
         return False
     ask("Write this?", yes=yes)
     if write is None:
+        from mpota.plan import carry_out
+
         carry_out(board, change.plan.steps)
     else:
         write()

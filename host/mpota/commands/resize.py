@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mpota import report
-from mpota.backup import (
-    change_with_backup,
-    default_path,
-    find_unfinished,
-    resume,
-    unfinished_path,
-)
 from mpota.commands.live import change_board, connected
 from mpota.commands.options import (
     Size,
@@ -31,7 +25,6 @@ from mpota.edit import find_layout, resize
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.layout import LAYOUTS, Edits, NewPartition
-from mpota.live import plan_resize
 from mpota.ports import is_port
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_flash_size, parse_size
@@ -50,7 +43,10 @@ if TYPE_CHECKING:
 @click.option("--add", "adds", multiple=True, metavar="NAME=SUBTYPE:SIZE[@OFFSET]")
 @click.option("--delete", "deletes", multiple=True, metavar="NAME")
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW")
-@click.option("--backup", type=click.Path(path_type=Path), help="On a board: what is overwritten.")
+@click.option(
+    "--backup", type=click.Path(path_type=Path), help="On a board: save what is overwritten here."
+)
+@click.option("--drop-files", is_flag=True, help="Do not move files, lose them.")
 @dry_run_option
 @yes_option
 @force_option
@@ -67,6 +63,7 @@ def command(
     deletes: tuple[str, ...],
     renames: tuple[str, ...],
     backup: Path | None,
+    drop_files: bool,
     dry_run: bool,
     yes: bool,
     force: bool,
@@ -109,12 +106,13 @@ def command(
             raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
         with connected(str(firmware), baud) as board:
             words = " ".join(("resize", *done, *adds))
-            _resize_board(board, edits, words, backup, table_offset, dry_run=dry_run, yes=yes)
+            options = _Options(backup, table_offset, drop_files, dry_run, yes)
+            _resize_board(board, edits, words, options)
         return
     target = output or firmware.with_name("-".join((firmware.stem, *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
-    result = resize(Firmware.open(firmware, table_offset), edits)
+    result = resize(Firmware.open(firmware, table_offset), edits, drop_files=drop_files)
     print(f"{firmware.name}: {result.chip.title}, {result.summary}")
     rows = report.difference_rows(result.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
@@ -127,33 +125,40 @@ def command(
     print(f"written: {target} ({len(result.data):,} bytes)")
 
 
-def _resize_board(
-    board: BoardFlash,
-    edits: Edits,
-    words: str,
-    backup: Path | None,
-    table_offset: int,
-    *,
-    dry_run: bool,
-    yes: bool,
-) -> None:
-    journal = unfinished_path(backup) if backup else find_unfinished(Path(), board.mac)
+@dataclass(frozen=True)
+class _Options:
+    backup: Path | None
+    table_offset: int
+    drop_files: bool
+    dry_run: bool
+    yes: bool
+
+
+def _resize_board(board: BoardFlash, edits: Edits, words: str, options: _Options) -> None:
+    """``words`` tell one change from another: a journal is gone on with only by its own."""
+    from mpota import backup as backups
+    from mpota.live import plan_resize
+
+    backup = options.backup
+    journal = (
+        backups.unfinished_path(backup) if backup else backups.find_unfinished(Path(), board.mac)
+    )
     if journal is not None and journal.exists():
         print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
-        if not dry_run:
-            path = resume(board, journal, words)
+        if not options.dry_run:
+            path = backups.resume(board, journal, words)
             print(f"done: all written and verified; what was overwritten is in {path}")
         return
-    path = backup or default_path(Path(), board.mac)
+    path = backup or backups.default_path(Path(), board.mac)
     check_output(path)
-    firmware = Firmware.from_flash(board, board.name, table_offset)
-    change = plan_resize(board, firmware, edits)
+    firmware = Firmware.from_flash(board, board.name, options.table_offset)
+    change = plan_resize(board, firmware, edits, drop_files=options.drop_files)
 
     def write() -> None:
-        change_with_backup(board, change.plan, path, words, table_offset)
+        backups.change_with_backup(board, change.plan, path, words, options.table_offset)
         print(f"backup: {path}")
 
-    change_board(board, change, dry_run=dry_run, yes=yes, write=write)
+    change_board(board, change, dry_run=options.dry_run, yes=options.yes, write=write)
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from mpota.commands.options import (
 from mpota.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
-from mpota.live import plan_write
 from mpota.ports import is_port
 from mpota.storage.file import check_output, read_file, write_file
 
@@ -62,6 +61,8 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file: on a board the board is written")
+        from mpota.live import plan_write
+
         with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
             change = plan_write(board, on_board, wanted)
             change_board(board, change, dry_run=dry_run, yes=yes)
