@@ -89,7 +89,8 @@ def cat(where: str, paths: tuple[str, ...], table_offset: int) -> None:
         for text in paths:
             file_system, path = _locate(volumes, text)
             for name, _ in expand(file_system, path):
-                sys.stdout.buffer.write(file_system.read(name))
+                data = file_system.read(name)
+                sys.stdout.buffer.write(data)
     sys.stdout.flush()
 
 
