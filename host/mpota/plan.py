@@ -68,7 +68,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written, in order. ``boots_before`` and ``boots_after`` are labels or None.
+    """What will be written, in order; ``boots_after`` is the label of the app that then boots.
 
     ``areas`` are the changes whole, with what is there already: what may be written to before
     somebody wants all of it back.
@@ -76,7 +76,6 @@ class Plan:
 
     phases: tuple[Phase, ...]
     areas: tuple[Step, ...]
-    boots_before: str | None
     boots_after: str | None
 
     @property
@@ -93,7 +92,6 @@ def make_plan(
     flash: LiveFlash,
     changes: Iterable[Change],
     *,
-    old_table_offset: int = DEFAULT_TABLE_OFFSET,
     table_offset: int = DEFAULT_TABLE_OFFSET,
     must_boot: bool = True,
 ) -> Plan:
@@ -104,7 +102,6 @@ def make_plan(
     """
     areas = tuple(_area(flash, change) for change in changes)
     steps = [step for area in areas for step in _differing(area)]
-    before = _boot(flash, (), old_table_offset)
     after = _boot(flash, steps, table_offset)
     if must_boot and after.starts is None:
         words = after.console[-1] if after.console else "no bootloader"
@@ -114,10 +111,10 @@ def make_plan(
     for what, group in groupby(steps, key=lambda step: step.what):
         own = tuple(group)
         cuts = [_boot(flash, [*done, *cut], table_offset) for cut in _cuts(own)]
-        starts = [cut.starts.label if cut.starts else None for cut in cuts]
+        starts = [_label(cut) for cut in cuts]
         phases.append(Phase(what, own, None if None in starts else starts[0]))
         done += own
-    return Plan(tuple(phases), areas, _label(before), _label(after))
+    return Plan(tuple(phases), areas, _label(after))
 
 
 def order_changes(changes: Iterable[Change], live: tuple[int, int], *, grows: bool) -> list[Change]:

@@ -129,6 +129,13 @@ def test_flash_fits_the_firmware_to_the_board(plug_in, mpota, merged, size):
     assert (last["label"], last["offset"] + last["size"]) == ("vfs", size * MiB)
 
 
+def test_flash_of_an_app_alone_says_how_it_is_written(plug_in, mpota, app_file):
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    output = mpota("flash", app_file, cable.path, exit_code=1)
+    assert f"mpota ota {cable.path} {app_file}" in output
+    assert cable.events == []
+
+
 def test_flash_refuses_what_would_not_boot(plug_in, mpota, tmp_path, merged):
     data = bytearray(firmware())
     data[0x10000 + 5_000] ^= 1
@@ -428,7 +435,7 @@ def test_show_check_extract_table_and_write_take_a_port(board, mpota, tmp_path, 
 def test_what_is_no_board_is_said(mpota, tmp_path, plug_in):
     output = mpota("show", "/dev/ttyNoSuchPort", exit_code=1)
     assert "/dev/ttyNoSuchPort: no board answers" in output
-    output = mpota("flash", "x.bin", "nonsense", exit_code=2)
+    mpota("flash", "x.bin", "nonsense", exit_code=2)
     blank = plug_in(chip=CHIP)
     assert "no bootloader" in mpota("show", blank.path, exit_code=1)
 

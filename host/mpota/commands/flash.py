@@ -16,9 +16,11 @@ from mpota.commands.options import (
     yes_option,
 )
 from mpota.edit import resize
-from mpota.firmware import Firmware
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware, is_app_image
 from mpota.layout import Edits
 from mpota.live import check_flashable, plan_flash
+from mpota.storage.file import read_file
 from mpota.units import format_flash_size
 
 
@@ -48,7 +50,13 @@ def command(
     nvs and file systems are kept where FIRMWARE's table has them at the same place; otadata is
     cleared, so that what was flashed is what boots. Interrupted, the same command goes on.
     """
-    new = Firmware.open(firmware, table_offset)
+    data = read_file(firmware)
+    if is_app_image(data):
+        raise MpotaError(
+            f"{firmware.name} is an app image alone: there is no table to flash with it",
+            f"mpota ota {port} {firmware} puts it into the next slot, mpota write into a partition",
+        )
+    new = Firmware.from_bytes(data, firmware.name, table_offset)
     with connected(port, baud) as board:
         if fit and new.chip == board.chip and new.flash_size != board.size:
             print(

@@ -147,7 +147,7 @@ def _resize_board(board: BoardFlash, edits: Edits, words: str, options: _Options
         print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
         if not options.dry_run:
             path = backups.resume(board, journal, words)
-            print(f"done: all written and verified; what was overwritten is in {path}")
+            print(f"done: all of it is written and verified; what it overwrote is in {path}")
         return
     path = backup or backups.default_path(Path(), board.mac)
     check_output(path)

@@ -324,8 +324,10 @@ def _translated(name: str, what: str = "the connection failed") -> Iterator[None
 
 def _hint(error: BaseException) -> str:
     text = str(error)
-    if "Permission denied" in text or "Access is denied" in text:
-        return "another program may have the port open; on Linux add yourself to the group dialout"
+    if "exclusively lock" in text or "Access is denied" in text:
+        return "another program has the port open: close it"
+    if "Permission denied" in text:
+        return "add yourself to the group that may use serial ports, dialout or uucp"
     if "Errno 2" in text or "FileNotFoundError" in text:
         return "check the port's name: `mpota ... auto` finds the only board that is plugged in"
     if "Failed to connect" in text or "No serial data" in text:
