@@ -21,6 +21,7 @@ from mpota.formats.littlefs import (
     Superblock,
     Volume,
     is_littlefs,
+    shown,
     split_path,
     superblock_commit,
 )
@@ -489,7 +490,7 @@ class _Device:
 
     def __init__(self, region: Region) -> None:
         self._region = region
-        self._error: MpotaError | None = None
+        self._error: BaseException | None = None
 
     def check(self) -> None:
         """Raises the error that a callback met."""
@@ -518,7 +519,7 @@ class _Device:
     def _caught(self) -> Iterator[None]:
         try:
             yield
-        except MpotaError as error:
+        except BaseException as error:  # even Ctrl-C: Cython would print it and go on
             self._error = error
 
 
@@ -567,10 +568,11 @@ def _encodable(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        raise MpotaError(f"name '{shown}' is not UTF-8: littlefs-python cannot write it") from None
+        raise MpotaError(
+            f"name '{shown(path)}' is not UTF-8: littlefs-python cannot write it"
+        ) from None
     if "\0" in path or ".." in split_path(path):
-        raise UsageError(f"path '{path!r}' is none that littlefs allows")
+        raise UsageError(f"path '{shown(path)}' is none that littlefs allows")
     return path
 
 

@@ -72,7 +72,7 @@ def put(
 def get(
     file_system: FileSystem,
     paths: Iterable[str],
-    destination: Path,
+    destination: str,
     *,
     force: bool = False,
     told: Report = lambda line: None,
@@ -83,14 +83,15 @@ def get(
     there already and ``force`` is not given, MpotaError for names that cannot be files here.
     """
     chosen = [pair for path in paths for pair in expand(file_system, path)]
-    is_directory = destination.is_dir() or str(destination).endswith(("/", os.sep))
+    target = Path(destination)
+    is_directory = target.is_dir() or destination.endswith(("/", os.sep))
     if len(chosen) > 1 and not is_directory:
-        if destination.exists():
+        if target.exists():
             raise UsageError(f"'{destination}' is no directory: several files need one")
         is_directory = True
     copies: list[tuple[str, Entry, Path]] = []
     for path, entry in chosen:
-        base = destination / _local_name(entry.name) if is_directory else destination
+        base = target / _local_name(entry.name) if is_directory and path != "/" else target
         copies.append((path, entry, base))
         for below, child in file_system.volume.walk(entry, "") if entry.is_dir else ():
             local = base.joinpath(*(_local_name(name) for name in split_path(below)))
@@ -203,6 +204,7 @@ def _copy_out(
                 local.mkdir(parents=True, exist_ok=True)
                 continue
             data = file_system.volume.content(entry)
+            local.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make directory '{local}': {error.strerror}") from None
         except MpotaError as error:

@@ -15,7 +15,7 @@ from mpota.firmware import Firmware, FlashReader, find_base
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.layout import FAT_SUBTYPE
-from mpota.ports import is_port
+from mpota.ports import DEFAULT_BAUD, is_port
 from mpota.storage import Flash
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
 from mpota.units import align_down
@@ -134,6 +134,7 @@ def open_volumes(
     output: Path | None = None,
     force: bool = False,
     table_offset: int = DEFAULT_TABLE_OFFSET,
+    baud: int = DEFAULT_BAUD,
 ) -> Iterator[Volumes]:
     """The file systems of a file or of the board on a port.
 
@@ -146,7 +147,7 @@ def open_volumes(
 
         if output is not None:
             raise UsageError(f"-o is for files, '{name}' is a port")
-        with open_board(name, progress=report.progress) as board:
+        with open_board(name, baud=baud, progress=report.progress) as board:
             firmware = Firmware.from_flash(board, board.name, table_offset)
             yield Volumes.of_firmware(firmware, board)
         return

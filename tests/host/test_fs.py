@@ -224,6 +224,7 @@ def test_a_session_on_a_merged_firmware(firmware, sources, tmp_path):
     path = firmware()
     before = path.read_bytes()
     assert "blank" in run("fs", "df", path).out
+    assert run("fs", "check", path).out == "vfs: blank\n"
     assert_refused(run("fs", "ls", path), 1)
     assert path.read_bytes() == before
 
@@ -416,7 +417,7 @@ def test_from_a_damaged_file_system_the_rest_can_be_saved(firmware, sources, tmp
     path = tmp_path / "vfs.img"
     path.write_bytes(image)
     report = json.loads(run("fs", "check", path, "--json").out)
-    assert "/big: block 0x7ffffff0 is beyond the end" in report["partitions"]["vfs"][0]
+    assert "/big: block 0x7ffffff0 is beyond the end" in report["partitions"][0]["problems"][0]
     assert_refused(run("fs", "put", path, sources / "main.py"), 1)
     out = tmp_path / "out"
     result = run("fs", "get", path, "/", f"{out}/files")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import click
 from mpota import report
 from mpota.commands.options import (
     Size,
+    baud_option,
     force_option,
     json_option,
     output_option,
@@ -20,7 +24,7 @@ from mpota.commands.options import (
 )
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem import DISK_VERSION, FileSystem, build, is_blank
-from mpota.formats.littlefs import Entry
+from mpota.formats.littlefs import Entry, shown
 from mpota.storage.file import check_output, write_file
 from mpota.transfer import expand, get, local_files, make_directories, move, put, remove
 from mpota.units import format_size
@@ -28,7 +32,56 @@ from mpota.volumes import Volumes, open_volumes, split_remote
 
 _DISK_VERSIONS = {"2.0": 0x20000, "2.1": DISK_VERSION}
 
-_where = click.argument("where", metavar="FIRMWARE")
+
+@dataclass(frozen=True)
+class Where:
+    """Which firmware, and how it is reached; ``output`` is the file to write instead of it."""
+
+    name: str
+    table_offset: int
+    baud: int
+    output: Path | None = None
+    force: bool = False
+
+    def open(self) -> AbstractContextManager[Volumes]:
+        return open_volumes(
+            self.name,
+            output=self.output,
+            force=self.force,
+            table_offset=self.table_offset,
+            baud=self.baud,
+        )
+
+
+def _reads(function: Callable[..., None]) -> Callable[..., None]:
+    """A command on FIRMWARE: its first argument is `Where`."""
+
+    @click.argument("firmware")
+    @table_offset_option
+    @baud_option
+    @wraps(function)
+    def run(firmware: str, table_offset: int, baud: int, **options: Any) -> None:
+        function(Where(firmware, table_offset, baud), **options)
+
+    return run
+
+
+def _writes(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that changes FIRMWARE: its first argument is `Where`."""
+
+    @click.argument("firmware")
+    @output_option
+    @force_option
+    @table_offset_option
+    @baud_option
+    @wraps(function)
+    def run(firmware: str, output: Path | None, force: bool, **options: Any) -> None:
+        where = Where(firmware, options.pop("table_offset"), options.pop("baud"), output, force)
+        function(where, **options)
+
+    return run
+
+
 _name = click.argument("name", required=False, metavar="[NAME]")
 _exclude = click.option("--exclude", multiple=True, metavar="PATTERN", help="Names to leave out.")
 
@@ -44,14 +97,13 @@ def command() -> None:
 
 
 @command.command("ls")
-@_where
+@_reads
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @json_option
-@table_offset_option
-def ls(where: str, paths: tuple[str, ...], as_json: bool, table_offset: int) -> None:
+def ls(where: Where, paths: tuple[str, ...], as_json: bool) -> None:
     """List files and directories: size, time, name."""
     found: list[tuple[str, Entry]] = []
-    with open_volumes(where, table_offset=table_offset) as volumes, _Damage() as damage:
+    with where.open() as volumes, _Damage() as damage:
         for text in paths or ("/",):
             file_system, path = _locate(volumes, text)
             damage.tell(file_system)
@@ -61,31 +113,29 @@ def ls(where: str, paths: tuple[str, ...], as_json: bool, table_offset: int) -> 
         return
     for path, entry in found:
         size = "" if entry.is_dir else f"{entry.size:,}"
-        print(f"{size:>12}  {_time(entry):16}  {_shown(path)}{'/' * entry.is_dir}")
+        print(f"{size:>12}  {_time(entry):16}  {shown(path)}{'/' * entry.is_dir}")
 
 
 @command.command("tree")
-@_where
+@_reads
 @click.argument("path", default="/")
-@table_offset_option
-def tree(where: str, path: str, table_offset: int) -> None:
+def tree(where: Where, path: str) -> None:
     """Show a directory and all below it."""
-    with open_volumes(where, table_offset=table_offset) as volumes, _Damage() as damage:
+    with where.open() as volumes, _Damage() as damage:
         file_system, path = _locate(volumes, path)
         damage.tell(file_system)
         for name, entry in expand(file_system, path):
-            print(_shown(name))
+            print(shown(name))
             for line in _branches(entry, ""):
                 print(line)
 
 
 @command.command("cat")
-@_where
+@_reads
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@table_offset_option
-def cat(where: str, paths: tuple[str, ...], table_offset: int) -> None:
+def cat(where: Where, paths: tuple[str, ...]) -> None:
     """Write files to standard output, byte for byte."""
-    with open_volumes(where, table_offset=table_offset) as volumes:
+    with where.open() as volumes:
         for text in paths:
             file_system, path = _locate(volumes, text)
             for name, _ in expand(file_system, path):
@@ -95,45 +145,31 @@ def cat(where: str, paths: tuple[str, ...], table_offset: int) -> None:
 
 
 @command.command("get")
-@_where
+@_reads
 @click.argument("paths", nargs=-1, required=True, metavar="PATH... [DESTINATION]")
 @force_option
-@table_offset_option
-def get_command(where: str, paths: tuple[str, ...], force: bool, table_offset: int) -> None:
+def get_command(where: Where, paths: tuple[str, ...], force: bool) -> None:
     """Copy files and directories to this computer: to DESTINATION, or here if one PATH is given.
 
     From a damaged file system it saves what can be read, and tells what cannot (exit code 1).
     """
-    sources, destination = (paths[:-1], Path(paths[-1])) if len(paths) > 1 else (paths, Path())
-    if len(paths) > 1 and paths[-1].endswith("/"):
-        destination = destination.absolute()
-        destination.mkdir(parents=True, exist_ok=True)
+    sources, destination = (paths[:-1], paths[-1]) if len(paths) > 1 else (paths, ".")
     lost: list[str] = []
-    with open_volumes(where, table_offset=table_offset) as volumes, _Damage() as damage:
+    with where.open() as volumes, _Damage() as damage:
         for file_system, paths_of_it in _by_file_system(volumes, sources):
             damage.tell(file_system)
-            lost += get(file_system, paths_of_it, destination, force=force, told=print)
+            lost += get(file_system, paths_of_it, destination, force=force, told=_tell)
         for line in lost:
-            print(f"lost: {line}", file=sys.stderr)
+            print(f"lost: {shown(line)}", file=sys.stderr)
         if lost:
             raise MpotaError(f"{volumes.name}: {len(lost)} files could not be read")
 
 
 @command.command("put")
-@_where
+@_writes
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE... [DESTINATION]")
 @_exclude
-@output_option
-@force_option
-@table_offset_option
-def put_command(
-    where: str,
-    sources: tuple[str, ...],
-    exclude: tuple[str, ...],
-    output: Path | None,
-    force: bool,
-    table_offset: int,
-) -> None:
+def put_command(where: Where, sources: tuple[str, ...], exclude: tuple[str, ...]) -> None:
     """Copy files and directories into the file system: to DESTINATION, or / if one SOURCE is given.
 
     SOURCE/ with a slash means what is in the directory. Missing directories are made, files with
@@ -141,89 +177,63 @@ def put_command(
     """
     files, target = (sources[:-1], sources[-1]) if len(sources) > 1 else (sources, "/")
     label, destination = split_remote(target)
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         if is_blank(region := volumes.region(label)):
             FileSystem.format(region)
             print(f"{region.name} was blank: made a littlefs of {format_size(region.size)}")
         file_system = volumes.file_system(label)
-        written = put(file_system, files, destination, exclude=exclude, told=print)
+        written = put(file_system, files, destination, exclude=exclude, told=_tell)
         if not written:
             print("nothing to write: all files are there already")
 
 
 @command.command("rm")
-@_where
+@_writes
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("-r", "--recursive", is_flag=True, help="Directories, with all that is in them.")
-@output_option
-@force_option
-@table_offset_option
-def rm(
-    where: str,
-    paths: tuple[str, ...],
-    recursive: bool,
-    output: Path | None,
-    force: bool,
-    table_offset: int,
-) -> None:
+def rm(where: Where, paths: tuple[str, ...], recursive: bool) -> None:
     """Remove files and directories."""
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         for file_system, paths_of_it in _by_file_system(volumes, paths):
             for path in remove(file_system, paths_of_it, recursive=recursive):
-                print(f"removed: {_shown(path)}")
+                print(f"removed: {shown(path)}")
 
 
 @command.command("mv")
-@_where
+@_writes
 @click.argument("paths", nargs=-1, required=True, metavar="PATH... DESTINATION")
-@output_option
-@force_option
-@table_offset_option
-def mv(
-    where: str, paths: tuple[str, ...], output: Path | None, force: bool, table_offset: int
-) -> None:
+def mv(where: Where, paths: tuple[str, ...]) -> None:
     """Rename a file or directory, or move several into a directory."""
     if len(paths) < 2:
         raise UsageError("mv needs a PATH and a DESTINATION")
     places = [split_remote(text) for text in paths]
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         labels = {volumes.partition(label).label for label, _ in places}
         if len(labels) > 1:
             raise UsageError(f"cannot move between {' and '.join(sorted(labels))}: get and put")
         *chosen, destination = [path for _, path in places]
         for old, new in move(volumes.file_system(labels.pop()), chosen, destination):
-            print(f"{_shown(old)} -> {_shown(new)}")
+            print(f"{shown(old)} -> {shown(new)}")
 
 
 @command.command("mkdir")
-@_where
+@_writes
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("-p", "--parents", is_flag=True, help="Make parents too; existing ones are fine.")
-@output_option
-@force_option
-@table_offset_option
-def mkdir(
-    where: str,
-    paths: tuple[str, ...],
-    parents: bool,
-    output: Path | None,
-    force: bool,
-    table_offset: int,
-) -> None:
+def mkdir(where: Where, paths: tuple[str, ...], parents: bool) -> None:
     """Make directories."""
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         for text in paths:
             file_system, path = _locate(volumes, text)
             make_directories(file_system, [path], parents=parents)
 
 
 @command.command("df")
-@_where
+@_reads
 @json_option
-@table_offset_option
-def df(where: str, as_json: bool, table_offset: int) -> None:
+def df(where: Where, as_json: bool) -> None:
     """Show how full the file systems are."""
-    with open_volumes(where, table_offset=table_offset) as volumes:
+    with where.open() as volumes:
         rows = [_df_row(volumes, p.label) for p in volumes.partitions]
     if as_json:
         report.print_json(rows)
@@ -233,41 +243,28 @@ def df(where: str, as_json: bool, table_offset: int) -> None:
 
 
 @command.command("mkfs")
-@_where
+@_writes
 @_name
 @click.option("--disk-version", type=click.Choice(list(_DISK_VERSIONS)), default="2.1")
-@click.option("--force", is_flag=True, help="Also over what is there, or over the output file.")
-@output_option
-@table_offset_option
-def mkfs(
-    where: str,
-    name: str | None,
-    disk_version: str,
-    force: bool,
-    output: Path | None,
-    table_offset: int,
-) -> None:
+def mkfs(where: Where, name: str | None, disk_version: str) -> None:
     """Make an empty littlefs in partition NAME ('vfs' if none is given).
 
     MicroPython 1.22 and later mount both disk versions, older ones only 2.0.
     """
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         region = volumes.region(name)
-        if not is_blank(region) and not force:
+        if not is_blank(region) and not where.force:
             raise UsageError(f"{region.name} is not blank", "--force erases what is there")
         FileSystem.format(region, _DISK_VERSIONS[disk_version])
         print(f"{region.name}: empty littlefs of {format_size(region.size)}")
 
 
 @command.command("grow")
-@_where
+@_writes
 @_name
-@output_option
-@force_option
-@table_offset_option
-def grow(where: str, name: str | None, output: Path | None, force: bool, table_offset: int) -> None:
+def grow(where: Where, name: str | None) -> None:
     """Make the littlefs as large as its partition, after a resize; all files stay."""
-    with _writable(where, output, force, table_offset) as volumes:
+    with where.open() as volumes:
         file_system = volumes.file_system(name)
         old_size = file_system.superblock.size
         grown = file_system.grow()
@@ -276,26 +273,26 @@ def grow(where: str, name: str | None, output: Path | None, force: bool, table_o
 
 
 @command.command("check")
-@_where
+@_reads
 @_name
 @json_option
-@table_offset_option
-def check(where: str, name: str | None, as_json: bool, table_offset: int) -> None:
+def check(where: Where, name: str | None, as_json: bool) -> None:
     """Look at every block of the file systems, or of NAME's; exit 1 if one is damaged.
 
     littlefs has no checksum over contents: it is their place that is proved.
     """
-    with open_volumes(where, table_offset=table_offset) as volumes:
+    with where.open() as volumes:
         labels = [volumes.partition(name).label] if name else [p.label for p in volumes.partitions]
-        problems = {label: _problems(volumes, label) for label in labels}
+        rows = [_checked(volumes, label) for label in labels]
+    is_ok = not any(row["problems"] for row in rows)
     if as_json:
-        report.print_json({"ok": not any(problems.values()), "partitions": problems})
+        report.print_json({"ok": is_ok, "partitions": rows})
     else:
-        for label, texts in problems.items():
-            print(f"{label}: {'damaged' if texts else 'intact'}")
-            for text in texts:
+        for row in rows:
+            print(f"{row['name']}: {row['state']}")
+            for text in row["problems"]:
                 print(f"  {text}")
-    sys.exit(1 if any(problems.values()) else 0)
+    sys.exit(0 if is_ok else 1)
 
 
 @command.command("build")
@@ -362,8 +359,8 @@ class _Damage:
             raise MpotaError(f"{damaged[0]}: the file system is damaged, this is what can be read")
 
 
-def _writable(where: str, output: Path | None, force: bool, table_offset: int) -> Any:
-    return open_volumes(where, output=output, force=force, table_offset=table_offset)
+def _tell(line: str) -> None:
+    print(shown(line))
 
 
 def _locate(volumes: Volumes, text: str) -> tuple[FileSystem, str]:
@@ -398,15 +395,18 @@ def _branches(entry: Entry, indent: str) -> Iterator[str]:
     for child in children:
         is_last = child is children[-1]
         size = "/" if child.is_dir else f"  {child.size:,}"
-        yield f"{indent}{'`-- ' if is_last else '|-- '}{_shown(child.name)}{size}"
+        yield f"{indent}{'`-- ' if is_last else '|-- '}{shown(child.name)}{size}"
         yield from _branches(child, indent + ("    " if is_last else "|   "))
 
 
-def _problems(volumes: Volumes, label: str) -> list[str]:
+def _checked(volumes: Volumes, label: str) -> dict[str, Any]:
+    if is_blank(volumes.region(label)):
+        return {"name": label, "state": "blank", "problems": []}
     try:
-        return list(volumes.file_system(label).check())
+        problems = list(volumes.file_system(label).check())
     except MpotaError as error:
-        return [str(error)]
+        problems = [str(error)]
+    return {"name": label, "state": "damaged" if problems else "intact", "problems": problems}
 
 
 def _df_row(volumes: Volumes, label: str) -> dict[str, Any]:
@@ -436,7 +436,7 @@ def _df_cells(row: dict[str, Any]) -> Sequence[str]:
 
 def _to_json(path: str, entry: Entry) -> dict[str, Any]:
     return {
-        "path": _shown(path),
+        "path": shown(path),
         "type": "directory" if entry.is_dir else "file",
         "size": entry.size,
         "mtime_ns": entry.mtime_ns,
@@ -449,9 +449,3 @@ def _time(entry: Entry) -> str:
     except (OverflowError, ValueError, OSError):
         return "?"
     return moment.strftime("%Y-%m-%d %H:%M") if entry.mtime_ns else ""
-
-
-def _shown(name: str) -> str:
-    """A name as it may be printed: a hostile one could hold terminal commands."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

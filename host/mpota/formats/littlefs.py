@@ -224,9 +224,9 @@ class Volume:
                 continue
             try:
                 for block in self._chain(entry):
-                    self._own(block, path)
+                    self._own(block, shown(path))
             except MpotaError as error:
-                self.problems.append(f"{path}: {error}")
+                self.problems.append(f"{shown(path)}: {error}")
 
     @property
     def has_orphans(self) -> bool:
@@ -327,8 +327,8 @@ class Volume:
                     if entry.name in names:
                         raise MpotaError("two entries of this name")
                 except MpotaError as error:
-                    name = (record.name or (0, b"?"))[1].decode("utf-8", "backslashreplace")
-                    self.problems.append(f"{path}/{name}: {error}")
+                    name = (record.name or (0, b"?"))[1].decode("utf-8", "surrogateescape")
+                    self.problems.append(f"{shown(f'{path}/{name}')}: {error}")
                     continue
                 names.add(entry.name)
                 yield entry
@@ -336,7 +336,7 @@ class Volume:
                 return
             following = self._by_block.get(pair.tail[0]) or self._by_block.get(pair.tail[1])
             if following is None or min(following.blocks) in self._taken:
-                self.problems.append(f"{path or '/'}: the rest of the directory is lost")
+                self.problems.append(f"{shown(path) or '/'}: the rest of the directory is lost")
                 return
             self._taken.add(min(following.blocks))
             pair = following
@@ -408,6 +408,12 @@ class Volume:
 def split_path(path: str) -> list[str]:
     """The names in a path, from the root on; ``//`` and ``.`` count for nothing."""
     return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def shown(name: str) -> str:
+    """A name as it may be printed: a hostile one could hold terminal commands."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def is_littlefs(start: bytes) -> bool:
