@@ -26,6 +26,7 @@ _CHUNK_SIZE = 4 * BLOCK_SIZE  # written and verified in one go
 _ATTEMPTS = 3
 _SHOWN_SIZE = 128 * KiB  # what takes a second or more
 _CACHE_SIZE = 16 * KiB
+_READ_SIZE = 2 * BLOCK_SIZE
 _SECONDS_PER_MIB = 40.0  # worst case of erasing and writing: esptool's cmds.py, write_flash
 _MIN_TIMEOUT = 5.0
 _REACH_24BIT = 16 * MiB
@@ -89,15 +90,10 @@ class BoardFlash:
         return data[offset - first :][:size].ljust(size, b"\xff")
 
     def _fetch(self, start: int, end: int, update: Callable[[int], object], done: int) -> None:
-        """Read into the cache; halves that are blank cost one MD5."""
+        """``end`` - ``start`` <= _READ_SIZE bytes into the cache; blank ones cost only an MD5."""
         size = end - start
         if self._esp.flash_md5sum(start, size) == _md5(b"\xff" * size):
             data = b"\xff" * size
-        elif size > 2 * BLOCK_SIZE:
-            middle = start + align_up(size // 2, _CACHE_SIZE)
-            self._fetch(start, middle, update, done)
-            self._fetch(middle, end, update, done + middle - start)
-            return
         else:
             data = self._esp.read_flash(start, size, lambda n, *_: update(done + n))
         update(done + size)
@@ -352,10 +348,10 @@ def _md5(data: bytes) -> str:
 
 
 def _runs(starts: list[int], step: int) -> Iterator[tuple[int, int]]:
-    """Neighbours among ``starts`` together, as (start, end)."""
+    """Neighbours among ``starts`` together, as (start, end) of at most _READ_SIZE bytes."""
     first = previous = starts[0]
     for start in starts[1:]:
-        if start != previous + step:
+        if start != previous + step or start + step - first > _READ_SIZE:
             yield first, previous + step
             first = start
         previous = start
