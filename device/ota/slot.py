@@ -40,8 +40,8 @@ class SlotWriter:
         self._partition = partition
         self._readback = readback
         self._verify = verify
-        self._is_forced = block_size == _ERASE_BLOCK
-        self._is_fixed = block_size == SECTOR
+        self._block_size = block_size
+        self._has_grown = False
         self._before_erase = before_erase
         _, _, _, self._limit, self._name, _ = partition.info()
         self._at = start  # where in the slot the block at hand begins
@@ -60,21 +60,24 @@ class SlotWriter:
         self._room = size - self._at % size  # the first block ends where one may
 
     def _grow(self):
-        """Take 64 KiB for a block if they are to be had.
+        """Take larger buffers if they are to be had: 64 KiB for a block, one sector to read back.
 
         Not before the first write: by then the connection has what it needs.
         """
-        self._is_fixed = True
+        self._has_grown = True
         gc.collect()
-        if self._is_forced or gc.mem_free() >= _ERASE_BLOCK + SECTOR + _RESERVE:
-            try:
+        free = gc.mem_free() - SECTOR - _RESERVE
+        try:
+            if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
                 self._use(_ERASE_BLOCK, SECTOR)
-            except MemoryError:
-                self._use(SECTOR, _SMALL_PIECE)
+            elif free >= SECTOR:
+                self._use(SECTOR, SECTOR)
+        except MemoryError:  # there is enough, but not in one piece
+            self._use(SECTOR, _SMALL_PIECE)
 
     def write(self, buf):
         """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
-        if not self._is_fixed:
+        if not self._has_grown:
             self._grow()
         size = len(buf)
         if self._at + self._fill + size > self._limit:
