@@ -6,7 +6,7 @@ writing does, and only on a file system that was found intact before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class Region:
         self._stored: dict[int, bytes] = {}  # as it is on the flash
         self._log: list[tuple[int, bytes]] = []
         self._pending: dict[int, bytes] = {}  # what the log leaves in a block
+        self._live: set[int] = set()  # written one by one: see `protect`
 
     @property
     def block_count(self) -> int:
@@ -71,6 +72,10 @@ class Region:
         self._log.append((block, data))
         self._pending[block] = data
 
+    def protect(self, blocks: Iterable[int]) -> None:
+        """These hold something: two neighbours are never erased in one go, they may be a pair."""
+        self._live.update(blocks)
+
     def flush(self) -> int:
         """Write what was programmed, and only where it differs; the number of blocks written."""
         log = self._log
@@ -80,9 +85,24 @@ class Region:
             if self._stored.get(block) != data:
                 changed.append((block, data))
                 self._stored[block] = data
-        for block, data in _joined(changed):
+        for block, data in self._joined(changed):
             self._write(self._offset + block * BLOCK_SIZE, data)
         return len(changed)
+
+    def _joined(self, changed: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """Unused blocks that follow each other in the list and on the flash as one."""
+        run: list[bytes] = []
+        first = 0
+        for block, data in changed:
+            if run and (block != first + len(run) or block in self._live):
+                yield first, b"".join(run)
+                run = []
+            if not run:
+                first = block
+            run.append(data)
+            self._live.add(block)
+        if run:
+            yield first, b"".join(run)
 
     def discard(self) -> None:
         """Forget what was programmed since the last `flush`."""
@@ -282,6 +302,7 @@ class FileSystem:
 
         config, device = _config(self.region, block_count, self.superblock.version)
         mounted = lfs.LFSFilesystem()
+        self.region.protect(self.volume.owners)
         try:
             lfs.mount(mounted, config)
         except LittleFSError as error:
@@ -585,18 +606,3 @@ def _kind(start: bytes) -> str:
     if start[:3] == b"\xd2\xcd\x31":
         return "a ROMFS"
     return f"something else (it starts with {start[:8].hex(' ')})"
-
-
-def _joined(changed: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Blocks that follow each other in the list and on the flash as one."""
-    run: list[bytes] = []
-    first = 0
-    for block, data in changed:
-        if run and block != first + len(run):
-            yield first, b"".join(run)
-            run = []
-        if not run:
-            first = block
-        run.append(data)
-    if run:
-        yield first, b"".join(run)
