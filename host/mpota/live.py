@@ -232,7 +232,8 @@ def _kept_nvs(board: Board, layout: Layout) -> dict[str, bytes]:
 
 def _nvs_fits(data: bytes, size: int) -> bool:
     """Its pages are independent of each other, and it needs a blank one: nvs_pagemanager.cpp."""
-    return align_up(len(data), SECTOR_SIZE) + SECTOR_SIZE <= size
+    pages = (data[start : start + SECTOR_SIZE] for start in range(0, size, SECTOR_SIZE))
+    return len(data) <= size and any(not page.strip(b"\xff") for page in pages)
 
 
 def _with_kept(row: Difference, kept: Mapping[str, bytes]) -> Difference:
