@@ -29,6 +29,7 @@ _COMMANDS = {
     "serve": "a directory, for boards to update from",
     "verify": "a board read back and compared with a file; a release checked",
     "ota": "an update into a board's next slot, by cable",
+    "ble": "boards that take updates over Bluetooth, and updates for them",
     "slots": "which app of a board boots, and otadata edited",
     "erase": "partitions of a board made blank",
     "restore": "what a change to a board overwrote, put back",
