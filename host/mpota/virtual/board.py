@@ -132,6 +132,7 @@ class Board:
     chip_revision: int | None = None  # major * 100 + minor; None: any image's demand is met
     unique_id: bytes = bytes.fromhex("240ac4c0ffee")
     on_output: Callable[[str], None] | None = None  # told of the console as it is written
+    radio_port: int = 0  # of the radio in reach (radio.py), 0: `bluetooth` finds none
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
 
     def run(
@@ -509,6 +510,7 @@ class _Process:
             "has_prompt": self._limits.stdin is not None,
             "terminal": self._terminal and ("raw" if self._terminal.is_raw else "friendly"),
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
+            "radio_port": board.radio_port,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
         }
 

@@ -60,6 +60,7 @@ def _set_up_modules(config):
     # Importing them here makes them known before the board's own files come into sight.
     import ssl  # noqa: F401
 
+    import bluetooth
     import esp
     import esp32
     import machine
@@ -68,6 +69,7 @@ def _set_up_modules(config):
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]
     esp._flash_size = config["flash_size"]
+    bluetooth._port = config["radio_port"]
     machine._reset_cause = config["reset_cause"]
     machine._unique_id = bytes(config["unique_id"])
     _pose_as(config)

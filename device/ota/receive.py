@@ -1,0 +1,459 @@
+"""The board's side of an update that somebody sends: docs/PROTOCOL.md, without what carries it.
+
+`ota.ble` and `ota.listen` bring what has arrived and take what is to be sent. A link has
+``send(message)``, ``close()`` and ``credit`` (bytes that may be under way to the board).
+"""
+
+import gc
+import struct
+import sys
+from binascii import crc32
+from hashlib import sha256
+from os import urandom
+from time import ticks_add, ticks_diff, ticks_ms
+
+from micropython import const
+
+from .errors import ImageError, OTAError, ReleaseError
+
+VERSION = const(1)
+MAX_MESSAGE = const(256)
+
+_HELLO = const(0x01)
+_BEGIN = const(0x02)
+_END = const(0x03)
+_ABORT = const(0x04)
+_WELCOME = const(0x81)
+_STATUS = const(0x82)
+_AGAIN = const(0x83)
+_DONE = const(0x84)
+_ERROR = const(0x85)
+
+_NEEDS_SECRET = const(1)  # WELCOME
+_SIGNED_ONLY = const(2)
+_RESUME = const(1)  # BEGIN
+_RESTART = const(1)  # END, DONE
+
+_WINDOW = const(4096)
+_CRC_SIZE = const(4)
+_NONCE_SIZE = const(16)
+_PROOF_SIZE = const(32)
+_HELLO_SIZE = const(18)
+_BEGIN_HEAD = "<BBI32sHB"
+_BEGIN_HEAD_SIZE = const(41)
+_MAX_VERSION = const(64)
+_ANY_CHIP = const(0xFFFF)
+_MAX_SIZE = const(0x3FFFFFFF)
+_BEHIND = const(0x8000)  # a packet this far ahead of what is due, modulo 64 KiB, is an old one
+
+_QUIET_MS = const(1000)  # without progress: ask for what is missing
+_SILENCE_MS = const(30000)  # without progress: over
+_GREETING_MS = const(10000)  # the same until an update has begun: nobody may block the others
+_MAX_FAULTS = const(8)  # of one window
+_MAX_LOCK_S = const(64)
+
+
+class PushError(OTAError):
+    """What went wrong between the board and who sends.
+
+    Codes: busy, secret, locked, protocol, refused, window, timeout, aborted, board.
+    """
+
+
+class Receiver:
+    """Takes updates that are sent to this board, one at a time.
+
+    ``secret`` (bytes or str): a client must know it, and is shown that the board does.
+    ``accept(size, chip, version)`` may refuse an update, by returning False, before anything is
+    written; ``progress(done, total)`` is called after each window of 4 KiB. ``version``: what
+    clients are told that runs. ``keep``: seconds that an unfinished update waits for its client
+    to come back. ``force``, ``verify``: see ota.update.OTA.
+
+    ``is_done``: an update is complete, verified, and selected for the next boot.
+    """
+
+    is_done = False
+    needs_restart = False
+    wants_restart = False  # the client does, and it can be done now
+
+    _holder = None  # the receiver whose update is open: there is one slot
+
+    def __init__(
+        self, secret=None, *, accept=None, progress=None, version=None, keep=300, **options
+    ):
+        self._secret = secret.encode() if isinstance(secret, str) else secret
+        self._accept = accept
+        self._progress = progress
+        self._version = version or "MicroPython %d.%d.%d" % sys.implementation[1][:3]
+        self._keep_ms = keep * 1000
+        self._options = options
+        self.link = None
+        self._nonces = None  # of the client and of the board, until they are used
+        self._update = None
+        self._wanted = None  # (size, SHA-256) of it
+        self._finished = None  # the same of the last one that was completed
+        self._locked_until = self._lock_s = 0
+        self._touch()
+
+    # --- the link
+
+    def open(self, link):
+        """A client is there. False if another one is being served: tell it by `busy`."""
+        if self.link:
+            return False
+        self.link = link
+        self._nonces = None
+        self._is_begun = False
+        self._touch()
+        return True
+
+    def lost(self):
+        """The client has gone. Its update waits for it, for a while."""
+        self.link = None
+        self._touch()
+
+    def poll(self):
+        """To be called several times a second: what is due after a time without news."""
+        quiet = ticks_diff(ticks_ms(), self._heard)
+        if self.link is None:
+            if self._update and quiet > self._keep_ms:
+                self._drop()
+        elif quiet > (_SILENCE_MS if self._is_begun else _GREETING_MS):
+            self._refuse(PushError("timeout", "nothing of use came for %d s" % (quiet // 1000)))
+        elif self._is_receiving() and ticks_diff(ticks_ms(), self._told) > _QUIET_MS:
+            self._tell(_AGAIN)
+
+    def close(self):
+        """Take no more; an update under way is given up."""
+        link = self.link
+        self._drop()
+        self.lost()
+        if link:
+            link.close()
+
+    def _touch(self):
+        self._heard = self._told = ticks_ms()
+
+    def _is_receiving(self):
+        return self._update and self._is_begun and self._position < self._size
+
+    # --- messages
+
+    def message(self, data):
+        """One whole control message has come."""
+        if self.link is None:
+            return  # refused, and not gone yet
+        try:
+            self._handle(data)
+        except OTAError as error:
+            self._refuse(error)
+        except (MemoryError, OSError) as error:
+            self._refuse(PushError("board", "the board cannot take it: %r" % error))
+
+    def _handle(self, data):
+        kind = data[0] if data else 0
+        if kind == _HELLO and len(data) >= _HELLO_SIZE:
+            self._greet(data)
+        elif kind == _BEGIN and len(data) >= _BEGIN_HEAD_SIZE and self._nonces:
+            self._begin(data)
+        elif kind == _END and len(data) == 2 and self._is_begun:
+            self._end(data[1] & _RESTART)
+        elif kind == _ABORT:
+            self._drop()
+            raise PushError("aborted", "the client has given up the update")
+        else:
+            raise PushError("protocol", "message %d of %d bytes, out of place" % (kind, len(data)))
+
+    def _greet(self, data):
+        left = ticks_diff(self._locked_until, ticks_ms())
+        if self._lock_s and left > 0:
+            raise PushError("locked", "wrong secret before: try again in %d s" % (left // 1000 + 1))
+        if data[1] != VERSION:
+            raise PushError("protocol", "protocol version %d, this is %d" % (data[1], VERSION))
+        from .keys import load
+
+        self._needs_signature = bool(load().trusted)
+        nonce = bytes(data[2:_HELLO_SIZE])
+        own = urandom(_NONCE_SIZE)
+        flags = (_NEEDS_SECRET if self._secret else 0) | (
+            _SIGNED_ONLY if self._needs_signature else 0
+        )
+        text = self._version.encode()[:_MAX_VERSION]
+        head = struct.pack("<BBB16sHB", _WELCOME, VERSION, flags, own, _chip_id(), len(text))
+        self._nonces = nonce, own
+        self._is_begun = False
+        self.link.send(head + text + self._prove(b"board", head + text))
+
+    def _prove(self, who, message):
+        """What shows that whoever says ``message`` knows the secret; empty without one."""
+        if not self._secret:
+            return b""
+        return hmac(self._secret, b"mpota " + who + self._nonces[0] + self._nonces[1] + message)
+
+    def _begin(self, data):
+        _, flags, size, sha, chip, count = struct.unpack_from(_BEGIN_HEAD, data)
+        end = _BEGIN_HEAD_SIZE + count
+        if count > _MAX_VERSION or len(data) != end + (_PROOF_SIZE if self._secret else 0):
+            raise PushError("protocol", "a BEGIN of %d bytes" % len(data))
+        self._check_proof(self._prove(b"client", data[:end]), data[end:])
+        self._check_wish(size, chip, data[_BEGIN_HEAD_SIZE:end])
+        wanted = size, bytes(sha)
+        if not flags & _RESUME or wanted not in (self._wanted, self._finished):
+            self._open(wanted)
+        self._is_begun = True
+        self._asked = False
+        self._tell(_AGAIN)
+
+    def _check_proof(self, due, found):
+        difference = len(due) ^ len(found)
+        for a, b in zip(due, found):  # noqa: B905  all of them: the time must not tell how many
+            difference |= a ^ b
+        if difference:
+            self._nonces = None
+            self._lock_s = min(2 * self._lock_s or 1, _MAX_LOCK_S)
+            self._locked_until = ticks_add(ticks_ms(), self._lock_s * 1000)
+            raise PushError("secret", "the client does not know this board's secret")
+        self._lock_s = 0
+
+    def _check_wish(self, size, chip, version):
+        if not 0 < size <= _MAX_SIZE:
+            raise ImageError("empty" if not size else "too-long", "a file of %d bytes" % size)
+        if chip not in (_ANY_CHIP, _chip_id()):
+            from .memory import chip_name
+
+            raise ImageError(
+                "wrong-chip",
+                "the update is for %s, this board is %s" % (chip_name(chip), chip_name(_chip_id())),
+            )
+        try:
+            text = str(version, "utf-8")
+        except UnicodeError:
+            raise PushError("protocol", "a version that is no text")
+        if self._accept and self._accept(size, None if chip == _ANY_CHIP else chip, text) is False:
+            raise PushError("refused", "the app on the board does not want version %s" % text)
+
+    # --- the update
+
+    def _open(self, wanted):
+        """Start anew. What can be said before the first byte is said here."""
+        from .update import OTA
+
+        if Receiver._holder:
+            Receiver._holder._drop()
+        self._finished = None
+        self.is_done = False
+        self._size, sha = wanted
+        self._position = self._faults = 0
+        gc.collect()
+        self._window = memoryview(bytearray(min(_WINDOW, self._size)))
+        options = {"verbose": False, "block_size": _WINDOW}
+        options.update(self._options)
+        self._update = _Image(OTA(sha=sha.hex(), length=self._size, **options))
+        self._wanted = wanted
+        Receiver._holder = self
+
+    def _drop(self):
+        if self._update:
+            self._update.abort()
+            self._update = self._wanted = self._window = None
+            Receiver._holder = None
+        self._is_begun = False
+
+    def data(self, packet):
+        """One data packet has come: a memoryview, good until this returns."""
+        if not self._is_receiving():
+            return  # late, or nobody has asked for it
+        ahead = ((packet[0] | packet[1] << 8) - self._position & 0xFFFF) if len(packet) > 2 else -1
+        if ahead == 0:
+            self._asked = False
+            self._take(packet, len(packet) - 2)
+        elif 0 < ahead < _BEHIND:
+            # Something before it was lost. Whatever was under way behind that will come as well,
+            # farther and farther ahead: to ask once is enough until the client starts over.
+            if not self._asked or ahead <= self._last_ahead:
+                self._asked = True
+                self._tell(_AGAIN)
+            self._last_ahead = ahead
+
+    def _take(self, packet, count):
+        fill = self._position % _WINDOW
+        start = self._position - fill
+        end = min(_WINDOW, self._size - start)
+        if fill + count < end:
+            self._window[fill : fill + count] = packet[2:]
+            self._position += count
+            self._grant()
+            return
+        left = end - fill
+        if count == left + _CRC_SIZE:
+            self._window[fill:end] = packet[2 : 2 + left]
+            (due,) = struct.unpack_from("<I", packet, 2 + left)
+            if crc32(self._window[:end]) & 0xFFFFFFFF == due:
+                self._position = start + end
+                self._faults = 0
+                self._heard = ticks_ms()
+                self._grant()
+                self._store(end)
+                return
+        self._faults += 1
+        if self._faults > _MAX_FAULTS:
+            self._drop()
+            text = "bytes %d to %d came damaged %d times" % (start, start + end, self._faults)
+            self._refuse(PushError("window", text))
+            return
+        self._position = start
+        self._tell(_AGAIN)
+
+    def _store(self, size):
+        window = self._window if size == len(self._window) else self._window[:size]
+        try:
+            if self._position == size:
+                self._start(window)
+            self._update.write(window)
+            if self._progress:
+                self._progress(self._position, self._size)
+        except OTAError as error:
+            self._drop()
+            self._refuse(error)
+        except (MemoryError, OSError) as error:
+            self._drop()
+            self._refuse(PushError("board", "the board cannot take it: %r" % error))
+
+    def _start(self, head):
+        """The first window tells what it is."""
+        from .bundle import is_bundle
+
+        if is_bundle(head):
+            self._update.abort()
+            self._update = None
+            gc.collect()  # its buffers
+            self._update = _Bundle(self._wanted[1], self._options)
+        elif self._needs_signature:
+            raise ReleaseError(
+                "unsigned", "this board has keys: it takes signed bundles only, no images"
+            )
+
+    def _grant(self):
+        """Tell the client how far it may go, once that is worth a message."""
+        if self._position < self._size:
+            left = min(self._position + self.link.credit, self._size) - self._granted
+            if left * 2 >= self.link.credit:
+                self._tell(_STATUS)
+        else:
+            self._tell(_STATUS)
+
+    def _tell(self, kind):
+        """STATUS, or AGAIN: to go on from the position, whatever was sent."""
+        if self._update is None:  # it is complete, but the client does not know
+            self.link.send(struct.pack("<BIH", kind, self._finished[0], 0))
+            return
+        credit = min(self.link.credit, self._size - self._position)
+        self._granted = self._position + credit
+        self._told = ticks_ms()
+        self.link.send(struct.pack("<BIH", kind, self._position, credit))
+
+    def _end(self, restart):
+        if self._update:
+            if self._position < self._size:
+                self._tell(_AGAIN)
+                return
+            update = self._update
+            try:
+                update.finish()
+            except Exception:
+                self._drop()
+                raise
+            self._finished = self._wanted
+            self.needs_restart = update.needs_restart
+            self._update = self._wanted = self._window = Receiver._holder = None
+            self.is_done = True
+            gc.collect()
+        self._touch()
+        self.wants_restart = bool(restart)
+        message = bytes((_DONE, _RESTART if self.needs_restart else 0))
+        self.link.send(message + self._prove(b"done", message + self._finished[1]))
+
+    def _refuse(self, error):
+        """Say why not, and hang up. An update that the link failed stays for its client."""
+        link = self.link
+        if link is None:
+            return
+        self._is_begun = False
+        send_error(link, error)
+        self.lost()
+        link.close()
+
+
+def send_error(link, error):
+    code = error.code.encode()
+    text = str(error).encode()[: MAX_MESSAGE - 2 - len(code)]
+    link.send(bytes((_ERROR, len(code))) + code + text)
+
+
+def busy():
+    return PushError("busy", "the board is talking to another client")
+
+
+class _Image:
+    """An app image or a merged firmware."""
+
+    needs_restart = True
+
+    def __init__(self, update):
+        self._update = update
+        self.write = update.write
+        self.finish = update.close
+        self.abort = update.abort
+
+
+class _Bundle:
+    """A release in one file."""
+
+    def __init__(self, sha, options):
+        from .bundle import Bundle
+        from .release import Release
+
+        self._release = Release(
+            options.get("force", False),
+            options.get("verify", True),
+            options.get("block_size", 4096),
+        )
+        self._stage = Bundle(self._release)
+        self._sha = sha256()
+        self._due = sha
+        self.abort = self._release.abort
+
+    def write(self, data):
+        self._sha.update(data)
+        self._stage.write(data)
+
+    def finish(self):
+        found = self._sha.digest()
+        if found != self._due:
+            raise ReleaseError(
+                "digest",
+                "the file has SHA-256 %s, %s was announced" % (found.hex(), self._due.hex()),
+            )
+        self._stage.finish()
+        self._release.switch()
+        self.needs_restart = self._release.needs_reset
+
+
+def hmac(key, message):
+    """HMAC-SHA256: RFC 2104."""
+    if len(key) > 64:
+        key = sha256(key).digest()
+    key = key + bytes(64 - len(key))
+    inner = sha256(bytes([byte ^ 0x36 for byte in key]))
+    inner.update(message)
+    outer = sha256(bytes([byte ^ 0x5C for byte in key]))
+    outer.update(inner.digest())
+    return outer.digest()
+
+
+def _chip_id():
+    from esp32 import Partition
+
+    head = bytearray(14)
+    Partition(Partition.RUNNING).readblocks(0, head, 0)
+    return head[12] | head[13] << 8

@@ -1,0 +1,184 @@
+"""Updates over Bluetooth Low Energy: the desk's side, with bleak."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mpota.errors import MpotaError, UsageError
+from mpota.wire import LostLinkError, Options, Sent, Update, send_update
+
+if TYPE_CHECKING:
+    from bleak import BleakClient
+    from bleak.backends.device import BLEDevice
+
+SERVICE = "6d706f74-6100-4b1e-9c53-7a0f5d2e8b46"
+CONTROL = "6d706f74-6101-4b1e-9c53-7a0f5d2e8b46"
+DATA = "6d706f74-6102-4b1e-9c53-7a0f5d2e8b46"
+
+_MORE = 0x80  # head of a fragment: others follow; the rest counts them
+_ATT_HEADER_SIZE = 3
+_MIN_PACKET_SIZE = 20
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What bleak is to use in place of the computer's own Bluetooth: see virtual/radio.py."""
+
+    client: Any = None
+    scanner: Any = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A board that advertises for updates. ``rssi`` in dBm."""
+
+    name: str
+    address: str
+    rssi: int
+    device: BLEDevice
+
+
+async def scan(timeout_s: float, backend: Backend = Backend()) -> list[Found]:
+    """All boards in reach that take updates. Raises MpotaError if there is no Bluetooth here."""
+    bleak = _bleak()
+    try:
+        seen = await bleak.BleakScanner.discover(
+            timeout_s, return_adv=True, service_uuids=[SERVICE], backend=backend.scanner
+        )
+    except bleak.exc.BleakError as error:
+        raise MpotaError(f"cannot scan: {error}") from None
+    return [
+        Found(data.local_name or device.name or "", device.address, data.rssi, device)
+        for device, data in seen.values()
+    ]
+
+
+async def find(target: str, timeout_s: float, backend: Backend = Backend()) -> BLEDevice:
+    """The board with that name or address. Raises MpotaError if it is not in reach."""
+    bleak = _bleak()
+    wanted = target.lower()
+    names: set[str] = set()
+
+    def is_wanted(device: Any, data: Any) -> bool:
+        name = data.local_name or ""
+        if SERVICE in data.service_uuids:
+            names.add(name or device.address)
+        return wanted in (device.address.lower(), name.lower())
+
+    try:
+        found: BLEDevice | None = await bleak.BleakScanner.find_device_by_filter(
+            is_wanted, timeout_s, backend=backend.scanner
+        )
+    except bleak.exc.BleakError as error:
+        raise MpotaError(f"cannot scan: {error}") from None
+    if found is None:
+        seen = f"in reach: {', '.join(sorted(names))}" if names else "mpota ble scan shows boards"
+        raise LostLinkError(f"no board '{target}' in {timeout_s:g} s", seen)
+    return found
+
+
+async def push(
+    target: str,
+    update: Update,
+    options: Options,
+    *,
+    pair: bool = False,
+    timeout_s: float = 10.0,
+    backend: Backend = Backend(),
+) -> Sent:
+    """Send ``update`` to the board with that name or address. Raises MpotaError."""
+    connect = partial(_connect, target, pair, timeout_s, backend)
+    return await send_update(connect, update, options)
+
+
+@asynccontextmanager
+async def _connect(
+    target: str, pair: bool, timeout_s: float, backend: Backend
+) -> AsyncIterator[_BleLink]:
+    bleak = _bleak()
+    device = await find(target, timeout_s, backend)
+    try:
+        async with bleak.BleakClient(
+            device, pair=pair, timeout=timeout_s, backend=backend.client
+        ) as client:
+            link = _BleLink(client)
+            await link.start()
+            yield link
+    except (bleak.exc.BleakError, OSError, TimeoutError) as error:
+        raise LostLinkError(f"{target}: {error or type(error).__name__}") from None
+
+
+class _BleLink:
+    """See `mpota.wire.Link`."""
+
+    def __init__(self, client: BleakClient) -> None:
+        self._client = client
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self._parts: list[bytes] = []
+
+    async def start(self) -> None:
+        client = self._client
+        control = client.services.get_characteristic(CONTROL)
+        data = client.services.get_characteristic(DATA)
+        if control is None or data is None:
+            raise MpotaError("this device does not take updates: it lacks the service")
+        self._control, self._data = control, data
+        await client.start_notify(control, lambda _, fragment: self._take(bytes(fragment)))
+
+    @property
+    def packet_size(self) -> int:
+        return max(_MIN_PACKET_SIZE, self._data.max_write_without_response_size)
+
+    async def send(self, message: bytes) -> None:
+        room = max(_MIN_PACKET_SIZE, self._client.mtu_size - _ATT_HEADER_SIZE) - 1
+        pieces = [message[at : at + room] for at in range(0, len(message), room)]
+        for number, piece in enumerate(pieces):
+            head = number | (_MORE if number < len(pieces) - 1 else 0)
+            await self._client.write_gatt_char(self._control, bytes((head,)) + piece, response=True)
+
+    async def send_data(self, packet: bytes) -> None:
+        await self._client.write_gatt_char(self._data, packet, response=False)
+
+    async def receive(self, timeout_s: float) -> bytes | None:
+        if timeout_s == 0:
+            return None if self._messages.empty() else self._messages.get_nowait()
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                return await asyncio.wait_for(self._messages.get(), min(max(left, 0), 0.5))
+            except asyncio.TimeoutError:
+                if not self._client.is_connected:
+                    raise LostLinkError("the connection broke") from None
+                if left <= 0:
+                    return None
+
+    def _take(self, fragment: bytes) -> None:
+        """Put a message together; one that lacks a fragment is dropped."""
+        if not fragment:
+            return
+        number = fragment[0] & ~_MORE
+        if number == 0:
+            self._parts = []
+        elif number != len(self._parts):
+            self._parts = []
+            return
+        self._parts.append(fragment[1:])
+        if not fragment[0] & _MORE:
+            self._messages.put_nowait(b"".join(self._parts))
+            self._parts = []
+
+
+def _bleak() -> Any:
+    try:
+        import bleak
+    except ImportError:
+        raise UsageError(
+            "Bluetooth needs the Python package bleak", "pip install 'mpota[ble]'"
+        ) from None
+    return bleak

@@ -1,0 +1,590 @@
+"""A radio for virtual boards: Bluetooth Low Energy between two controllers of Google's bumble.
+
+The board's ``bluetooth`` module (``standin/bluetooth.py``) drives a peripheral here, through a
+socket; the desk's side is a backend for bleak. Between them are real hosts and controllers: GAP,
+ATT, L2CAP, HCI. What a radio does to packets that its two ends do not is what this module adds:
+packets that the board's buffers have no room for, repeated ones, and links that break.
+
+Needs ``bumble`` and ``bleak``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from bleak.backends.characteristic import BleakGATTCharacteristic
+from bleak.backends.client import BaseBleakClient, NotifyCallback
+from bleak.backends.descriptor import BleakGATTDescriptor
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData, BaseBleakScanner
+from bleak.backends.service import BleakGATTService, BleakGATTServiceCollection
+from bleak.exc import BleakDeviceNotFoundError, BleakError
+from bumble import core, hci
+from bumble.att import ATT_Error, Attribute
+from bumble.controller import Controller
+from bumble.device import Advertisement, Connection, Device, Peer
+from bumble.gatt import Characteristic, CharacteristicValue, Service
+from bumble.host import Host
+from bumble.link import LocalLink
+from bumble.pairing import PairingConfig, PairingDelegate
+from bumble.transport.common import AsyncPipeSink
+
+BOARD_ADDRESS = "24:0A:C4:C0:FF:F0"
+_DESK_ADDRESS = "F0:F1:F2:F3:F4:F5"
+
+# A link layer PDU with data length extension, without the MIC: Core Specification, 6.B.2.4.
+_PDU_SIZE = 251
+# What NimBLE holds for its host before it drops: CONFIG_BT_NIMBLE_TRANSPORT_ACL_FROM_LL_COUNT.
+_BUFFER_COUNT = 24
+_ENCRYPTED = 0x1000  # flags of a characteristic: extmod/modbluetooth.h
+_AUTHENTICATED = 0x2000
+_ATT_CID = 4
+_L2CAP_HEADER_SIZE = 4
+_HOLD_S = 0.02
+_INTERVAL_MS = 20
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Noise:
+    """What happens to packets on their way to the board's app; the shares are of 1.
+
+    ``loss``: of the writes without response that the board's buffers drop. ``repeat``: of those
+    that come twice. ``delay``: of those that a write with response overtakes: that is all the
+    order that ATT leaves open, as each characteristic may have a queue of its own.
+    ``deaf``: of the notifications that the desk does not get.
+    """
+
+    loss: float = 0.0
+    repeat: float = 0.0
+    delay: float = 0.0
+    deaf: float = 0.0
+    seed: int = 1
+
+
+@dataclass
+class Traffic:
+    """What went over the air since the radio was made, both ways; without the link layer's own."""
+
+    pdus: int = 0  # of ATT
+    att_size: int = 0  # bytes of them
+    l2cap_size: int = 0  # with the headers of L2CAP
+    lost: int = 0  # writes that were dropped
+    overflows: int = 0  # of these, those that found no buffer
+
+
+class Radio:
+    """A radio that one virtual board and one desk share; a context manager.
+
+    ``mtu``: what the desk asks for. ``passkey``: what somebody at the desk types when the board
+    shows its own. ``client`` and ``scanner`` are backends for BleakClient and BleakScanner.
+    """
+
+    def __init__(self, noise: Noise | None = None, mtu: int = 247, passkey: int = 0) -> None:
+        self.noise = noise or Noise()
+        self.mtu = mtu
+        self.passkey = passkey
+        self.traffic = Traffic()
+        self.port = 0
+        self._random = random.Random(self.noise.seed)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._board: _Peripheral | None = None
+        radio = self
+        self.client = type("BumbleClient", (_Client,), {"radio": radio})
+        self.scanner = type("BumbleScanner", (_Scanner,), {"radio": radio})
+
+    def __enter__(self) -> Radio:
+        self._thread.start()
+        self._run(self._start())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def scan_response(self) -> bytes:
+        return self._board.scan_response if self._board else b""
+
+    def break_link(self) -> None:
+        """The two are out of reach of each other, for a moment."""
+        self._run(self._break_link())
+
+    async def call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run ``work`` in the radio's thread, for a coroutine of another loop."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self) -> None:
+        self._link = LocalLink()  # type: ignore[no-untyped-call]
+        self.desk = self._device("desk", _DESK_ADDRESS)
+        self.desk.pairing_config_factory = lambda connection: PairingConfig(
+            mitm=True, bonding=False, delegate=_Typing(self)
+        )
+        await self.desk.power_on()
+        self._server = await asyncio.start_server(self._serve_board, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _stop(self) -> None:
+        self._server.close()
+        if self._board is not None:
+            await self._board.power_off()
+        rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _break_link(self) -> None:
+        if self._board is not None:
+            await self._board.disconnect()
+
+    def _device(self, name: str, address: str) -> Device:
+        controller = Controller(name, link=self._link, public_address=address)
+        controller.le_acl_data_packet_length = _PDU_SIZE
+        host = Host(controller, AsyncPipeSink(controller))
+        device = Device(name=name, address=hci.Address(address), host=host)
+        device.random_address = hci.Address(address)
+        return device
+
+    async def _serve_board(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """One boot of the board, from the radio's switching on to its end."""
+        board = _Peripheral(self, self._device("board", BOARD_ADDRESS), writer)
+        self._board = board
+        try:
+            await board.serve(reader)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the board has been reset, or the radio is no more
+        finally:
+            self._board = None
+            await board.power_off()
+            self._link.remove_controller(board.controller)
+            writer.close()
+
+    def chance(self, share: float) -> bool:
+        return share > 0 and self._random.random() < share
+
+    def count(self, pdu_size: int) -> None:
+        self.traffic.pdus += 1
+        self.traffic.att_size += pdu_size
+        self.traffic.l2cap_size += pdu_size + _L2CAP_HEADER_SIZE
+
+
+class _Peripheral:
+    """The board's host and controller."""
+
+    def __init__(self, radio: Radio, device: Device, writer: asyncio.StreamWriter) -> None:
+        self._radio = radio
+        self._device = device
+        self._writer = writer
+        self._characteristics: dict[int, Characteristic[bytes]] = {}
+        self._connection: Connection | None = None
+        self.scan_response = b""
+        self._waiting = 0  # writes that the board has not taken yet
+        self._held: list[bytes] = []
+        self._passkey: asyncio.Future[int] | None = None
+        assert isinstance(device.host, Host)
+        link = next(c for c in radio._link.controllers if c.name == "board" and c.host)
+        self.controller = link
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        self._device.on("connection", self._on_connection)
+        await self._device.power_on()
+        while True:
+            (size,) = struct.unpack("<H", await reader.readexactly(2))
+            frame = await reader.readexactly(size)
+            await self._perform(chr(frame[0]), frame[1:])
+
+    async def _perform(self, kind: str, payload: bytes) -> None:
+        """One request of ``standin/bluetooth.py``."""
+        match kind:
+            case "M":
+                (self._device.gatt_server.max_mtu,) = struct.unpack("<H", payload)
+            case "R":
+                for uuid, characteristics in json.loads(payload):
+                    self._device.add_service(self._service(uuid, characteristics))
+            case "V" if payload:
+                data = payload[1 : 1 + payload[0]]
+                self.scan_response = payload[1 + payload[0] :]
+                await self._device.start_advertising(
+                    advertising_data=data,
+                    advertising_interval_min=_INTERVAL_MS,
+                    advertising_interval_max=_INTERVAL_MS,
+                )
+            case "V":
+                await self._device.stop_advertising()
+            case "N":
+                _, handle = struct.unpack_from("<HH", payload)
+                await self._notify(self._characteristics[handle], payload[4:])
+            case "T":
+                (count,) = struct.unpack("<H", payload)
+                self._waiting -= count
+            case "D":
+                await self.disconnect()
+            case "S":
+                self._device.pairing_config_factory = lambda connection: PairingConfig(
+                    mitm=bool(payload[0]), bonding=False, delegate=_Showing(self)
+                )
+            case "K" if self._passkey is not None:
+                self._passkey.set_result(struct.unpack("<HI", payload)[1])
+
+    def _service(self, uuid: str, described: list[tuple[str, int, int]]) -> Service:
+        return Service(core.UUID(uuid), [self._characteristic(*row) for row in described])
+
+    def _characteristic(self, uuid: str, flags: int, handle: int) -> Characteristic[bytes]:
+        permissions = Attribute.Permissions.WRITEABLE | Attribute.Permissions.READABLE
+        if flags & _ENCRYPTED:
+            permissions |= Attribute.Permissions.WRITE_REQUIRES_ENCRYPTION
+        if flags & _AUTHENTICATED:
+            permissions |= Attribute.Permissions.WRITE_REQUIRES_AUTHENTICATION
+        is_lossy = bool(flags & Characteristic.Properties.WRITE_WITHOUT_RESPONSE)
+
+        def write(connection: Any, value: bytes) -> None:
+            self._radio.count(3 + len(value))
+            if is_lossy:
+                self._take_command(handle, value)
+            else:
+                self._radio.count(1)  # the response
+                self._take_request(handle, value)
+
+        made: Characteristic[bytes] = Characteristic(
+            core.UUID(uuid),
+            Characteristic.Properties(flags & 0xFF),
+            permissions,
+            CharacteristicValue(write=write),
+        )
+        self._characteristics[handle] = made
+        return made
+
+    # --- to the board
+
+    def _take_request(self, handle: int, value: bytes) -> None:
+        self._deliver(handle, value)
+        self._release()
+
+    def _take_command(self, handle: int, value: bytes) -> None:
+        radio = self._radio
+        event = struct.pack("<HH", self._handle, handle) + value
+        if self._held or radio.chance(radio.noise.delay):
+            if not self._held:
+                asyncio.get_running_loop().call_later(_HOLD_S, self._release)
+            self._held.append(event)
+            return
+        self._take_event(event)
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for event in held:
+            self._take_event(event)
+
+    def _take_event(self, event: bytes) -> None:
+        radio = self._radio
+        buffers = -(-(len(event) + 3) // _PDU_SIZE)  # of this packet
+        is_full = self._waiting + buffers > _BUFFER_COUNT
+        if is_full or radio.chance(radio.noise.loss):
+            radio.traffic.lost += 1
+            radio.traffic.overflows += is_full
+            return
+        for _ in range(2 if radio.chance(radio.noise.repeat) else 1):
+            self._waiting += 1
+            self._send("W", event)
+
+    def _deliver(self, handle: int, value: bytes) -> None:
+        self._waiting += 1
+        self._send("W", struct.pack("<HH", self._handle, handle) + value)
+
+    @property
+    def _handle(self) -> int:
+        return self._connection.handle if self._connection else 0xFFFF
+
+    def _send(self, kind: str, payload: bytes) -> None:
+        self._writer.write(struct.pack("<HB", 1 + len(payload), ord(kind)) + payload)
+
+    def _on_connection(self, connection: Connection) -> None:
+        self._connection = connection
+        peer = struct.pack("<HB", connection.handle, 0) + bytes(connection.peer_address)
+        self._send("C", peer)
+
+        def on_mtu() -> None:
+            self._send("M", struct.pack("<HH", connection.handle, connection.att_mtu))
+
+        def on_end(reason: int) -> None:
+            self._connection = None
+            self._held.clear()
+            self._send("D", peer)
+
+        def on_encryption() -> None:
+            if connection.is_encrypted:
+                state = struct.pack("<HB", connection.handle, connection.authenticated)
+                self._send("E", state)
+
+        connection.on("connection_att_mtu_update", on_mtu)
+        connection.on("disconnection", on_end)
+        connection.on("connection_encryption_change", on_encryption)
+
+    # --- from the board
+
+    async def _notify(self, characteristic: Characteristic[bytes], value: bytes) -> None:
+        connection, radio = self._connection, self._radio
+        if connection is None:
+            return
+        value = value[: connection.att_mtu - 3]
+        radio.count(3 + len(value))
+        if not radio.chance(radio.noise.deaf):
+            await self._device.notify_subscriber(connection, characteristic, value)
+
+    async def ask_passkey(self) -> int:
+        """What the board shows on its display."""
+        self._passkey = asyncio.get_running_loop().create_future()
+        self._send("K", struct.pack("<H", self._handle))
+        return await self._passkey
+
+    async def disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.disconnect()
+
+    async def power_off(self) -> None:
+        try:
+            await self.disconnect()
+            await self._device.power_off()
+        except (core.BaseBumbleError, asyncio.CancelledError):
+            pass  # it was not on
+
+
+class _Showing(PairingDelegate):
+    """The board: it has a display only."""
+
+    def __init__(self, board: _Peripheral) -> None:
+        super().__init__(PairingDelegate.IoCapability.DISPLAY_OUTPUT_ONLY)
+        self._board = board
+
+    async def generate_passkey(self) -> int:
+        return await self._board.ask_passkey()
+
+    async def display_number(self, number: int, digits: int) -> None:
+        pass
+
+
+class _Typing(PairingDelegate):
+    """The desk: somebody types."""
+
+    def __init__(self, radio: Radio) -> None:
+        super().__init__(PairingDelegate.IoCapability.KEYBOARD_INPUT_ONLY)
+        self._radio = radio
+
+    async def get_number(self) -> int | None:
+        return self._radio.passkey
+
+
+class _Client(BaseBleakClient):
+    """bleak's client interface on the desk's host."""
+
+    radio: Radio
+
+    def __init__(self, address_or_ble_device: BLEDevice | str, **options: Any) -> None:
+        options.setdefault("timeout", 10.0)
+        options.setdefault("disconnected_callback", None)
+        super().__init__(address_or_ble_device, **options)
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def name(self) -> str:
+        return self.address
+
+    @property
+    def mtu_size(self) -> int:
+        return self._connection.att_mtu if self._connection else 23
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    async def connect(self, pair: bool, **options: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self.radio.call(self._connect(pair))
+
+    async def _connect(self, pair: bool) -> None:
+        try:
+            connection = await self.radio.desk.connect(
+                hci.Address(self.address), timeout=self._timeout
+            )
+        except (core.BaseBumbleError, hci.HCI_Error) as error:
+            raise BleakDeviceNotFoundError(self.address, f"no answer: {error}") from error
+        connection.on("disconnection", self._on_end)
+        try:
+            if pair:
+                await connection.pair()
+            peer = Peer(connection)
+            await peer.request_mtu(self.radio.mtu)
+            self.services = await self._discover(peer)
+        except (core.BaseBumbleError, ATT_Error, hci.HCI_Error) as error:
+            raise BleakError(str(error)) from error
+        self._connection = connection
+
+    async def _discover(self, peer: Peer) -> BleakGATTServiceCollection:
+        found = BleakGATTServiceCollection()
+        for service in await peer.discover_services():
+            kept = BleakGATTService(service, service.handle, str(_uuid(service.uuid)))
+            found.add_service(kept)
+            for one in await service.discover_characteristics():
+                await one.discover_descriptors()
+                names: list[Any] = [
+                    p.name.lower().replace("_", "-")
+                    for p in Characteristic.Properties
+                    if p & one.properties and p.name
+                ]
+                found.add_characteristic(
+                    BleakGATTCharacteristic(
+                        one, one.handle, _uuid(one.uuid), names, self._max_write, kept
+                    )
+                )
+        return found
+
+    def _max_write(self) -> int:
+        return self.mtu_size - 3
+
+    def _on_end(self, reason: int) -> None:
+        self._connection = None
+        if self._disconnected_callback is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._disconnected_callback)
+
+    async def disconnect(self) -> None:
+        if self._connection is not None:
+            await self.radio.call(_quietly(self._connection.disconnect()))
+
+    async def pair(self, *args: Any, **options: Any) -> None:
+        assert self._connection is not None
+        await self.radio.call(self._connection.pair())
+
+    async def unpair(self) -> None:
+        pass  # nothing is bonded
+
+    async def read_gatt_char(
+        self, characteristic: BleakGATTCharacteristic, **options: Any
+    ) -> bytearray:
+        return bytearray(await self._do(lambda: characteristic.obj.read_value()))
+
+    async def read_gatt_descriptor(
+        self, descriptor: BleakGATTDescriptor, **options: Any
+    ) -> bytearray:
+        return bytearray(await self._do(lambda: descriptor.obj.read_value()))
+
+    async def write_gatt_char(
+        self, characteristic: BleakGATTCharacteristic, data: Any, response: bool
+    ) -> None:
+        value = bytes(data)
+        if not response and len(value) > self._max_write():
+            raise BleakError(f"{len(value)} bytes, a packet holds {self._max_write()}")
+        await self._do(lambda: characteristic.obj.write_value(value, with_response=response))
+
+    async def write_gatt_descriptor(self, descriptor: BleakGATTDescriptor, data: Any) -> None:
+        await self._do(lambda: descriptor.obj.write_value(bytes(data), with_response=True))
+
+    async def start_notify(
+        self, characteristic: BleakGATTCharacteristic, callback: NotifyCallback, **options: Any
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def take(value: bytes) -> None:
+            loop.call_soon_threadsafe(callback, bytearray(value))
+
+        await self._do(lambda: characteristic.obj.subscribe(take))
+
+    async def stop_notify(self, characteristic: BleakGATTCharacteristic) -> None:
+        await self._do(lambda: characteristic.obj.unsubscribe())
+
+    async def _do(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """One ATT procedure. Raises BleakError if it fails, or the link breaks in it."""
+
+        async def run() -> _T:
+            if self._connection is None:
+                raise BleakError("not connected")
+            try:
+                return await work()
+            except (core.BaseBumbleError, ATT_Error, asyncio.CancelledError) as error:
+                raise BleakError(f"{error}") from error
+
+        return await self.radio.call(run())
+
+
+class _Scanner(BaseBleakScanner):
+    """bleak's scanner interface on the desk's host."""
+
+    radio: Radio
+
+    def __init__(
+        self, detection_callback: Any, service_uuids: list[str] | None, mode: str, **options: Any
+    ) -> None:
+        super().__init__(detection_callback, service_uuids)
+
+    async def start(self) -> None:
+        self.seen_devices = {}
+        loop = asyncio.get_running_loop()
+
+        def on_advertisement(found: Advertisement) -> None:
+            loop.call_soon_threadsafe(self._take, found)
+
+        self._listener = on_advertisement
+        self.radio.desk.on("advertisement", on_advertisement)
+        await self.radio.call(self.radio.desk.start_scanning(filter_duplicates=False))
+
+    async def stop(self) -> None:
+        self.radio.desk.remove_listener("advertisement", self._listener)
+        await self.radio.call(self.radio.desk.stop_scanning())
+
+    def _take(self, found: Advertisement) -> None:
+        # bumble's controller answers a scan request with the advertising data once more.
+        response = self.radio.scan_response
+        content = core.AdvertisingData.from_bytes(found.data_bytes + response)
+        types = core.AdvertisingData.Type
+        name = content.get(types.COMPLETE_LOCAL_NAME)
+        uuids = content.get(types.COMPLETE_LIST_OF_128_BIT_SERVICE_CLASS_UUIDS) or []
+        data = AdvertisementData(
+            local_name=str(name) if name else None,
+            manufacturer_data={},
+            service_data={},
+            service_uuids=[_uuid(uuid) for uuid in uuids],
+            tx_power=None,
+            rssi=found.rssi,
+            platform_data=(),
+        )
+        if not self.is_allowed_uuid(data.service_uuids):
+            return
+        address = str(found.address).split("/")[0]
+        device = self.create_or_update_device(address, address, data.local_name, found, data)
+        self.call_detection_callbacks(device, data)
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    with contextlib.suppress(core.BaseBumbleError, hci.HCI_Error):  # it was gone already
+        await work
+
+
+def _uuid(uuid: Any) -> str:
+    """As bleak writes them: 128 bits, small letters."""
+    digits: str = uuid.to_hex_str().lower()
+    if len(digits) == 4:
+        digits = f"0000{digits}00001000800000805f9b34fb"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

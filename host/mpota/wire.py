@@ -1,0 +1,331 @@
+"""The desk's side of an update that is sent to a board: docs/PROTOCOL.md, without what carries it.
+
+`mpota.ble` and `mpota.listen` connect, and bring messages and packets to the board and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from mpota.errors import MpotaError
+from mpota.push import Package, RefusedError
+
+VERSION = 1
+WINDOW_SIZE = 4096
+ANY_CHIP = 0xFFFF
+
+_NEEDS_SECRET = 1  # WELCOME
+_RESUME = 1  # BEGIN
+_RESTART = 1  # END, DONE
+
+_HELLO = struct.Struct("<BB16s")
+_WELCOME = struct.Struct("<BBB16sHB")
+_BEGIN = struct.Struct("<BBI32sHB")
+_STATUS = struct.Struct("<BIH")
+_OFFSET = struct.Struct("<H")
+_CRC = struct.Struct("<I")
+_PROOF_SIZE = 32
+_MAX_VERSION_SIZE = 64
+
+_ANSWER_TIMEOUT_S = 4.0
+_SILENCE_TIMEOUT_S = 12.0  # the board speaks up every second while it waits for data
+_END_TIMEOUT_S = 60.0  # it checks the whole, signatures included
+_ATTEMPTS = 3
+_TEMPORARY_CODES = ("busy", "timeout", "locked")
+
+
+class Kind(IntEnum):
+    """The first byte of a message."""
+
+    HELLO = 0x01
+    BEGIN = 0x02
+    END = 0x03
+    ABORT = 0x04
+    WELCOME = 0x81
+    STATUS = 0x82
+    AGAIN = 0x83
+    DONE = 0x84
+    ERROR = 0x85
+
+
+class LostLinkError(MpotaError):
+    """The board cannot be heard any more."""
+
+
+class Link(Protocol):
+    """A connection to a board."""
+
+    @property
+    def packet_size(self) -> int:
+        """Bytes that a data packet may have, its offset included."""
+
+    async def send(self, message: bytes) -> None:
+        """Raises LostLinkError, as the others do."""
+
+    async def send_data(self, packet: bytes) -> None: ...
+
+    async def receive(self, timeout_s: float) -> bytes | None:
+        """The next message; None if there is none in time."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a board says of itself."""
+
+    version: str
+    chip_id: int
+    signed_only: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is to be sent."""
+
+    name: str
+    data: bytes
+    chip_id: int = ANY_CHIP
+    version: str = ""
+    sha256: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", hashlib.sha256(self.data).digest())
+
+    @classmethod
+    def open(cls, path: str) -> Update:
+        """From an app image, a merged firmware (of which the app is taken) or a bundle.
+
+        Raises MpotaError for a file that is none of these, or damaged.
+        """
+        package = Package.open(path)
+        chip_id = package.app.image.chip.chip_id if package.app else ANY_CHIP
+        return cls(package.name, package.data, chip_id, package.version)
+
+
+@dataclass
+class Options:
+    """How to send.
+
+    ``secret``: what the board asks for, if it does. ``restart``: into the update, at once.
+    ``attempts``: connections in a row that fail, or bring nothing forward, before it is given up;
+    ``pause_s`` before the second one, twice as long before each further one.
+    """
+
+    secret: bytes | None = None
+    restart: bool = True
+    attempts: int = 5
+    pause_s: float = 1.0
+    progress: Callable[[int], object] = lambda done: None
+    tell: Callable[[str], object] = lambda text: None
+
+
+@dataclass
+class Sent:
+    """A completed update: ``sent_size`` bytes of payload went out, some of them more than once."""
+
+    needs_restart: bool
+    sent_size: int
+    connections: int
+    board: Board
+
+
+Connect = Callable[[], AbstractAsyncContextManager[Link]]
+
+
+async def send_update(connect: Connect, update: Update, options: Options) -> Sent:
+    """Bring ``update`` to the board, through as many connections as it takes.
+
+    Raises RefusedError if the board does not take it, LostLinkError if it cannot be reached.
+    """
+    sender = _Sender(update, options)
+    failures, connections = 0, 0
+    while True:
+        before = sender.position
+        try:
+            async with connect() as link:
+                connections += 1
+                await sender.talk(link)
+            assert sender.board is not None
+            return Sent(sender.needs_restart, sender.sent_size, connections, sender.board)
+        except (LostLinkError, RefusedError) as error:
+            if isinstance(error, RefusedError) and error.code not in _TEMPORARY_CODES:
+                raise
+            if sender.is_ended and isinstance(error, LostLinkError):
+                raise LostLinkError(
+                    f"the board has all of {update.name}, but did not say that it switched: "
+                    f"{error}",
+                    "see what it runs; sending it again does no harm",
+                ) from None
+            failures = 1 if sender.position > before else failures + 1
+            if failures >= options.attempts:
+                raise
+            pause_s = options.pause_s * 2 ** (failures - 1)
+            options.tell(f"{error}; again in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
+
+
+class _Sender:
+    """One update on its way, over all connections."""
+
+    def __init__(self, update: Update, options: Options) -> None:
+        self._update = update
+        self._options = options
+        self._nonces = b""
+        self.board: Board | None = None
+        self.position = 0  # the board has all before it
+        self._end = 0  # it lets us go up to here
+        self._next = 0  # what goes out next
+        self.sent_size = 0
+        self.needs_restart = False
+        self.is_ended = False
+
+    async def talk(self, link: Link) -> None:
+        """From HELLO to DONE. Raises LostLinkError and RefusedError."""
+        needs_secret = await self._greet(link)
+        await self._begin(link, needs_secret)
+        await self._send_all(link)
+        await self._finish(link)
+
+    async def _greet(self, link: Link) -> bool:
+        nonce = os.urandom(16)
+        hello = _HELLO.pack(Kind.HELLO, VERSION, nonce)
+        answer = await self._ask(link, hello, Kind.WELCOME)
+        if len(answer) < _WELCOME.size:
+            raise _garbled(answer)
+        _, version, flags, own, chip_id, size = _WELCOME.unpack_from(answer)
+        end = _WELCOME.size + size
+        if version != VERSION:
+            raise MpotaError(f"the board speaks version {version} of the protocol, we {VERSION}")
+        self._nonces = nonce + own
+        needs_secret = bool(flags & _NEEDS_SECRET)
+        if needs_secret and self._options.secret is None:
+            raise MpotaError("the board asks for a secret", "--secret-file FILE, or MPOTA_SECRET")
+        if self._options.secret is not None:
+            if not needs_secret:
+                raise MpotaError(
+                    "the board asks for no secret: it may be another one",
+                    "without --secret-file it is sent all the same",
+                )
+            self._check_proof(b"board", answer[:end], answer[end:])
+        text = answer[_WELCOME.size : end].decode("utf-8", "replace")
+        self.board = Board(text, chip_id, bool(flags & 2))
+        return needs_secret
+
+    async def _begin(self, link: Link, needs_secret: bool) -> None:
+        update = self._update
+        version = update.version.encode()[:_MAX_VERSION_SIZE].decode("utf-8", "ignore").encode()
+        begin = _BEGIN.pack(
+            Kind.BEGIN, _RESUME, len(update.data), update.sha256, update.chip_id, len(version)
+        )
+        begin += version
+        if needs_secret:
+            begin += self._prove(b"client", begin)
+        await link.send(begin)
+        message = await self._receive(link, _END_TIMEOUT_S, "its answer to BEGIN")
+        self._take_status(message)
+        self._next = self.position
+
+    async def _ask(self, link: Link, message: bytes, kind: Kind) -> bytes:
+        for _ in range(_ATTEMPTS):
+            await link.send(message)
+            while answer := await link.receive(_ANSWER_TIMEOUT_S):
+                _check_error(answer)
+                if answer[0] == kind:
+                    return answer
+        raise LostLinkError(f"the board does not answer {Kind(message[0]).name}")
+
+    async def _receive(self, link: Link, timeout_s: float, what: str) -> bytes:
+        message = await link.receive(timeout_s)
+        if not message:
+            raise LostLinkError(f"the board is silent for {timeout_s:.0f} s: {what} is due")
+        _check_error(message)
+        return message
+
+    def _take_status(self, message: bytes) -> None:
+        if message[0] not in (Kind.STATUS, Kind.AGAIN) or len(message) != _STATUS.size:
+            raise _garbled(message)
+        _, position, credit = _STATUS.unpack(message)
+        if position + credit > len(self._update.data):
+            raise _garbled(message)
+        self.position, self._end = position, position + credit
+        if message[0] == Kind.AGAIN:
+            self._next = position
+        self._options.progress(position)
+
+    async def _send_all(self, link: Link) -> None:
+        size = len(self._update.data)
+        while self.position < size:
+            timeout_s = 0.0 if self._next < self._end else _SILENCE_TIMEOUT_S
+            if timeout_s:
+                self._take_status(await self._receive(link, timeout_s, "more credit"))
+                continue
+            message = await link.receive(0)
+            if message:
+                _check_error(message)
+                self._take_status(message)
+                continue
+            packet, count = self._packet(link.packet_size)
+            await link.send_data(packet)
+            self._next += count
+            self.sent_size += count
+
+    def _packet(self, size: int) -> tuple[bytes, int]:
+        """A data packet of at most ``size`` bytes, and the bytes of payload in it."""
+        data = self._update.data
+        start = self._next - self._next % WINDOW_SIZE
+        end = min(start + WINDOW_SIZE, len(data))
+        room = size - _OFFSET.size
+        left = end - self._next
+        head = _OFFSET.pack(self._next & 0xFFFF)
+        if left + _CRC.size <= room:
+            crc = _CRC.pack(zlib.crc32(data[start:end]))
+            return head + data[self._next : end] + crc, left
+        count = min(room, left - 1)  # one byte at least goes with the digest
+        return head + data[self._next : self._next + count], count
+
+    async def _finish(self, link: Link) -> None:
+        end = bytes((Kind.END, _RESTART if self._options.restart else 0))
+        self.is_ended = True
+        for _ in range(_ATTEMPTS):
+            await link.send(end)
+            message = await link.receive(_END_TIMEOUT_S / _ATTEMPTS)
+            while message and message[0] in (Kind.STATUS, Kind.AGAIN):
+                message = await link.receive(_END_TIMEOUT_S / _ATTEMPTS)
+            if message:
+                _check_error(message)
+                if message[0] != Kind.DONE or len(message) < 2:
+                    raise _garbled(message)
+                if self._options.secret is not None:
+                    self._check_proof(b"done", message[:2] + self._update.sha256, message[2:])
+                self.needs_restart = bool(message[1] & _RESTART)
+                return
+        raise LostLinkError("no answer to END")
+
+    def _prove(self, who: bytes, message: bytes) -> bytes:
+        secret = self._options.secret or b""
+        return hmac.digest(secret, b"mpota " + who + self._nonces + message, "sha256")
+
+    def _check_proof(self, who: bytes, message: bytes, proof: bytes) -> None:
+        if not hmac.compare_digest(self._prove(who, message), proof):
+            raise MpotaError("the board does not know the secret: it is another one, or a fake")
+
+
+def _check_error(message: bytes) -> None:
+    if message[0] != Kind.ERROR:
+        return
+    end = 2 + (message[1] if len(message) > 1 else 0)
+    code = message[2:end].decode("ascii", "replace")
+    raise RefusedError(code, message[end:].decode("utf-8", "replace") or code)
+
+
+def _garbled(message: bytes) -> MpotaError:
+    return MpotaError(f"the board sent what makes no sense: {message[:16].hex(' ')}")
