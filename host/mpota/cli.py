@@ -34,6 +34,9 @@ _COMMANDS = {
     "erase": "partitions of a board made blank",
     "restore": "what a change to a board overwrote, put back",
     "sample": "a realistic firmware to try things on",
+    "install": "the ota package onto a board, by its REPL",
+    "push": "an update through the REPL: sent, booted, checked, confirmed",
+    "status": "what runs on a board, and what boots next",
     "virtual": "a virtual board with serial ports for any tool",
     "demo": "the whole story of an update on the virtual board",
 }

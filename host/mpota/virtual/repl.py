@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from mpota.errors import MpotaError
-from mpota.virtual.board import Board
+from mpota.virtual.board import Board, End
 from mpota.virtual.terminal import DEFAULT_BUFFER_SIZE, Terminal
 
 
@@ -22,9 +22,10 @@ class ConsolePort:
     open through a reset sees the bootloader's lines, then what boot.py and main.py print, then
     the prompt. What is printed while nobody has it open is lost.
 
-    Each `power_on` is a run of the board in a thread of its own. What ends a run for a reason
-    that is not the board's (FlashError: the code on it broke a rule of NOR flash) is printed on
-    the console and kept in ``failure``.
+    Each `power_on` is a run of the board in a thread of its own. Why a run ended by itself (no app
+    to boot; FlashError: the code on the board broke a rule of NOR flash) is printed on the
+    console, for those who open the port later as well; what is not the board's doing is kept in
+    ``failure``.
     """
 
     def __init__(self, board: Board, buffer_size: int = DEFAULT_BUFFER_SIZE) -> None:
@@ -34,6 +35,7 @@ class ConsolePort:
         self._terminal: Terminal | None = None
         self._thread: threading.Thread | None = None
         self._switch = threading.Lock()
+        self._last_words = b""
         self.failure: MpotaError | None = None
 
     def __enter__(self) -> ConsolePort:
@@ -47,6 +49,7 @@ class ConsolePort:
         """Let the board boot, unless it is on."""
         with self._switch:
             if self._thread is None:
+                self._last_words = b""
                 self._terminal = Terminal(self._print_out, self._buffer_size)
                 run = (self._run, self._terminal)
                 self._thread = threading.Thread(target=run[0], args=run[1:], daemon=True)
@@ -62,6 +65,7 @@ class ConsolePort:
 
     def opened(self, send: Callable[[bytes], None]) -> None:
         self._send = send
+        send(self._last_words)
 
     def received(self, data: bytes) -> None:
         if self._terminal is not None:
@@ -72,10 +76,16 @@ class ConsolePort:
 
     def _run(self, terminal: Terminal) -> None:
         try:
-            self._board.run(terminal=terminal, timeout_s=None, max_boots=sys.maxsize)
+            run = self._board.run(terminal=terminal, timeout_s=None, max_boots=sys.maxsize)
+            if run.end is End.NO_APP:
+                lines = run.boots[-1].bootloader_lines
+                self._last_words = "".join(f"{line}\r\n" for line in lines).encode()
+            elif run.end is not End.POWER_CUT:
+                raise MpotaError(f"MicroPython ended by itself ({run.end.value})")
         except MpotaError as error:
             self.failure = error
-            terminal.print(f"\nvirtual board: {error}\n".encode())
+            self._last_words = f"\r\nvirtual board: {error}\r\n".encode()
+            self._send(self._last_words)
         finally:
             terminal.close()
 

@@ -1,0 +1,73 @@
+"""``mpota push``: an update through the REPL."""
+
+from __future__ import annotations
+
+import click
+
+from mpota import report
+from mpota.commands.options import json_option, port_argument
+
+
+@click.command()
+@port_argument
+@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|URL")
+@click.option(
+    "--check",
+    metavar="EXPR|FILE.py",
+    help="Health check on the board: an expression that is true, or a script that ends well.",
+)
+@click.option(
+    "--check-timeout",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    help="Seconds to go on trying the check (default 30).",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0.05),
+    default=3.0,
+    help="Seconds of silence after which the new app counts as started (default 3).",
+)
+@click.option("--force", is_flag=True, help="Install what runs already, or has failed before.")
+@json_option
+def command(
+    port: str,
+    package: str,
+    check: str | None,
+    check_timeout: float,
+    settle: float,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Update the board on PORT, see the new app boot, check its health, confirm it.
+
+    The board must have the ota package (mpota install). A URL is fetched by the board itself.
+    After a broken connection the same command goes on: what has arrived is not sent again.
+
+    \b
+    Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
+                1 refused, the board is unchanged 4 unhealthy: given up, rolled back
+                2 wrong usage                     5 board lost after the switch
+    """
+    from mpota.deploy import Session
+    from mpota.push import Check, Options, Package, Tell, push
+
+    source = Package.open(package)
+    options = Options(Check.parse(check, check_timeout), settle, force)
+    show = (lambda text: None) if as_json else print
+    with Session(port) as session, report.progress(source.name, len(source.data)) as progress:
+        done = push(session, source, options, Tell(show, progress))
+    if as_json:
+        report.print_json(
+            {
+                "slot": done.slot,
+                "version": done.version,
+                "new": done.is_new,
+                "sent": done.sent_size,
+                "console": done.console,
+            }
+        )
+    elif done.is_new:
+        print(f"{done.slot} runs {done.version}, confirmed")
+    else:
+        print(f"{done.slot} runs {done.version} already, confirmed: nothing to do")

@@ -1,0 +1,54 @@
+"""``mpota status``: what runs on a board, and what boots next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from mpota import report
+from mpota.commands.options import json_option, port_argument
+
+
+@click.command()
+@port_argument
+@json_option
+def command(port: str, as_json: bool) -> None:
+    """Show the apps of the board on PORT: what runs, boots next, is confirmed, is intact.
+
+    The program on the board is stopped meanwhile, and started again at the end.
+    """
+    from mpota.deploy import Session
+    from mpota.push import Status
+
+    with Session(port) as session:
+        status = Status.read(session, verify=True)
+    if as_json:
+        report.print_json({**status.info, "release": status.release})
+        return
+    info = status.info
+    print(f"running: {info['running']}, next boot: {info['boot'] or info['running']}")
+    print(f"next update goes to: {info['next'] or 'nowhere (mpota resize PORT --layout ota)'}")
+    if status.release:
+        print(f"release: {status.release.get('name')} {status.release.get('version')}")
+    columns = ("Slot", "State", "App", ">Size", "Digest", "")
+    report.print_table(columns, _rows(info))
+
+
+def _rows(info: dict[str, Any]) -> Iterator[Sequence[str]]:
+    for slot in info["slots"]:
+        marks = [
+            "runs" if slot["label"] == info["running"] else "",
+            "boots next" if slot["label"] == info["boot"] else "",
+            "" if slot["valid"] else slot.get("problem", "not valid"),
+        ]
+        app = slot.get("micropython") or slot.get("version") or "-"
+        yield (
+            slot["label"],
+            slot["state"] or "-",
+            app,
+            f"{slot['image_size']:,}" if "image_size" in slot else "-",
+            slot.get("digest", "")[:12],
+            ", ".join(filter(None, marks)),
+        )

@@ -1,0 +1,326 @@
+"""A board at its REPL, through mpremote's transport: run code, put files, follow a reset.
+
+The only place that imports mpremote, when a board is connected. The program on the board is
+interrupted when a `Session` begins, and started again (boot.py and main.py, by a soft reset, which
+does not count as a boot to the bootloader) when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from mpota.errors import MpotaError
+from mpota.ports import find_port
+
+BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
+
+_ENTER_TIMEOUT_S = 15.0
+_ATTEMPT_S = 1.0
+_READ_TIMEOUT_S = 5.0
+_RUN_TIMEOUT_S = 60.0
+_RETURN_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+_WRITE_CHUNK = 512  # bytes of a file in one line of code
+_RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
+_PROMPT = b"\r\n>>> "
+
+# What tells why an app was left: the bootloader's and ESP-IDF's error lines, a panic.
+_FAILURE_LINE = re.compile(r"^(?:[EW] \(\d+\) .*|Guru Meditation Error.*|abort\(\) was called.*)$")
+
+
+class LostBoardError(MpotaError):
+    """The board does not answer (any more)."""
+
+
+class ScriptError(MpotaError):
+    """A script on the board ended with an exception; ``traceback`` is all of it."""
+
+    def __init__(self, traceback: str, hint: str | None = None) -> None:
+        lines = traceback.strip().splitlines()
+        super().__init__(lines[-1] if lines else "the script failed", hint)
+        self.traceback = traceback
+
+
+class Session:
+    """A board whose raw REPL is ours, as a context manager.
+
+    Raises LostBoardError in all of its methods when the port or the board goes away.
+    """
+
+    def __init__(self, port: str, *, keeps_app_stopped: bool = False) -> None:
+        self.port = find_port(port)
+        self._keeps_app_stopped = keeps_app_stopped
+        self._transport: Any = None
+
+    def __enter__(self) -> Session:
+        try:
+            self._open()
+            self._enter_raw_repl()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with contextlib.suppress(MpotaError), self._reporting():
+            # Ctrl-C ends a script that an error left behind, Ctrl-B the raw REPL.
+            end = b"\r\x03\x02" if self._keeps_app_stopped else b"\r\x03\x02\x04"
+            self._transport.serial.write(end)
+            self._transport.serial.flush()
+        self._close()
+
+    # --- running code
+
+    def execute(self, code: str, timeout_s: float = _RUN_TIMEOUT_S) -> str:
+        """Run ``code``; what it prints. Raises ScriptError."""
+        with self._reporting():
+            self._transport.exec_raw_no_follow(code)
+            output, error = self._transport.follow(timeout_s)
+        if error:
+            raise ScriptError(error.decode("utf-8", "replace"))
+        return str(output.decode("utf-8", "replace"))
+
+    def evaluate(self, expression: str, setup: str = "", timeout_s: float = _RUN_TIMEOUT_S) -> Any:
+        """The value of an expression, which must be one that JSON can hold. Raises ScriptError."""
+        output = self.execute(f"{setup}\nimport json\nprint(json.dumps({expression}))", timeout_s)
+        try:
+            return json.loads(output.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            raise MpotaError(f"{self.port}: no answer but {output!r}") from None
+
+    def start(self, code: str) -> None:
+        """Run ``code`` without waiting for it: `send` and `receive` talk to it, and `end_script`
+        must follow when it has sent its second EOT."""
+        with self._reporting():
+            self._transport.exec_raw_no_follow(code)
+
+    def end_script(self) -> None:
+        """A script from `start` is over. `receive` may have swallowed the prompt behind it: ask
+        for a new one."""
+        with self._reporting():
+            self._transport.serial.write(b"\x01")
+            self._await(_RAW_REPL, "does not come to its prompt")
+
+    def send(self, data: bytes) -> None:
+        with self._reporting():
+            self._transport.serial.write(data)
+
+    def receive(self, timeout_s: float) -> bytes:
+        """Some of what the board has sent; nothing if it sends nothing for that long."""
+        with self._reporting():
+            serial = self._transport.serial
+            serial.timeout = timeout_s
+            try:
+                data: bytes = serial.read(1)
+                if data and serial.in_waiting:
+                    data += serial.read(serial.in_waiting)
+            finally:
+                serial.timeout = _READ_TIMEOUT_S
+        return data
+
+    # --- files
+
+    def digests(self, directory: str) -> dict[str, str]:
+        """SHA-256 (hex) of the files in a directory of the board, by name; none without it."""
+        found: dict[str, str] = self.evaluate(f"_digests({directory!r})", _DIGESTS)
+        return found
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Put a file on the board, whole or not at all, and compare its digest.
+
+        The former file of that name is replaced by one rename, once the new one is complete.
+        Raises MpotaError if the board stores something else.
+        """
+        self.write_part(path, data)
+        self.execute(f"{_REPLACE}\n_replace({path!r})")
+
+    def write_part(self, path: str, data: bytes) -> None:
+        """The same, but the file is still called ``path`` + ".new"."""
+        folder = path.rpartition("/")[0]
+        if folder:
+            self.execute(f"{_MAKE_FOLDERS}\n_make_folders({folder!r})")
+        with self._reporting():
+            self._transport.fs_writefile(path + ".new", data, _WRITE_CHUNK)
+        digest = self.evaluate(f"_digest({path + '.new'!r})", _DIGESTS)
+        if digest != hashlib.sha256(data).hexdigest():
+            raise MpotaError(f"{self.port}: {path} does not read back as it was written")
+
+    def finish_parts(self, paths: Mapping[str, object], remove: tuple[str, ...] = ()) -> None:
+        """Give files that `write_part` has put there their names, and remove others, at once."""
+        self.execute(
+            f"{_REPLACE}\nfor path in {list(paths)!r}: _replace(path)\n"
+            f"for path in {list(remove)!r}: os.remove(path)"
+        )
+
+    # --- resets
+
+    def soft_reset(self) -> None:
+        """Start MicroPython over, with boot.py and without main.py: fresh memory, no timers."""
+        with self._reporting():
+            transport = self._transport
+            transport.read_until(1, b">", timeout=_READ_TIMEOUT_S)
+            transport.serial.write(b"\x04")
+            for ending in (b"soft reboot\r\n", _RAW_REPL):
+                self._await(ending, "does not restart")
+
+    def reset(self, settle_s: float, timeout_s: float = _RETURN_TIMEOUT_S) -> str:
+        """Reset the board, let its program start, then take the raw REPL again.
+
+        The program is given until the prompt shows, or ``settle_s`` seconds after the last that
+        the board printed. The answer is what was on the console meanwhile, the bootloader's lines
+        first; on a board whose USB is in the chip itself these are not to be seen. Raises
+        LostBoardError if it does not come back.
+        """
+        self.start("import machine\nmachine.reset()")
+        console = self._listen(settle_s, timeout_s)
+        self._enter_raw_repl()
+        return console
+
+    def _listen(self, settle_s: float, timeout_s: float) -> str:
+        console = b""
+        deadline = time.monotonic() + timeout_s
+        while not console.endswith(_PROMPT) and time.monotonic() < deadline:
+            try:
+                data = self.receive(settle_s)
+            except LostBoardError:  # the port goes with the chip's own USB, and comes back
+                self._reopen(deadline)
+                continue
+            if not data:
+                break
+            console += data
+        return console.decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def _reopen(self, deadline: float) -> None:
+        self._close()
+        while True:
+            try:
+                return self._open()
+            except LostBoardError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
+
+    # --- the line
+
+    def _open(self) -> None:
+        from mpremote.transport_serial import SerialTransport
+
+        with self._reporting():
+            self._transport = SerialTransport(self.port, BAUD)
+            self._transport.serial.timeout = _READ_TIMEOUT_S
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            with contextlib.suppress(Exception):
+                self._transport.close()
+            self._transport = None
+
+    def _enter_raw_repl(self) -> None:
+        """Interrupt what runs. A board that starts just now, or a program that catches Ctrl-C, may
+        need more than one attempt."""
+        deadline = time.monotonic() + _ENTER_TIMEOUT_S
+        with self._reporting():
+            transport = self._transport
+            transport.serial.timeout = _ATTEMPT_S
+            data = b""
+            while not data.endswith(_RAW_REPL):
+                if time.monotonic() > deadline:
+                    raise LostBoardError(
+                        f"{self.port}: no MicroPython prompt within {_ENTER_TIMEOUT_S:.0f} s",
+                        "is another program using the port, or the program on the board deaf to "
+                        "Ctrl-C?",
+                    )
+                transport.serial.write(b"\r\x03")
+                while transport.serial.in_waiting:
+                    transport.serial.read(transport.serial.in_waiting)
+                transport.serial.write(b"\r\x01")
+                data = transport.read_until(1, _RAW_REPL, timeout=_ATTEMPT_S)
+            transport.in_raw_repl = True
+            transport.serial.timeout = _READ_TIMEOUT_S
+
+    def _await(self, ending: bytes, failure: str) -> None:
+        data = self._transport.read_until(1, ending, timeout_overall=_ENTER_TIMEOUT_S)
+        if not data.endswith(ending):
+            raise LostBoardError(f"{self.port}: the board {failure}")
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Errors of mpremote, pyserial and the operating system as ours."""
+        from mpremote.transport import TransportError, TransportExecError
+
+        try:
+            yield
+        except TransportExecError as error:
+            raise ScriptError(error.error_output) from None
+        except (TransportError, OSError, struct.error, AttributeError) as error:
+            if isinstance(error, AttributeError) and self._transport is not None:
+                raise
+            raise LostBoardError(f"{self.port}: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, struct.error):
+        return "the board does not answer"
+    return str(error) or type(error).__name__
+
+
+def failure_lines(console: str) -> list[str]:
+    """What a console says of an app that was not started or did not live."""
+    return [line for line in console.splitlines() if _FAILURE_LINE.match(line)]
+
+
+Progress = Callable[[int], object]
+
+_DIGESTS = """
+import os, hashlib
+def _digest(path):
+    sha = hashlib.sha256()
+    buf = bytearray(512)
+    view = memoryview(buf)
+    with open(path, "rb") as file:
+        while True:
+            count = file.readinto(buf)
+            if not count:
+                return sha.digest().hex()
+            sha.update(view[:count])
+def _digests(folder):
+    try:
+        entries = list(os.ilistdir(folder))
+    except OSError:
+        entries = []
+    return {e[0]: _digest(folder + "/" + e[0]) for e in entries if e[1] == 0x8000}
+"""
+_REPLACE = """
+import os
+def _replace(path):
+    try:
+        os.rename(path + ".new", path)
+    except OSError:  # FAT does not rename onto a file
+        os.remove(path)
+        os.rename(path + ".new", path)
+"""
+_MAKE_FOLDERS = """
+import os
+def _make_folders(path):
+    at = 0
+    while at >= 0:
+        at = path.find("/", at + 1)
+        try:
+            os.mkdir(path if at < 0 else path[:at])
+        except OSError as error:
+            if error.errno != 17:
+                raise
+"""

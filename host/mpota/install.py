@@ -1,0 +1,100 @@
+"""Puts the ``ota`` package on a board, with what it is to trust."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpota.carried import data_directory
+from mpota.deploy import ScriptError, Session
+from mpota.errors import MpotaError
+from mpota.mpy import MpyFormat, can_compile, compile_module
+from mpota.storage.file import read_file
+
+FOLDER = "/lib/ota"
+_SUFFIXES = (".py", ".mpy", ".new")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What `install` found and did."""
+
+    copied: tuple[str, ...]  # paths on the board
+    removed: tuple[str, ...]
+    kept: int  # files that were there already
+    is_compiled: bool
+    keys: tuple[str, ...]  # digests of all keys that the board trusts now
+    imported_from: str  # where `import ota` finds the package
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.copied or self.removed)
+
+
+def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = None) -> Installed:
+    """Bring ``ota``, public ``keys`` (PEM) and CA certificates onto the board.
+
+    What is there already, by its SHA-256, is not copied again. The files of a new version take
+    the place of the old ones together, once all of them are on the board. Raises MpotaError for a
+    board that stores something else, ScriptError for a key that it does not take.
+    """
+    format = MpyFormat.from_word(session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS))
+    is_compiled = can_compile(format)
+    wanted = {f"{FOLDER}/{name}": data for name, data in package(format, is_compiled).items()}
+    if ca is not None:
+        wanted[ca_path(ca)] = read_file(ca)
+    found = {f"{FOLDER}/{name}": digest for name, digest in session.digests(FOLDER).items()}
+    found |= {f"/{name}": digest for name, digest in session.digests("/").items()}
+    missing = {
+        path: data
+        for path, data in wanted.items()
+        if found.get(path) != hashlib.sha256(data).hexdigest()
+    }
+    stale = tuple(
+        path
+        for path in found
+        if path.startswith(FOLDER) and path not in wanted and path.endswith(_SUFFIXES)
+    )
+    for path, data in missing.items():
+        session.write_part(path, data)
+    if missing or stale:
+        session.finish_parts(missing, tuple(path for path in stale if path[:-4] not in missing))
+        session.soft_reset()  # lets go of the modules of the former version
+    trusted = _trust(session, keys)
+    origin = session.evaluate("ota.__file__", "import ota")
+    kept = len(wanted) - len(missing)
+    return Installed(tuple(missing), stale, kept, is_compiled, trusted, origin)
+
+
+def package(format: MpyFormat, is_compiled: bool) -> dict[str, bytes]:
+    """The files of the ``ota`` package for a board, by their names in it."""
+    files = {}
+    for path in sorted((data_directory("device") / "ota").glob("*.py")):
+        source = path.read_bytes()
+        if is_compiled:
+            files[path.stem + ".mpy"] = compile_module(source, f"ota/{path.name}", format)
+        else:
+            files[path.name] = source
+    if not files:
+        raise MpotaError("this mpota comes without the ota package")
+    return files
+
+
+def ca_path(path: Path) -> str:
+    """Where CA certificates are put on a board: what ``cafile=`` takes there."""
+    return "/ca.pem" if read_file(path).lstrip().startswith(b"-----") else "/ca.der"
+
+
+def _trust(session: Session, keys: tuple[Path, ...]) -> tuple[str, ...]:
+    for path in keys:
+        text = read_file(path).decode("ascii", "replace")
+        try:
+            session.execute(f"import ota\nota.keys.add({text!r})")
+        except ScriptError as error:
+            raise MpotaError(f"{path.name}: {error}") from None
+    trusted: list[str] = session.evaluate("ota.keys.trusted()", "import ota")
+    return tuple(trusted)
+
+
+_SYS = "import sys"

@@ -1,0 +1,509 @@
+"""An update through the REPL's serial line: from a file to a confirmed app, or back again.
+
+The board asks for pieces of the file and judges them (device/ota/repl.py, where the protocol is
+described); here they are handed out. Nothing is remembered between two attempts: what the slot
+holds already is recognised by its digest, and an attempt that was cut off after the switch goes on
+with the reset, or with the health check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines
+from mpota.errors import MpotaError
+from mpota.firmware import App, read_app
+from mpota.formats.app_desc import find_micropython
+from mpota.formats.bundle import Bundle, is_bundle
+from mpota.storage.file import read_file
+
+UNIT_SIZE = 127
+MAX_ON_THE_WAY = 256  # bytes: a board's input buffer holds 259 (ports/esp32/mphalport.c)
+
+_RECORD, _ACK, _END = 0x1E, 0x06, 0x04
+_INTERRUPT = b"\x03"
+_ACK_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot() over a whole image
+_MAX_STALLS = 3
+_FILLER = b"\xff" * (1 + UNIT_SIZE)
+_RETRY_CHECK_S = 0.5
+_CLEAR_STATES = ("PENDING_VERIFY", "NEW")
+
+
+class RefusedError(MpotaError):
+    """The board did not take the update, and goes on with the app that it has.
+
+    ``code`` is that of its OTAError.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text, _HINTS.get(code))
+        self.code = code
+
+
+class RolledBackError(MpotaError):
+    """The new app was switched to and did not stay: the former one runs."""
+
+    exit_code = 3
+
+
+class UnhealthyError(RolledBackError):
+    """The new app ran, its health check failed, and it was given up."""
+
+    exit_code = 4
+
+
+class UnconfirmedError(MpotaError):
+    """The update was switched to, and then the board was lost: its next boots decide."""
+
+    exit_code = 5
+
+
+_HINTS = {
+    "unconfirmed": "confirm it, or let a reset roll it back; --force updates all the same",
+    "failed-version": "--force installs it again",
+    "too-long": "mpota resize makes larger slots",
+    "no-slot": "mpota resize PORT --layout ota",
+    "unsigned": "mpota sign",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """What is to be pushed: a file, and the app in it; or a URL for the board to fetch."""
+
+    name: str
+    data: bytes = b""
+    app: App | None = None
+    app_offset: int = 0
+    release: dict[str, Any] | None = None  # of a bundle: what the board remembers of it
+    url: str | None = None
+
+    @classmethod
+    def open(cls, source: str) -> Package:
+        """A package from an app image, a merged firmware (of which the app is taken), a bundle or
+        an http(s) URL. Raises MpotaError for a file that is none of these, or damaged."""
+        if source.startswith(("http://", "https://")):
+            return cls(source, url=source)
+        path = Path(source)
+        data = read_file(path)
+        if not is_bundle(data):
+            app = read_app(data, path.name)
+            return cls(path.name, app.to_bytes(), app)
+        bundle = Bundle.from_bytes(data)
+        manifest = bundle.manifest
+        release = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "counter": manifest.counter,
+        }
+        for payload in manifest.payloads:
+            plain = [form.member for form in payload.forms if form.member and not form.encoding]
+            if payload.kind == "app" and plain:
+                image = bundle.members[plain[0]]
+                app = read_app(image, f"{path.name}: {plain[0]}")
+                return cls(path.name, data, app, data.index(image), release)
+        return cls(path.name, data, release=release)
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 that the app image carries, in hex."""
+        image = self.app.image if self.app else None
+        return image.digest.hex() if image and image.digest else None
+
+    @property
+    def version(self) -> str:
+        """MicroPython's, or the release's."""
+        if self.release:
+            return f"{self.release['name']} {self.release['version']}"
+        found = find_micropython(self.app.image.data).version if self.app else None
+        return found or self.name
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the health of a new app is told: an expression that must be true, or a script that must
+    end without an exception, tried again for ``timeout_s``."""
+
+    source: str = ""
+    is_script: bool = False
+    timeout_s: float = 30.0
+
+    @classmethod
+    def parse(cls, text: str | None, timeout_s: float) -> Check:
+        """``text`` is an expression, or the name of a ``.py`` file."""
+        if text is None:
+            return cls(timeout_s=timeout_s)
+        if not text.endswith(".py"):
+            return cls(text, False, timeout_s)
+        return cls(read_file(Path(text)).decode("utf-8", "replace"), True, timeout_s)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A confirmed update. ``sent_size`` is what went over the line; ``console`` what the board
+    printed from its reset on."""
+
+    slot: str
+    version: str
+    is_new: bool  # False: it ran there already, confirmed
+    sent_size: int = 0
+    console: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    check: Check = Check()
+    settle_s: float = 3.0
+    force: bool = False
+
+
+class Tell:
+    """What a push lets its caller know; all of it may be left as it is."""
+
+    def __init__(
+        self,
+        step: Callable[[str], object] = lambda text: None,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> None:
+        self.step = step  # a line about what begins now
+        self.progress = progress  # bytes that the board has, of Package.data
+
+
+def push(
+    session: Session, package: Package, options: Options = Options(), tell: Tell | None = None
+) -> Pushed:
+    """Bring ``package`` onto the board, see it boot and prove its health, and confirm it.
+
+    Raises RefusedError, RolledBackError, UnhealthyError, UnconfirmedError (their exit codes tell
+    them apart), ScriptError for a board without the ota package, LostBoardError.
+    """
+    tell = tell or Tell()
+    before = Status.read(session)
+    if before.runs(package) and not options.force:
+        if before.is_confirmed:
+            return Pushed(before.running, package.version, is_new=False)
+        tell.step(f"{package.version} runs in {before.running}, not confirmed yet")
+        _confirm(session, before.running, options)
+        return Pushed(before.running, package.version, is_new=True)
+    sent_size = 0
+    target = before.boot
+    if options.force or not before.is_switched_to(package):
+        tell.step(f"sending {package.name} to slot {before.next or '?'}")
+        session.soft_reset()  # for its memory
+        target, sent_size = _transfer(session, package, options, tell.progress)
+    tell.step(f"{target} is complete and selected; restarting")
+    try:
+        console = session.reset(options.settle_s)
+        after = Status.read(session)
+        if after.running != target:
+            raise RolledBackError(
+                f"the board went back to {after.running}: {_why(console, after, target)}"
+            )
+        tell.step(f"{target} is up; checking its health")
+        _confirm(session, target, options)
+    except LostBoardError as error:
+        raise UnconfirmedError(
+            f"{target} was switched to, and then: {error}",
+            "the same command again goes on from there",
+        ) from None
+    return Pushed(target, package.version, True, sent_size, console)
+
+
+@dataclass(frozen=True)
+class Status:
+    """`ota.status.info()` of a board, and the release that it remembers."""
+
+    info: dict[str, Any]
+    release: dict[str, Any]
+
+    @classmethod
+    def read(cls, session: Session, *, verify: bool = False) -> Status:
+        """Raises ScriptError, with a hint, if the board has no ota package."""
+        setup = "import ota.boot, ota.files"
+        try:
+            info = session.evaluate(f"ota.status.info(verify={verify})", "import ota")
+            release = session.evaluate("ota.files.running() if ota.boot.has_home() else {}", setup)
+        except ScriptError as error:
+            if "ImportError" not in error.traceback:
+                raise
+            raise ScriptError(error.traceback, f"mpota install {session.port}") from None
+        return cls(info, release)
+
+    @property
+    def running(self) -> str:
+        return str(self.info["running"])
+
+    @property
+    def boot(self) -> str:
+        return str(self.info["boot"])
+
+    @property
+    def next(self) -> str | None:
+        return None if self.info["next"] is None else str(self.info["next"])
+
+    def slot(self, label: str) -> dict[str, Any]:
+        return next((slot for slot in self.info["slots"] if slot["label"] == label), {})
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.slot(self.running).get("state") not in _CLEAR_STATES
+
+    def runs(self, package: Package) -> bool:
+        """Whether what runs is what ``package`` brings, as far as the board can tell."""
+        if package.release and any(
+            self.release.get(key) != value for key, value in package.release.items()
+        ):
+            return False
+        return package.digest is not None and self._holds(self.running, package)
+
+    def is_switched_to(self, package: Package) -> bool:
+        """Whether a former attempt came as far as the switch: only the reset is missing."""
+        return (
+            package.release is None
+            and self.boot != self.running
+            and self._holds(self.boot, package)
+        )
+
+    def _holds(self, label: str, package: Package) -> bool:
+        return package.digest is not None and self.slot(label).get("digest") == package.digest
+
+
+def _why(console: str, after: Status, target: str) -> str:
+    """Why an app did not stay: in the bootloader's words, if the console showed them."""
+    lines = failure_lines(console)
+    slot = after.slot(target)
+    told = f"otadata calls {target} {slot.get('state')}" if slot.get("state") else "no reason seen"
+    if slot.get("problem"):
+        told += f", {slot['problem']}"
+    return "\n  ".join(["it printed", *lines]) + f"\n  {told}" if lines else told
+
+
+# --- the health check
+
+
+def _confirm(session: Session, target: str, options: Options) -> None:
+    """Check the app that runs and confirm it, or give it up."""
+    failure = _failure(session, options.check)
+    if failure is not None:
+        session.execute("import ota\nota.rollback.mark_invalid(reboot=False)")
+        console = session.reset(options.settle_s)
+        running = Status.read(session).running
+        raise UnhealthyError(
+            f"{target} failed its health check ({failure}): given up, "
+            + (f"{running} runs again" if running != target else "but the board starts it again"),
+            "\n  ".join(failure_lines(console)) or None,
+        )
+    session.execute("import ota\nota.rollback.cancel()")
+    status = Status.read(session)
+    if status.running != target or not status.is_confirmed:
+        raise RolledBackError(
+            f"{target} cannot be confirmed: {status.running} runs, "
+            f"{target} is {status.slot(target).get('state')}"
+        )
+
+
+def _failure(session: Session, check: Check) -> str | None:
+    """What is wrong with the app; None if it is healthy."""
+    deadline = time.monotonic() + check.timeout_s
+    while True:
+        failure = _try(session, check)
+        if failure is None or time.monotonic() >= deadline:
+            return failure
+        time.sleep(_RETRY_CHECK_S)
+
+
+def _try(session: Session, check: Check) -> str | None:
+    try:
+        if check.is_script:
+            session.execute(check.source)
+            return None
+        if not check.source:
+            return None
+        value = session.evaluate(f"bool({check.source})")
+        return None if value else f"{check.source} is not true"
+    except ScriptError as error:
+        return str(error)
+
+
+# --- the transfer
+
+
+def _transfer(
+    session: Session, package: Package, options: Options, progress: Callable[[int], object]
+) -> tuple[str, int]:
+    """(the slot that is selected now, bytes sent). Raises RefusedError."""
+    if package.url is not None:
+        call = f"fetch({package.url!r}, force={options.force})"
+    else:
+        digest = hashlib.sha256(package.data).hexdigest()
+        app_size = package.app.size if package.app else 0
+        call = (
+            f"receive({len(package.data)}, {digest!r}, {package.app_offset}, {app_size}, "
+            f"force={options.force})"
+        )
+    session.start(f"import ota.repl\nota.repl.{call}")
+    return _Giver(_Talk(session), package.data, progress).serve()
+
+
+class _Talk:
+    """What a script on the board sends, taken apart: records, acknowledgements, its end."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._events: deque[tuple[str, str]] = deque()
+        self._record: bytearray | None = None
+        self._end: bytearray | None = None  # the traceback, once there is no more output
+        self._is_over = False
+
+    def send(self, data: bytes) -> None:
+        self._session.send(data)
+
+    def put_back(self, event: tuple[str, str]) -> None:
+        self._events.appendleft(event)
+
+    def next(self, timeout_s: float) -> tuple[str, str] | None:
+        """("record", text) or ("ack", ""); None after ``timeout_s`` of silence.
+
+        Raises ScriptError when the script has ended with an exception.
+        """
+        while not self._events:
+            data = self._session.receive(timeout_s)
+            if not data:
+                return None
+            for byte in data:
+                self._take(byte)
+        return self._events.popleft()
+
+    def _take(self, byte: int) -> None:
+        if self._is_over:
+            return
+        if self._end is not None:
+            if byte == _END:
+                self._finish(self._end.decode("utf-8", "replace"))
+            else:
+                self._end.append(byte)
+        elif byte == _END:
+            self._end = bytearray()
+        elif byte == _RECORD:
+            self._record = bytearray()
+        elif byte == _ACK:
+            self._events.append(("ack", ""))
+        elif self._record is not None:
+            if byte == ord("\n"):
+                self._events.append(("record", self._record.decode("utf-8", "replace").strip()))
+                self._record = None
+            else:
+                self._record.append(byte)
+
+    def _finish(self, traceback: str) -> None:
+        self._is_over = True
+        self._session.end_script()
+        if traceback:
+            raise ScriptError(traceback)
+        self._events.append(("end", ""))
+
+
+class _Giver:
+    """Hands out pieces of a file as the board asks for them."""
+
+    def __init__(self, talk: _Talk, data: bytes, progress: Callable[[int], object]) -> None:
+        self._talk = talk
+        self._data = data
+        self._progress = progress
+        self._on_the_way: deque[int] = deque()  # sizes of what has not been acknowledged
+        self._sent_size = 0
+        self._outcome: tuple[str, str] | None = None
+
+    def serve(self) -> tuple[str, int]:
+        stalls = 0
+        while True:
+            event = self._talk.next(_ANSWER_TIMEOUT_S)
+            if event is None:
+                # It may wait for the rest of something that was lost on its way.
+                stalls += 1
+                if stalls > _MAX_STALLS:
+                    raise LostBoardError(f"no word from the board for {_ANSWER_TIMEOUT_S:.0f} s")
+                self._talk.send(_FILLER)
+                continue
+            kind, text = event
+            if kind == "end":
+                return self._finish()
+            if kind == "record":
+                stalls = 0
+                self._obey(text)
+
+    def _finish(self) -> tuple[str, int]:
+        if self._outcome is None:
+            raise LostBoardError("the board stopped without saying how the update went")
+        verb, text = self._outcome
+        if verb == "FAIL":
+            code, _, words = text.partition(" ")
+            raise RefusedError(code, words)
+        return text, self._sent_size
+
+    def _obey(self, record: str) -> None:
+        verb, _, text = record.partition(" ")
+        if verb in ("DONE", "FAIL"):
+            self._outcome = (verb, text)
+        elif verb == "AT":
+            self._progress(int(text.split()[0]))
+        elif verb == "GET":
+            fields = text.split()
+            if len(fields) == 3 and fields[0].isdecimal() and fields[1].isdecimal():
+                self._give(int(fields[0]), int(fields[1]), fields[2])
+
+    def _give(self, offset: int, size: int, held: str) -> None:
+        piece = self._data[offset : offset + size]
+        digest = hashlib.sha256(piece).hexdigest()
+        self._on_the_way.clear()
+        if held == digest:
+            self._talk.send(b"=" + digest.encode())
+        else:
+            units = (_unit(piece[at : at + UNIT_SIZE]) for at in range(0, len(piece), UNIT_SIZE))
+            if not self._send_all((b"+" + digest.encode(), *units)):
+                return
+            self._sent_size += size
+        self._progress(offset + size)
+
+    def _send_all(self, units: Iterable[bytes]) -> bool:
+        """Keep as much on the way as the board has room for; whether it took all of it."""
+        for unit in units:
+            while sum(self._on_the_way) + len(unit) > MAX_ON_THE_WAY:
+                if not self._await_acknowledgement():
+                    return False
+            self._talk.send(unit)
+            self._on_the_way.append(len(unit))
+        while self._on_the_way:
+            if not self._await_acknowledgement():
+                return False
+        return True
+
+    def _await_acknowledgement(self) -> bool:
+        """False if the board has given up the piece, to ask for it again."""
+        for _ in range(len(self._data) // UNIT_SIZE + _MAX_STALLS):
+            event = self._talk.next(_ACK_TIMEOUT_S)
+            if event is None:
+                # Bytes were lost: the board must see the end of the piece to find that out.
+                self._talk.send(_FILLER)
+                continue
+            if event[0] != "ack":
+                self._talk.put_back(event)
+                return False
+            self._on_the_way.popleft()
+            return True
+        raise LostBoardError("the board takes no more")
+
+
+def _unit(chunk: bytes) -> bytes:
+    """A chunk without the byte that interrupts: one that the chunk lacks stands for it, and comes
+    first."""
+    present = set(chunk)
+    stand_in = next(value for value in range(_END, 256) if value not in present)
+    return bytes((stand_in,)) + chunk.replace(_INTERRUPT, bytes((stand_in,)))
