@@ -16,7 +16,7 @@ from mpota.commands.options import (
 )
 from mpota.contents import extract
 from mpota.ports import is_port
-from mpota.storage.file import check_output, write_file
+from mpota.storage.file import beside, check_output, write_file
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(
     """
     ending = f"-{partition}.bin" if partition else ".app-bin"
     on_board = is_port(firmware)
-    named = Path(f"board{ending}") if on_board else firmware.with_name(firmware.stem + ending)
+    named = Path(f"board{ending}") if on_board else beside(firmware, ending)
     target = output or named
     check_output(target, () if on_board else (firmware,), force=force)
     with opened(firmware, baud, table_offset) as source:

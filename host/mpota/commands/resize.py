@@ -26,7 +26,7 @@ from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.layout import LAYOUTS, Edits, NewPartition
 from mpota.ports import is_port
-from mpota.storage.file import check_output, write_file
+from mpota.storage.file import beside, check_output, write_file
 from mpota.units import format_flash_size, parse_size
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def command(
             options = _Options(backup, table_offset, drop_files, dry_run, yes)
             _resize_board(board, edits, words, options)
         return
-    target = output or firmware.with_name("-".join((firmware.stem, *done)) + ".bin")
+    target = output or beside(firmware, "-".join(("", *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
     result = resize(Firmware.open(firmware, table_offset), edits, drop_files=drop_files)

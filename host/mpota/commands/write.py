@@ -21,7 +21,7 @@ from mpota.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.ports import is_port
-from mpota.storage.file import check_output, read_file, write_file
+from mpota.storage.file import beside, check_output, read_file, write_file
 
 
 @click.command()
@@ -67,7 +67,7 @@ def command(
             change = plan_write(board, on_board, wanted)
             change_board(board, change, dry_run=dry_run, yes=yes)
         return
-    target = output or firmware.with_name("-".join((firmware.stem, *names)) + ".bin")
+    target = output or beside(firmware, "-".join(("", *names)) + ".bin")
     sources = [Path(path) for _, path in pairs]
     check_output(target, (firmware, *sources), force=force)
     result = write_contents(Firmware.open(firmware, table_offset), wanted)

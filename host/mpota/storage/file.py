@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class FileImage:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a file. Raises UsageError if it cannot be read, MpotaError if it is empty."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            # A pipe would block, a device never end.
+            raise UsageError(f"cannot read '{os.fspath(path)}': it is no regular file")
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
@@ -53,11 +57,26 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_output(path: Path, inputs: tuple[Path, ...] = (), *, force: bool = False) -> None:
-    """Raises UsageError if ``path`` is an input, or exists and ``force`` is not given."""
+    """Raises UsageError if ``path`` cannot be an output: it is an input, no file, or it exists
+    and ``force`` is not given.
+    """
     if any(_is_same_file(path, source) for source in inputs):
         raise UsageError(f"output '{path}' is the input: the input is never changed")
-    if path.exists() and not force:
+    exists = os.path.lexists(path)
+    if exists and not os.path.isfile(path):
+        raise UsageError(f"cannot write '{path}': it is no regular file")
+    if exists and not force:
         raise UsageError(f"'{path}' exists", "use --force to overwrite it, or -o for another name")
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A name for what is made of the file ``path``: its name without suffix, then ``ending``.
+
+    Raises UsageError if ``path`` has no name.
+    """
+    if not path.name:
+        raise UsageError(f"'{path}' is a directory, not a file")
+    return path.with_name(path.stem + ending)
 
 
 def write_file(path: Path, data: bytes) -> None:
