@@ -6,6 +6,8 @@ import random
 import struct
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mpota.formats.chips import CHIPS
 from mpota.units import SECTOR_SIZE, MiB
 from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
@@ -197,4 +199,32 @@ def test_flash_behind_16_mib_needs_a_chip_with_32_bit_addresses():
         host = Host(chip, 32 * MiB)
         host.start_stub()
         assert host.words(0x13, 16 * MiB, 16, 0, 0)[-3:-1] == expected
+        host.flash.close()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from([*range(0x02, 0x15), *range(0xD0, 0xD5)]),
+            st.lists(st.sampled_from([0, 1, 4, 16, 0x400, 0x1000, 0x4000, 2**32 - 1]), max_size=6),
+            st.binary(max_size=40),
+        ),
+        max_size=12,
+    ),
+)
+def test_no_command_of_a_host_makes_the_loader_fail(is_stub, commands):
+    host = Host(size=256 * 1024)
+    try:
+        if is_stub:
+            host.start_stub()
+        for op, words, tail in commands:
+            data = struct.pack(f"<{len(words)}I", *words) + tail
+            checksum = 0xEF
+            for byte in data[16:]:
+                checksum ^= byte
+            host.command(op, data, checksum)
+        host.loader.receive(b"\xc0\xdb\xc0\xc0\x00")
+    finally:
         host.flash.close()
