@@ -3,10 +3,10 @@
 from micropython import const
 
 from .errors import ReleaseError
-from .manifest import MAX_SIZE
-from .signature import SECTOR
 from .tar import TarReader
 
+_MAX_MANIFEST = const(8192)
+_SECTOR = const(4096)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
 _HEAD_SIZE = const(14)
@@ -31,7 +31,7 @@ class Bundle:
         self._tar = TarReader(self._open_member, "the bundle")
         self._manifest = None
         self._signature = None
-        self._forms = None  # (payload, form) that have not come yet, once the manifest is accepted
+        self._items = None  # those that have not come yet, once the manifest is accepted
 
     def write(self, buf):
         self._tar.write(buf)
@@ -39,50 +39,44 @@ class Bundle:
     def finish(self):
         """No more bytes come: all of the payloads must have."""
         self._tar.finish()
-        if self._forms is None:
+        if self._items is None:
             self._accept()
-        if self._forms:
-            raise ReleaseError(
-                "member", "the bundle lacks its member '%s'" % self._forms[0][1].member
-            )
+        if self._items:
+            raise ReleaseError("member", "the bundle lacks its member '%s'" % self._items[0].name)
 
     def _open_member(self, name, size, is_directory):
         if is_directory:
             raise ReleaseError("member", "the bundle has a directory, '%s'" % name)
         if self._manifest is None:
-            self._manifest = _Collector(name, size, _MANIFEST, MAX_SIZE)
+            self._manifest = _Collector(name, size, _MANIFEST, _MAX_MANIFEST)
             return self._manifest
-        if self._signature is None and self._forms is None and name == _SIGNATURE:
-            self._signature = _Collector(name, size, _SIGNATURE, SECTOR)
+        if self._signature is None and self._items is None and name == _SIGNATURE:
+            self._signature = _Collector(name, size, _SIGNATURE, _SECTOR)
             return self._signature
-        if self._forms is None:
+        if self._items is None:
             self._accept()
-        if not self._forms:
+        if not self._items:
             raise ReleaseError("member", "the bundle has a member too many, '%s'" % name)
-        payload, form = self._forms.pop(0)
-        if name != form.member:
+        item = self._items.pop(0)
+        if name != item.name:
             raise ReleaseError(
-                "member", "the bundle has '%s' where '%s' is due" % (name, form.member)
+                "member", "the bundle has '%s' where '%s' is due" % (name, item.name)
             )
-        if size != form.size:
+        if size != item.size:
             raise ReleaseError(
                 "member",
-                "member '%s' is %d bytes, the manifest says %d" % (name, size, form.size),
+                "member '%s' is %d bytes, the manifest says %d" % (name, size, item.size),
             )
-        return self._release.open(payload, form)
+        return self._release.open(item)
 
     def _accept(self):
         if self._manifest is None:
             raise ReleaseError("member", "the bundle is empty")
         signature = self._signature.data if self._signature else None
-        self._release.accept(self._manifest.data, signature, "member")
-        self._forms = [
-            (payload, form)
-            for payload in self._release.manifest.payloads
-            for form in payload.forms
-            if form.member
-        ]
-        self._signature = None
+        manifest = self._manifest.data
+        self._manifest.data = self._signature = None
+        self._release.accept(manifest, signature, "member")
+        self._items = list(self._release.items)
 
 
 class _Collector:

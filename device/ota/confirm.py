@@ -8,8 +8,7 @@ import os
 
 from esp32 import Partition
 
-from . import boot, keys, otadata
-from .errors import ReleaseError
+from . import boot, otadata
 
 
 def confirm():
@@ -34,6 +33,9 @@ def confirm():
 
 def apply_trust(release):
     """Bring counter and keys to what a confirmed release says; they change in one piece."""
+    from . import keys
+    from .errors import ReleaseError
+
     trust = keys.load()
     changes = release.get("counter", 0) > trust.counter
     if changes:

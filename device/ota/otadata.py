@@ -47,6 +47,24 @@ def slots():
     return [found[_SUBTYPE_OTA_0 + i] for i in range(count)]
 
 
+def find_next_slot():
+    """The partition that the next update goes to. Raises SlotError if the table has none."""
+    running = Partition(Partition.RUNNING)
+    try:
+        part = running.get_next_update()
+    except OSError:
+        part = None
+    if part is None or part.info()[2] == running.info()[2] or not find_otadata():
+        from .errors import SlotError
+
+        raise SlotError(
+            "no-slot",
+            "the partition table has no OTA slot besides %s: a table with ota_0, ota_1 and otadata "
+            "is needed" % running.info()[4],
+        )
+    return part
+
+
 def records():
     """Both records, or () where the table has no otadata."""
     partition = find_otadata()

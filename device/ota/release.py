@@ -9,23 +9,34 @@ judged, and where keys are installed (keys.py), before a trusted key was found t
 import gc
 import sys
 from hashlib import sha256
-from time import gmtime
 
 from esp32 import Partition
 from micropython import const
 
-from . import boot, files, keys, otadata, signature
+from . import files
 from .bundle import Bundle, is_bundle
-from .confirm import apply_trust, sweep
-from .errors import ReleaseError, SourceError, StateError
-from .manifest import MAX_SIZE, Manifest, version_key
-from .memory import chip_name
-from .signature import SECTOR
+from .errors import ReleaseError, SourceError
+from .home import has_home
 
-_CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
+_SECTOR = const(4096)
+_MAX_MANIFEST = const(8192)
 
-# Data partitions that hold more than content: otadata, phy_init, nvs, nvs_keys, efuse.
-_RESERVED_SUBTYPES = (0x00, 0x01, 0x02, 0x04, 0x05)
+
+class Item:
+    """Bytes that come: a form of a payload.
+
+    ``name`` (member or URL) and ``size`` are of these bytes; ``kind``, ``sha256``, ``disk`` and
+    ``partition`` of the payload that they give. ``is_taken``: whether this board wants them.
+    """
+
+    def __init__(self, payload, form, name, is_taken):
+        self.name = name
+        self.size = form.size
+        self.is_taken = is_taken
+        self.kind = payload.kind
+        self.sha256 = payload.sha256
+        self.disk = payload.disk
+        self.partition = payload.partition
 
 
 class Release:
@@ -34,137 +45,53 @@ class Release:
     ``force``: install though something is unconfirmed, has failed before, or is another product.
     """
 
-    manifest = None
+    items = None  # what is to come, once the manifest is accepted
 
     def __init__(self, force=False, verify=True, block_size=0):
         self._force = force
         self._options = {"verify": verify, "block_size": block_size, "force": force}
         self._app = None
-        self._staged = {}  # kind -> name of what files.py has taken
-        self._chosen = []  # the form of each payload that this board takes
-        self._missing = []  # those of them that have not come
-        self._places = ()
-
-    # --- judging
+        self._staged = {}  # what files.py has taken: {"tree": name, "certs": name}
+        self._entry = None
 
     def accept(self, data, signature_sector, place):
-        """Judge a manifest. ``place``: what its forms must have, "member" or "url".
+        """Judge a manifest. ``place``: where its payloads come from, "member" or "url".
 
         Raises OTAError if it is not for this board, or the signature is due and not good.
         """
-        trust = keys.load()
-        self._check_signature(data, signature_sector, trust)
-        manifest = Manifest(data)
-        if not self._force:
-            check_confirmed()
-            _check_product(manifest)
-        _check_board(manifest)
-        _check_time(manifest.expires)
-        if manifest.counter < trust.counter:
-            raise ReleaseError(
-                "counter",
-                "the release has counter %d, this board has had %d: it is older than what was "
-                "confirmed here" % (manifest.counter, trust.counter),
-            )
-        self._check_keys(manifest, trust)
-        self._choose(manifest, place)
-        self._check_room(manifest)
-        self.manifest = manifest
+        from .judge import judge
 
-    def _check_signature(self, data, sector, trust):
-        if sector is None:
-            if trust.trusted:
-                raise ReleaseError("unsigned", "the manifest is not signed, this board has keys")
-            return
-        digest = signature.digest_padded(data)
-        signature.check(digest, sector, trust.trusted or None, trust.retired)
-
-    def _check_keys(self, manifest, trust):
-        if not manifest.add_keys and not manifest.retire_keys:
-            return
-        if not trust.trusted:
-            raise ReleaseError(
-                "keys", "the manifest changes keys, and this board has none that could allow it"
-            )
-        trust.change(manifest.add_keys, manifest.retire_keys)
-
-    def _choose(self, manifest, place):
-        """For each payload the smallest form that this board can use."""
-        self._chosen = []
-        for payload in manifest.payloads:
-            usable = [
-                form
-                for form in payload.forms
-                if form.encoding is None and getattr(form, place) is not None
-            ]
-            if not usable:
-                raise ReleaseError(
-                    "no-form", "the %s payload has no form that this board can use" % payload.kind
-                )
-            self._chosen.append(min(usable, key=lambda form: form.size))
-        self._missing = list(self._chosen)
-
-    def _check_room(self, manifest):
-        """What does not fit is refused before anything is written."""
-        gain = 0  # of the file system, by then
-        for payload in manifest.payloads:
-            if payload.kind == "app":
-                from .update import find_next_slot
-
-                part = find_next_slot()
-                if payload.size > part.info()[3]:
-                    raise ReleaseError(
-                        "too-long",
-                        "the app is %d bytes, %s holds %d: a table with larger slots is needed"
-                        % (payload.size, part.info()[4], part.info()[3]),
-                    )
-                gain = (boot.read_record(part) or {"now": {}})["now"].get("disk", 0)
-            elif payload.kind == "files":
-                files.check_space(payload.disk, gain)
-                if not self._force and files.has_failed(payload.sha256):
-                    raise StateError(
-                        "failed-version",
-                        "these files have failed on this board before (they did not get "
-                        "confirmed): not installed again without force=True",
-                    )
-            elif payload.kind == "certs":
-                files.check_space(payload.size, gain)
-            else:
-                part = find_data(payload.partition)
-                if payload.size > part.info()[3]:
-                    raise ReleaseError(
-                        "too-long",
-                        "the data is %d bytes, partition %s holds %d"
-                        % (payload.size, payload.partition, part.info()[3]),
-                    )
+        self._entry, self.items = judge(data, signature_sector, place, self._force)
+        del judge
+        _unload("judge", "manifest", "signature", "keys")
 
     # --- taking
 
-    def open(self, payload, form):
-        """A sink (`write`, `close`) for the bytes of a form, or None if this board skips it."""
-        if form not in self._chosen:
+    def open(self, item):
+        """A sink (`write`, `close`) for the bytes of an item, or None if this board skips it."""
+        if not item.is_taken:
             return None
 
         def done():
-            self._missing.remove(form)
+            item.is_taken = False
 
         gc.collect()
-        if payload.kind == "app":
-            self._app = _open_app(payload, self._options)
-            return _Sink(self._app.write, self._app.seal, done)
-        return _Checked(self._open_content(payload), payload, done)
+        if item.kind == "app":
+            self._app = app = _open_app(item, self._options)
+            return _Sink(app.write, lambda: _seal(app), done)
+        return _Checked(self._open_content(item), item, done)
 
-    def _open_content(self, payload):
-        if payload.kind == "data":
+    def _open_content(self, item):
+        if item.kind == "data":
             from .slot import SlotWriter
 
-            part = find_data(payload.partition)
+            part = Partition.find(Partition.TYPE_DATA, label=item.partition)[0]
             return SlotWriter(part, _Nowhere(), self._options["verify"])
-        if payload.kind == "files":
-            writer = files.TreeWriter(payload.sha256, payload.disk, self._staged.values())
+        if item.kind == "files":
+            writer = files.TreeWriter(item.sha256, item.disk, self._staged.values())
             self._staged["tree"] = writer.name
         else:
-            writer = files.CertsWriter(payload.sha256, payload.size)
+            writer = files.CertsWriter(item.sha256, item.size)
             self._staged["certs"] = writer.name
         return writer
 
@@ -173,14 +100,17 @@ class Release:
 
         ``buf``: a bytearray of 4096 bytes to read into, if there is one already.
         """
-        buf = buf or bytearray(SECTOR)
+        buf = buf or bytearray(_SECTOR)
         sector = None
         if url.endswith(".json"):
             sector = _read_signature(url[:-5] + ".sig", request_args)
         self.accept(data, sector, "url")
-        for payload, form in zip(self.manifest.payloads, self._chosen):  # noqa: B905
-            sink = self.open(payload, form)
-            self._fetch_form(resolve(url, form.url), form.size, sink, request_args, progress, buf)
+        for item in self.items:
+            sink = self.open(item)
+            if sink:
+                self._fetch_form(
+                    resolve(url, item.name), item.size, sink, request_args, progress, buf
+                )
 
     def _fetch_form(self, url, size, sink, request_args, progress, buf):
         from .source import open_source
@@ -210,25 +140,19 @@ class Release:
 
     def abort(self):
         """Remove what was staged: it failed."""
-        if boot.has_home():
+        if has_home():
+            from .confirm import sweep
+
             sweep()
 
     # --- switching
 
     def switch(self):
         """All has come: make it what the next boot takes. Raises OTAError."""
-        if self.manifest is None or self._missing:
+        if self.items is None or any(item.is_taken for item in self.items):
             raise ReleaseError("member", "the release is not complete")
-        manifest = self.manifest
-        entry = {"name": manifest.name, "version": manifest.version, "counter": manifest.counter}
-        if manifest.add_keys or manifest.retire_keys:
-            entry["add"] = manifest.add_keys
-            entry["retire"] = manifest.retire_keys
-        for payload in manifest.payloads:
-            if payload.kind == "files":
-                entry["sha256"] = payload.sha256
-                entry["disk"] = payload.disk
-        kept = files.running() if boot.has_home() else {}
+        entry = self._entry
+        kept = files.running() if has_home() else {}
         for key in ("tree", "disk", "certs"):
             if key in kept and key not in entry:
                 entry[key] = kept[key]
@@ -240,6 +164,8 @@ class Release:
         elif self._staged:
             files.try_next(entry)
         else:  # nothing that could be on trial
+            from .confirm import apply_trust
+
             apply_trust(entry)
             for key in ("add", "retire"):
                 entry.pop(key, None)
@@ -251,13 +177,37 @@ class Release:
         return bool(self._app or self._staged)
 
 
-def _open_app(payload, options):
+def _open_app(item, options):
     """The update of a slot; the switch waits for the other payloads."""
     from .update import OTA
 
-    app = OTA(verbose=False, sha=payload.sha256, length=payload.size, **options)
+    app = OTA(verbose=False, sha=item.sha256, length=item.size, **options)
     app.is_vouched = True
     return app
+
+
+def _seal(app):
+    """The app is whole; if it is signed itself, that signature has to be good as well."""
+    app.seal()
+    from .signature import check_app
+
+    try:
+        check_app(app.part, app._image.size, None)
+    except ReleaseError as error:
+        if error.code != "unsigned":
+            raise
+    del check_app
+    _unload("signature")
+
+
+def _unload(*names):
+    """Let go of modules that have done their work."""
+    package = __name__.rpartition(".")[0]
+    attributes = sys.modules[package].__dict__
+    for name in names:
+        sys.modules.pop(package + "." + name, None)
+        attributes.pop(name, None)
+    gc.collect()
 
 
 class _Sink:
@@ -283,9 +233,9 @@ class _Nowhere:
 class _Checked:
     """Lets the bytes of a payload pass and compares their SHA-256 with the manifest's."""
 
-    def __init__(self, sink, payload, done):
+    def __init__(self, sink, item, done):
         self._sink = sink
-        self._payload = payload
+        self._item = item
         self._sha = sha256()
         self._done = done
 
@@ -295,89 +245,14 @@ class _Checked:
 
     def close(self):
         found = self._sha.digest().hex()
-        if found != self._payload.sha256:
+        if found != self._item.sha256:
             raise ReleaseError(
                 "digest",
                 "the %s payload has SHA-256 %s..., the manifest says %s..."
-                % (self._payload.kind, found[:16], self._payload.sha256[:16]),
+                % (self._item.kind, found[:16], self._item.sha256[:16]),
             )
         self._sink.close()
         self._done()
-
-
-def find_data(label):
-    """The data partition that a payload may be written to. Raises ReleaseError if there is none."""
-    found = Partition.find(Partition.TYPE_DATA, label=label)
-    if not found:
-        raise ReleaseError("no-partition", "this board has no data partition '%s'" % label)
-    from flashbdev import bdev
-
-    offset = found[0].info()[2]
-    if found[0].info()[1] in _RESERVED_SUBTYPES or (bdev and bdev.info()[2] == offset):
-        raise ReleaseError("no-partition", "partition '%s' is in use by the system" % label)
-    return found[0]
-
-
-def check_confirmed():
-    """Raises StateError while the app or the files that run are unconfirmed."""
-    part = Partition(Partition.RUNNING)
-    what = None
-    if otadata.state(part) == otadata.PENDING_VERIFY:
-        what = "the running app (%s) is" % part.info()[4]
-    elif boot.is_on_trial():
-        what = "the files in use are"
-    if what:
-        raise StateError(
-            "unconfirmed",
-            "%s not confirmed: call ota.rollback.cancel() first, or a failed update would leave "
-            "nothing to roll back to" % what,
-        )
-
-
-def _check_product(manifest):
-    installed = files.running() if boot.has_home() else {}
-    name = installed.get("name")
-    if name and name != manifest.name:
-        raise ReleaseError(
-            "wrong-name", "the release is '%s', this board has '%s'" % (manifest.name, name)
-        )
-    if manifest.from_version:
-        version = installed.get("version")
-        if not version or version_key(version) < version_key(manifest.from_version):
-            raise ReleaseError(
-                "from-version",
-                "the release updates %s or newer, this board has %s"
-                % (manifest.from_version, version or "no release that is known"),
-            )
-
-
-def _check_board(manifest):
-    head = bytearray(14)
-    Partition(Partition.RUNNING).readblocks(0, head, 0)
-    chip = chip_name(head[12] | head[13] << 8).lower().replace("-", "")
-    if manifest.chip not in (None, chip):
-        raise ReleaseError(
-            "wrong-chip", "the release is for %s, this board is %s" % (manifest.chip, chip)
-        )
-    board = sys.implementation._machine
-    if manifest.board not in (None, board, board.split(" with ")[0]):
-        raise ReleaseError(
-            "wrong-board", "the release is for '%s', this board is '%s'" % (manifest.board, board)
-        )
-
-
-def _check_time(expires):
-    if expires is None:
-        return
-    now = gmtime()
-    if now[0] < _CLOCK_SET:
-        raise ReleaseError(
-            "clock",
-            "the release expires on %s and the clock is not set (it says %d): set it first, "
-            "for instance by ntptime.settime()" % (expires, now[0]),
-        )
-    if "%04d-%02d-%02dT%02d:%02d:%02dZ" % now[:6] >= expires:
-        raise ReleaseError("expired", "the release expired on %s" % expires)
 
 
 # --- from a source
@@ -393,7 +268,7 @@ def install(
     see HttpSource.
     """
     gc.collect()
-    buf = bytearray(SECTOR)  # before the heap is divided
+    buf = bytearray(_SECTOR)  # before the heap is divided
     from .source import open_source
 
     release = Release(force, verify, block_size)
@@ -417,7 +292,7 @@ def _take(release, source, buf, url, request_args, progress):
     have = _fill(source, view)
     if buf[0] == 0x7B:  # {: a manifest
         data = bytearray(view[:have])
-        while have == SECTOR and len(data) <= MAX_SIZE:
+        while have == _SECTOR and len(data) <= _MAX_MANIFEST:
             have = _fill(source, view)
             data.extend(view[:have])
         source.close()
@@ -449,9 +324,9 @@ def _read_signature(url, request_args):
             return None
         raise
     try:
-        sector = bytearray(SECTOR)
+        sector = bytearray(_SECTOR)
         have = _fill(source, memoryview(sector))
-        return sector if have == SECTOR and not source.readinto(bytearray(1)) else sector[:have]
+        return sector if have == _SECTOR and not source.readinto(bytearray(1)) else sector[:have]
     finally:
         source.close()
 
@@ -469,7 +344,8 @@ def _fill(source, view):
 
 def resolve(base, reference):
     """A URL or path that is relative to that of the manifest."""
-    from .source import is_url, join_url
+    from .redirect import join_url
+    from .url import is_url
 
     if is_url(base):
         return join_url(base, reference)

@@ -123,14 +123,13 @@ def check_app(partition, size, trusted, retired=()):
     """
     buf = bytearray(SECTOR)
     count = (size + SECTOR - 1) // SECTOR
+    if (count + 1) * SECTOR <= partition.info()[3]:
+        partition.readblocks(count, buf)
+    if buf[0] != _MAGIC:
+        raise ReleaseError("unsigned", "the app image is not signed, this board takes signed ones")
     sha = sha256()
     for block in range(count):
         partition.readblocks(block, buf)
         sha.update(buf)
-    if (count + 1) * SECTOR > partition.info()[3]:
-        buf[0] = 0
-    else:
-        partition.readblocks(count, buf)
-    if buf[0] != _MAGIC:
-        raise ReleaseError("unsigned", "the app image is not signed, this board takes signed ones")
+    partition.readblocks(count, buf)
     return check(sha.digest(), buf, trusted, retired)

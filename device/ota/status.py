@@ -39,7 +39,7 @@ def subtype_name(kind, subtype):
 def ready():
     """Whether this board can be updated: it has otadata and an OTA slot that does not run."""
     from .errors import SlotError
-    from .update import find_next_slot
+    from .otadata import find_next_slot
 
     try:
         find_next_slot()

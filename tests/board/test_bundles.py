@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import boards
 import pytest
 import releases
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode
+from mpota.virtual.flash import CutMode, Operation
 from releases import app, key, make, tree
 
 # main.py that does not confirm: the next boot goes back.
@@ -205,7 +206,12 @@ def scenario(name: str) -> tuple[Scenario, Board, list[CutPoint]]:
     operations = made.record(board)
     if os.environ.get("MPOTA_ALL_CUTS"):
         return made, board, all_points(name, operations, tuple(CutMode))
-    return made, board, chosen_points(name, operations, 60)
+    return made, board, chosen_points(name, operations, 60, is_commit)
+
+
+def is_commit(operation: Operation) -> bool:
+    """Does it write to otadata, where the slot is switched?"""
+    return boards.OTADATA.offset <= operation.offset < boards.OTADATA.end
 
 
 @pytest.mark.parametrize("name", STORIES)

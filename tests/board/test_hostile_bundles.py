@@ -344,7 +344,7 @@ def test_a_payload_that_is_refused_switches_nothing(board: Board, name: str) -> 
 
 def test_an_unset_clock_is_told_from_an_expired_release(board: Board) -> None:
     bundle = signed(app(), expires="2099-01-31T00:00:00Z")
-    unset = "ota.release.gmtime = lambda: (2000, 1, 1, 0, 0, 5, 5, 1)"
+    unset = "import ota.judge; ota.judge.gmtime = lambda: (2000, 1, 1, 0, 0, 5, 5, 1)"
     code, words, operations = refuse(board, bundle, unset)
     assert (code, operations) == ("clock", ())
     assert "the clock is not set" in words

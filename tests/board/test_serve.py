@@ -1,0 +1,222 @@
+"""``mpota serve``: ranges and TLS as clients and boards see them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import http.client
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boards
+import pytest
+import releases
+from mpota.errors import UsageError
+from mpota.local_ca import LocalCa
+from mpota.serve import Served, Server, serving
+
+pytest.importorskip("aiohttp")
+
+DATA = bytes(range(256)) * 1000
+LOOPBACK = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def running(directory: Path, ca: LocalCa | None = None) -> Iterator[tuple[Server, list[Served]]]:
+    """A server in a thread of its own, and what it has served."""
+    served: list[Served] = []
+    started: list[Server] = []
+    is_up = threading.Event()
+    loop = asyncio.new_event_loop()
+    is_over = asyncio.Event()
+
+    async def main() -> None:
+        async with serving(directory, LOOPBACK, 0, ca, served.append) as server:
+            started.append(server)
+            is_up.set()
+            await is_over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread.start()
+    assert is_up.wait(10)
+    try:
+        yield started[0], served
+    finally:
+        loop.call_soon_threadsafe(is_over.set)
+        thread.join()
+        loop.close()
+
+
+def connect(server: Server, ca: LocalCa | None = None) -> http.client.HTTPConnection:
+    parts = urlsplit(server.url)
+    assert parts.hostname is not None
+    if ca is None:
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+    context = ssl.create_default_context(cadata=ca.der)
+    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=10, context=context)
+
+
+def get(
+    connection: http.client.HTTPConnection, path: str, **headers: str
+) -> tuple[int, bytes, http.client.HTTPResponse]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request("GET", path, headers=names)
+    response = connection.getresponse()
+    return response.status, response.read(), response
+
+
+def test_files_come_whole_and_in_ranges_on_one_connection(tmp_path: Path) -> None:
+    (tmp_path / "app.bin").write_bytes(DATA)
+    with running(tmp_path) as (server, _):
+        connection = connect(server)
+        status, body, response = get(connection, "/app.bin")
+        assert (status, body, response.getheader("Content-Length")) == (200, DATA, str(len(DATA)))
+        tag = response.getheader("ETag") or ""
+        socket = connection.sock
+        status, body, response = get(connection, "/app.bin", Range="bytes=1000-", If_Range=tag)
+        assert (status, body) == (206, DATA[1000:])
+        assert response.getheader("Content-Range") == f"bytes 1000-{len(DATA) - 1}/{len(DATA)}"
+        assert get(connection, "/app.bin", Range="bytes=0-9")[:2] == (206, DATA[:10])
+        assert get(connection, "/app.bin", Range=f"bytes={len(DATA)}-")[0] == 416
+        assert connection.sock is socket  # kept alive
+
+
+def test_a_file_that_changed_is_not_mixed_with_its_former_self(tmp_path: Path) -> None:
+    (tmp_path / "app.bin").write_bytes(DATA)
+    with running(tmp_path) as (server, _):
+        connection = connect(server)
+        tag = get(connection, "/app.bin")[2].getheader("ETag") or ""
+        (tmp_path / "app.bin").write_bytes(DATA[::-1])
+        os.utime(tmp_path / "app.bin", (1, 1))
+        status, body, _ = get(connection, "/app.bin", Range="bytes=1000-", If_Range=tag)
+        assert (status, body) == (200, DATA[::-1])
+        assert get(connection, "/app.bin", Range="bytes=0-9")[:2] == (206, DATA[::-1][:10])
+
+
+@pytest.mark.parametrize("path", ["/none", "/", "/..%2fsecret", "/%2e%2e/secret", "/link", "/dir"])
+def test_nothing_but_files_of_the_directory_is_served(tmp_path: Path, path: str) -> None:
+    public = tmp_path / "public"
+    (public / "dir").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (public / "link").symlink_to(tmp_path / "secret")
+    with running(public) as (server, served):
+        status, body, _ = get(connect(server), path)
+        assert (status, b"secret" in body) == (404, False)
+        assert [one.status for one in served] == [404]
+
+
+def test_tls_is_by_the_authority_that_the_board_is_given(tmp_path: Path) -> None:
+    (tmp_path / "app.bin").write_bytes(DATA)
+    ca = LocalCa.open(tmp_path / "kept")
+    assert LocalCa.open(tmp_path / "kept").der == ca.der
+    assert (tmp_path / "kept" / "ca.pem").stat().st_mode & 0o077 == 0
+    with running(tmp_path, ca) as (server, _):
+        assert server.url.startswith("https://127.0.0.1:")
+        status, body, _ = get(connect(server, ca), "/app.bin", Range="bytes=5-6")
+        assert (status, body) == (206, DATA[5:7])
+        with pytest.raises(ssl.SSLCertVerificationError):
+            get(connect(server, LocalCa.make()), "/app.bin")
+
+
+def test_many_boards_at_once(tmp_path: Path) -> None:
+    (tmp_path / "app.bin").write_bytes(DATA)
+    count = 200
+
+    async def fetch(server: Server) -> str:
+        parts = urlsplit(server.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.write(b"GET /app.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await reader.read(-1)
+        writer.close()
+        return hashlib.sha256(answer.partition(b"\r\n\r\n")[2]).hexdigest()
+
+    async def fetch_all(server: Server) -> list[str]:
+        return await asyncio.gather(*(fetch(server) for _ in range(count)))
+
+    with running(tmp_path) as (server, served):
+        digests = asyncio.run(fetch_all(server))
+    assert digests == [hashlib.sha256(DATA).hexdigest()] * count
+    assert [one.status for one in served] == [200] * count
+
+
+def test_a_board_installs_by_the_line_that_is_printed(tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    public.mkdir()
+    bundle = releases.make(releases.app(), releases.tree("2")).to_bytes()
+    (public / "demo 2.bundle").write_bytes(bundle)
+    (public / "app.bin").write_bytes(boards.app("v1.28.0"))
+    (public / "notes.txt").write_text("no update")
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    board = releases.board(frozen)
+    with running(public) as (server, _):
+        assert server.board_line("notes.txt", b"no update") is None
+        line = server.board_line("demo 2.bundle", bundle[:16])
+        assert line == f"import ota; ota.release.install('{server.url}demo%202.bundle')"
+        run = board.run(line)
+        assert "runs v1.27.0 2" in run.output, run.console
+        line = server.board_line("app.bin", boards.app()[:16])
+        assert line == f"import ota; ota.update.from_file('{server.url}app.bin')"
+
+
+def test_a_board_installs_what_was_published_as_files(tmp_path: Path) -> None:
+    from mpota.release import Contents, publish
+
+    public = tmp_path / "public"
+    contents = Contents((releases.app(), releases.tree("2")), "esp32")
+    manifest = releases.Manifest(
+        "demo", "2.0", contents.payloads(as_url=True), chip="esp32", counter=3
+    )
+    publish(public, manifest, contents, (releases.key(),))
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    board = releases.board(frozen)
+    board.run(f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
+    with running(public) as (server, served):
+        run = board.run(f"import ota; ota.release.install('{server.url}manifest.json')")
+        assert "runs v1.27.0 2" in run.output, run.console
+        assert [one.path for one in served] == [
+            "/manifest.json", "/manifest.sig", "/app.bin", "/files.tar"
+        ]  # fmt: skip
+        (public / "files.tar").write_bytes(releases.tree("2").data[:-512])
+        run = board.run(f"import ota; ota.release.install('{server.url}manifest.json')")
+        assert "files.tar is shorter than the" in run.traceback, run.console
+        (public / "manifest.sig").unlink()
+        run = board.run(f"import ota; ota.release.install('{server.url}manifest.json')")
+        assert "the manifest is not signed" in run.traceback, run.console
+        assert run.operations == ()
+
+
+def test_an_address_in_use_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    async def twice() -> None:
+        async with serving(tmp_path, LOOPBACK, 0) as server:
+            port = urlsplit(server.url).port
+            assert port is not None
+            with pytest.raises(UsageError, match=f"cannot serve at {LOOPBACK} port {port}"):
+                async with serving(tmp_path, LOOPBACK, port):
+                    pass
+
+    asyncio.run(twice())
+
+
+def test_the_command_prints_url_and_line(tmp_path: Path) -> None:
+    (tmp_path / "x.bundle").write_bytes(releases.make(releases.tree("1")).to_bytes())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mpota", "serve", tmp_path, "--host", LOOPBACK, "--port", "0"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+    finally:
+        process.terminate()
+        process.communicate()
+    assert first.startswith(f"serving {tmp_path} at http://127.0.0.1:")
+    assert second.startswith("on the board: import ota; ota.release.install('http://127.0.0.1:")
