@@ -18,6 +18,7 @@ from mpota.changes import Change
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.chips import Chip
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
+from mpota.ports import format_mac
 from mpota.storage.file import replacing
 from mpota.units import SECTOR_SIZE, format_flash_size
 
@@ -201,10 +202,6 @@ def find_unfinished(directory: Path, mac: str) -> Path | None:
 
 def unfinished_path(path: Path) -> Path:
     return path.with_name(path.name + UNFINISHED)
-
-
-def format_mac(mac: str) -> str:
-    return ":".join(mac[i : i + 2] for i in range(0, len(mac), 2))
 
 
 def _member(kind: str, index: int, offset: int) -> str:

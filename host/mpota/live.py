@@ -90,11 +90,13 @@ def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) 
 def plan_erase(
     board: Board, firmware: Firmware, labels: Sequence[str], *, force: bool = False
 ) -> LiveChange:
-    """Partitions made blank.
+    """Partitions made blank, MicroPython's own ``vfs`` behind the table among them.
 
     Raises MpotaError for an unknown one and, unless ``force``, if nothing would boot afterwards.
     """
-    changes = [_blank(firmware.table[label]) for label in labels]
+    unlisted = unlisted_vfs(firmware.table, board.size)
+    known = {unlisted.label: unlisted} if unlisted else {}
+    changes = [_blank(known.get(label) or firmware.table[label]) for label in labels]
     plan = make_plan(board, changes, table_offset=firmware.table_offset, must_boot=not force)
     return LiveChange("erase " + ", ".join(labels), plan)
 

@@ -61,6 +61,11 @@ def is_pty(port: str) -> bool:
     return os.path.realpath(port).startswith(("/dev/pts/", "/dev/ttys"))
 
 
+def format_mac(mac: str) -> str:
+    """``240ac4000102`` as people write it."""
+    return ":".join(mac[i : i + 2] for i in range(0, len(mac), 2))
+
+
 def _only_port() -> str:
     from serial.tools.list_ports import comports
 

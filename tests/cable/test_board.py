@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
@@ -12,7 +14,9 @@ from mpota.filesystem import FileSystem, MemoryRegion, build
 from mpota.firmware import Firmware
 from mpota.formats.chips import CHIPS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
+from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
+from mpota.virtual import rom_chips
 from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import Fault, FaultKind, VirtualFlash
 
@@ -243,6 +247,26 @@ def test_slots_refuses_to_select_what_would_not_boot(board, mpota):
     assert cable.flash.operations == []
 
 
+def test_erase_knows_the_file_system_behind_the_table(board, mpota):
+    table = PartitionTable(tuple(p for p in SINGLE if p.label != "vfs"))
+    cable = board(table)
+    cable.flash.write(0x70000, bytes(0x3000))
+    mpota("erase", cable.path, "vfs")
+    assert cable.flash.read(0x70000, 0x3000) == b"\xff" * 0x3000
+
+
+ENCRYPTED = {0x60008834: 1 << 18}  # EFUSE_SPI_BOOT_CRYPT_CNT, efuse_reg.h of the ESP32-C3
+
+
+def test_a_board_with_flash_encryption_is_left_alone(plug_in, mpota, monkeypatch, merged):
+    row = rom_chips.rom_chip(CHIP)
+    locked = replace(row, values=MappingProxyType({**row.values, **ENCRYPTED}))
+    monkeypatch.setitem(rom_chips._BY_NAME, CHIP, locked)
+    cable = plug_in(chip=CHIP, size=2 * MiB)
+    assert "flash encryption is on" in mpota("flash", merged(), cable.path, exit_code=1)
+    assert cable.flash.operations == []
+
+
 def test_erase_makes_partitions_blank_but_not_a_board_that_does_not_boot(board, mpota):
     cable = board(contents={"vfs": b"files"})
     mpota("erase", cable.path, "nvs", "vfs")
@@ -419,7 +443,14 @@ def test_restore_refuses_another_board_and_a_damaged_backup(board, plug_in, mpot
 
 def test_show_check_extract_table_and_write_take_a_port(board, mpota, tmp_path, app_file):
     cable = board(OTA)
-    assert json.loads(mpota("show", cable.path, "--json"))["chip"] == CHIP
+    shown = json.loads(mpota("show", cable.path, "--json"))
+    assert shown["chip"] == CHIP
+    assert shown["board"] == {
+        "port": cable.path,
+        "mac": "24:0a:c4:00:01:02",
+        "flash_size": 2 * MiB,
+    }
+    assert "board:      MAC 24:0a:c4:00:01:02, 2MB of flash" in mpota("show", cable.path)
     assert json.loads(mpota("check", cable.path, "--json"))["boots"] == "ota_0"
     assert "ota_0,app,ota_0,0x10000,0x40000" in mpota("table", cable.path).replace(" ", "")
     mpota("extract", cable.path, "-o", "out.bin")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mpota import report
-from mpota.commands.live import opened
+from mpota.commands.live import connected_firmware
 from mpota.commands.options import (
     baud_option,
     firmware_argument,
@@ -25,7 +26,7 @@ from mpota.describe import (
     flash_mode,
 )
 from mpota.formats.app_desc import find_bootloader_desc
-from mpota.ports import is_port
+from mpota.ports import format_mac, is_port
 from mpota.storage.file import read_file
 from mpota.units import format_flash_size, format_size
 
@@ -37,15 +38,20 @@ from mpota.units import format_flash_size, format_size
 @baud_option
 def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None:
     """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions."""
+    found: dict[str, Any] | None = None
     if is_port(firmware):
-        with opened(firmware, baud, table_offset) as on_board:
+        with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
             description = describe_firmware(on_board)
+        found = {"port": board.name, "mac": format_mac(board.mac), "flash_size": board.size}
     else:
         description = describe(read_file(firmware), firmware.name, table_offset)
     if as_json:
-        report.print_json(description.to_json())
-    else:
-        _print_description(description)
+        report.print_json(description.to_json() | ({"board": found} if found else {}))
+        return
+    if found:
+        chip_size = format_flash_size(found["flash_size"])
+        print(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
+    _print_description(description)
 
 
 _ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unknown"}
