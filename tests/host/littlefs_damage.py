@@ -23,20 +23,8 @@ Tag = tuple[int, int, int, bytes]  # kind, id, size field, data
 def worn(block_count: int = 64, seed: int = 3, block_cycles: int = 1) -> bytes:
     """A file system as MicroPython leaves it after many writes: its superblock has copies."""
     choose = random.Random(seed)
-    buffer = bytearray(b"\xff" * BLOCK * block_count)
-    fs = littlefs.LittleFS(
-        littlefs.UserContext(buffer=buffer),
-        block_size=BLOCK,
-        block_count=block_count,
-        read_size=32,
-        prog_size=32,
-        cache_size=128,
-        lookahead_size=32,
-        block_cycles=block_cycles,
-        mount=False,
-    )
-    fs.format()
-    fs.mount()
+    device = littlefs.UserContext(buffsize=BLOCK * block_count)
+    fs = mounted(device, format=True, block_cycles=block_cycles)
     for directory in ("/lib", "/lib/app", "/data"):
         fs.mkdir(directory)
     sizes = (0, 20, 128, 600, 4096, 9000)
@@ -48,7 +36,74 @@ def worn(block_count: int = 64, seed: int = 3, block_cycles: int = 1) -> bytes:
         fs.setattr(path, 1, bytes(8))
     fs.rename("/lib/app/f0.py", "/moved.py")
     fs.unmount()
-    return bytes(buffer)
+    return bytes(device.buffer)
+
+
+class Recorder(littlefs.UserContext):
+    """Flash in memory that keeps every state that a power cut could leave, once `states` is set."""
+
+    states: list[bytes] | None = None
+
+    def prog(self, cfg: littlefs.LFSConfig, block: int, off: int, data: bytes) -> int:
+        self._change(block * cfg.block_size + off, data)
+        return 0
+
+    def erase(self, cfg: littlefs.LFSConfig, block: int) -> int:
+        self._change(block * cfg.block_size, b"\xff" * cfg.block_size)
+        return 0
+
+    def _change(self, start: int, data: bytes) -> None:
+        middle = len(data) // 2
+        for part in ((start, data[:middle]), (start + middle, data[middle:])):
+            self.buffer[part[0] : part[0] + len(part[1])] = part[1]
+            if self.states is not None:
+                self.states.append(bytes(self.buffer))
+
+
+def cut_states(seed: int) -> list[bytes]:
+    """A file system after a power cut in each step of one operation of a board's littlefs."""
+    choose = random.Random(seed)
+    device = Recorder(buffsize=BLOCK * 64)
+    fs = mounted(device, format=True, block_cycles=choose.choice((1, 2, -1)))
+    for directory in ("/a", "/b", "/a/c"):
+        fs.mkdir(directory)
+    for _ in range(choose.randrange(40)):
+        with fs.open(f"{choose.choice(('', '/a', '/a/c'))}/f{choose.randrange(5)}", "wb") as file:
+            file.write(choose.randbytes(choose.choice((0, 20, 120, 300, 5000))))
+    for name in fs.listdir("/a/c") if seed % 5 == 0 else ():
+        fs.remove(f"/a/c/{name}")
+    with fs.open("/mv", "wb") as file:
+        file.write(b"mv" * 100)
+    device.states = []
+    (
+        lambda: fs.remove("/a/c"),
+        lambda: fs.rename("/a/c", "/b/c"),
+        lambda: fs.rename("/mv", "/b/mv"),
+        lambda: fs.rename("/mv", "/a/f0"),
+        lambda: fs.mkdir("/a/new"),
+    )[seed % 5]()
+    return device.states
+
+
+def mounted(
+    device: littlefs.UserContext, *, format: bool = False, block_cycles: int = -1
+) -> littlefs.LittleFS:
+    """A file system mounted as MicroPython does it."""
+    fs = littlefs.LittleFS(
+        device,
+        block_size=BLOCK,
+        block_count=len(device.buffer) // BLOCK,
+        read_size=32,
+        prog_size=32,
+        cache_size=128,
+        lookahead_size=32,
+        block_cycles=block_cycles,
+        mount=False,
+    )
+    if format:
+        fs.format()
+    fs.mount()
+    return fs
 
 
 def log_of(block: bytes) -> list[Tag]:

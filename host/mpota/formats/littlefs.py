@@ -231,7 +231,7 @@ class Volume:
     @property
     def has_orphans(self) -> bool:
         """A power cut left work that littlefs does before it writes the next time."""
-        return bool(self._gstate[0] & 0x1FF)
+        return bool(self._gstate[0] >> 31)
 
     @property
     def stale_superblocks(self) -> tuple[MetadataPair, ...]:
@@ -301,8 +301,8 @@ class Volume:
         for pair in self._pairs:
             state = [a ^ b for a, b in zip(state, pair.gstate, strict=True)]
         self._gstate = state
-        if state[0] & 0x3FF > len(self._pairs):
-            self.problems.append(f"{state[0] & 0x3FF} directories are said to be half-written")
+        if state[0] & 0x3FF:
+            self.problems.append(f"the global state {state[0]:#x} has bits that are never stored")
         kind = state[0] >> 20 & 0x7FF
         if not kind & 0x700:
             return None
