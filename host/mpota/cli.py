@@ -36,6 +36,7 @@ _COMMANDS = {
     "sample": "a realistic firmware to try things on",
     "install": "the ota package onto a board, by its REPL",
     "push": "an update through the REPL: sent, booted, checked, confirmed",
+    "deploy": "many boards by one plan",
     "status": "what runs on a board, and what boots next",
     "virtual": "a virtual board with serial ports for any tool",
     "demo": "the whole story of an update on the virtual board",

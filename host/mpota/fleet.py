@@ -1,0 +1,334 @@
+"""Many boards by one plan: each gets the ota package, keys, files and firmware that it lacks.
+
+A plan is TOML; paths in it are relative to it::
+
+    firmware = "greenhouse-2.1.bundle"  # app image, firmware, bundle or URL; none: only the rest
+    check = "sensors.ok()"              # health check: an expression, or a .py file
+    check_timeout = 30                  # seconds
+    settle = 3                          # seconds: `mpota push --settle`
+    keys = ["release.pub.pem"]          # public keys that the boards are to trust
+    ca = "ca.pem"                       # CA certificates for https
+    parallel = 4                        # boards at a time
+    stop_after = 1                      # failures; boards that have not begun are left alone
+
+    [files]                             # path on the board = file here
+    "/main.py" = "src/main.py"
+
+    [boards]                            # name = port
+    north = "/dev/ttyUSB0"
+    south = { port = "rfc2217://gateway:4000", check = "True" }
+
+A board may have its own ``firmware``, ``check``, ``keys``, ``ca`` and ``[boards.NAME.files]``
+instead of those at the top.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mpota.deploy import LostBoardError, ScriptError, Session
+from mpota.errors import MpotaError, UsageError
+from mpota.install import install
+from mpota.push import (
+    Check,
+    Options,
+    Package,
+    RefusedError,
+    RolledBackError,
+    Tell,
+    UnconfirmedError,
+    UnhealthyError,
+    push,
+)
+from mpota.storage.file import read_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_MAX_PARALLEL = 64
+
+# In the order in which they are told apart: the first that an error is an instance of.
+_OUTCOMES: tuple[tuple[type[MpotaError], str], ...] = (
+    (UnhealthyError, "unhealthy"),
+    (RolledBackError, "rolled back"),
+    (UnconfirmedError, "unconfirmed"),
+    (RefusedError, "refused"),
+    (LostBoardError, "no answer"),
+    (ScriptError, "failed"),
+    (MpotaError, "failed"),
+)
+UPDATED, UP_TO_DATE, NOT_STARTED = "updated", "up to date", "not started"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One board, and what it is to have."""
+
+    name: str
+    port: str
+    package: Package | None
+    options: Options
+    files: Mapping[str, bytes]  # by the path on the board
+    keys: tuple[Path, ...]
+    ca: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    targets: tuple[Target, ...]
+    parallel: int
+    stop_after: int
+
+    @classmethod
+    def open(cls, path: Path) -> Plan:
+        """The plan in a file, with all that it names read and checked.
+
+        Raises UsageError for what no plan can say, MpotaError for a firmware that is damaged.
+        """
+        try:
+            data = tomllib.loads(read_file(path).decode("utf-8"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{path.name} is not TOML: {error}") from None
+        top = _Table(data, path.name, path.parent)
+        parallel = top.number("parallel", 4, 1, _MAX_PARALLEL)
+        stop_after = top.number("stop_after", 1, 1, sys.maxsize)
+        boards = top.take("boards", dict, {})
+        shared = top.rest(_BOARD_KEYS - {"port"})
+        targets = tuple(_target(top, name, shared, board) for name, board in boards.items())
+        if not targets:
+            raise UsageError(f"{path.name} names no boards", '[boards] with name = "PORT"')
+        _check_ports(targets, path.name)
+        return cls(targets, int(parallel), int(stop_after))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one board."""
+
+    name: str
+    port: str
+    outcome: str
+    version: str = ""
+    changes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        return self.outcome in (UPDATED, UP_TO_DATE)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "port": self.port,
+            "outcome": self.outcome,
+            "version": self.version,
+            "changes": list(self.changes),
+            "seconds": round(self.seconds, 1),
+            "message": self.message,
+        }
+
+
+@dataclass
+class _Progress:
+    """What the boards of a plan share while it runs."""
+
+    stop_after: int
+    failures: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_stopped(self) -> bool:
+        return self.failures >= self.stop_after
+
+
+def deploy(plan: Plan, say: Callable[[str], object] = lambda line: None) -> tuple[Result, ...]:
+    """Bring all boards of the plan to what it says; their results in the plan's order.
+
+    ``say`` is called, one call at a time, with lines about what happens. What a board has already
+    is not done again. Raises nothing for a board that fails.
+    """
+    progress = _Progress(plan.stop_after)
+
+    def run(target: Target) -> Result:
+        def tell(text: str) -> None:
+            with progress.lock:
+                say(f"{target.name}: {text}")
+
+        if progress.is_stopped():
+            return Result(target.name, target.port, NOT_STARTED)
+        result = _bring_up(target, tell)
+        if not result.is_good:
+            with progress.lock:
+                progress.failures += 1
+        tell(result.outcome + (f": {result.message}" if result.message else ""))
+        return result
+
+    with ThreadPoolExecutor(min(plan.parallel, len(plan.targets))) as pool:
+        try:
+            return tuple(pool.map(run, plan.targets))
+        except BaseException:
+            progress.failures = plan.stop_after  # those that run come to their end, no other begins
+            raise
+
+
+def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
+    changes: list[str] = []
+    version = ""
+    start = time.monotonic()
+    try:
+        with Session(target.port) as session:
+            done = install(session, target.keys, target.ca)
+            if done.is_changed:
+                changes.append(f"ota package: {len(done.copied)} files")
+            changes += _copy_files(session, target.files)
+            if target.package is not None:
+                pushed = push(session, target.package, target.options, Tell(tell))
+                version = pushed.version
+                if pushed.is_new:
+                    changes.append(f"{pushed.slot}: {version}")
+    except MpotaError as error:
+        outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
+        message = str(error) + (f" ({error.hint})" if error.hint else "")
+    else:
+        outcome, message = (UPDATED if changes else UP_TO_DATE), ""
+    seconds = time.monotonic() - start
+    return Result(target.name, target.port, outcome, version, tuple(changes), seconds, message)
+
+
+def _copy_files(session: Session, files: Mapping[str, bytes]) -> list[str]:
+    """Put the files there that differ; their paths."""
+    folders = {path.rpartition("/")[0] or "/" for path in files}
+    there = {
+        f"{folder.rstrip('/')}/{name}": digest
+        for folder in folders
+        for name, digest in session.digests(folder).items()
+    }
+    missing = [path for path in files if there.get(path) != sha256(files[path]).hexdigest()]
+    for path in missing:
+        session.write_part(path, files[path])
+    if missing:
+        session.finish_parts(dict.fromkeys(missing))
+    return missing
+
+
+# --- reading a plan
+
+_BOARD_KEYS = frozenset(
+    {"port", "firmware", "check", "check_timeout", "settle", "keys", "ca", "files"}
+)
+
+
+def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Target:
+    own = {"port": board} if isinstance(board, str) else board
+    if not isinstance(own, dict):
+        raise UsageError(f"{top.name}: boards.{name} is neither a port nor a table")
+    table = _Table({**shared, **own}, f"{top.name}: {name}", top.folder)
+    firmware = table.take("firmware", str, "")
+    check = table.take("check", str, "")
+    keys = tuple(table.path(key) for key in table.strings("keys"))
+    ca = table.take("ca", str, "")
+    options = Options(
+        Check.parse(
+            (str(table.path(check)) if check.endswith(".py") else check) or None,
+            table.number("check_timeout", 30, 0, 86400),
+        ),
+        table.number("settle", 3, 0.05, 86400),
+    )
+    target = Target(
+        name,
+        table.take("port", str, ""),
+        Package.open(firmware if "://" in firmware else str(table.path(firmware)))
+        if firmware
+        else None,
+        options,
+        {_board_path(table, key): read_file(table.path(path)) for key, path in table.files()},
+        keys,
+        table.path(ca) if ca else None,
+    )
+    table.end()
+    if not target.port:
+        raise UsageError(f"{table.name} has no port")
+    for path in (*target.keys, *([target.ca] if target.ca else [])):
+        read_file(path)
+    return target
+
+
+def _board_path(table: _Table, path: str) -> str:
+    parts = path.split("/")
+    if not path.startswith("/") or {"", ".", ".."} & set(parts[1:]):
+        raise UsageError(f"{table.name}: '{path}' is not an absolute path on a board")
+    return path
+
+
+def _check_ports(targets: tuple[Target, ...], name: str) -> None:
+    owners: dict[str, str] = {}
+    for target in targets:
+        if target.port in owners:
+            raise UsageError(
+                f"{name}: {owners[target.port]} and {target.name} are both on {target.port}"
+            )
+        owners[target.port] = target.name
+
+
+class _Table:
+    """A TOML table: each key is taken once, by its type; what is left in the end is an error."""
+
+    def __init__(self, data: Mapping[str, Any], name: str, folder: Path) -> None:
+        self._left = dict(data)
+        self.name = name
+        self.folder = folder
+
+    def take(self, key: str, kind: type[T], default: T) -> T:
+        value = self._left.pop(key, default)
+        if not isinstance(value, kind):
+            raise UsageError(f"{self.name}: {key} = {value!r} is not {_KINDS[kind]}")
+        return value
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        value = self._left.pop(key, default)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            raise UsageError(f"{self.name}: {key} = {value!r} is not a number from {low} to {high}")
+        return float(value)
+
+    def strings(self, key: str) -> list[str]:
+        values = self.take(key, list, [])
+        if not all(isinstance(value, str) for value in values):
+            raise UsageError(f"{self.name}: {key} = {values!r} is not a list of texts")
+        return values
+
+    def files(self) -> list[tuple[str, str]]:
+        files = self.take("files", dict, {})
+        if not all(isinstance(value, str) for value in files.values()):
+            raise UsageError(f"{self.name}: files has a value that is not a text")
+        return list(files.items())
+
+    def path(self, text: str) -> Path:
+        return self.folder / text
+
+    def rest(self, known: frozenset[str]) -> Mapping[str, Any]:
+        """What is left, none of it unknown."""
+        self._check_known(set(self._left) - known)
+        return dict(self._left)
+
+    def end(self) -> None:
+        self._check_known(set(self._left))
+
+    def _check_known(self, unknown: set[str]) -> None:
+        if unknown:
+            raise UsageError(f"{self.name}: '{sorted(unknown)[0]}' is nothing that a plan knows")
+
+
+_KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}
