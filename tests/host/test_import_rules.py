@@ -1,0 +1,101 @@
+"""DESIGN.md's import rules: which module may import what, and that commands start fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mpota
+import pytest
+from firmware_files import small_firmware
+
+PACKAGE = Path(mpota.__file__).parent
+# The stand-in runs under MicroPython.
+MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if "standin" not in p.parts]
+PURE = [
+    *sorted((PACKAGE / "formats").glob("*.py")),
+    *(PACKAGE / f"{name}.py" for name in ("units", "errors", "layout", "changes")),
+]
+# Reading and writing files, processes and sockets is for others.
+IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "sys", "glob"}
+HOMES = {
+    "esptool": {"storage/board.py", "sample.py", "signing.py"},
+    "mpremote": {"deploy.py"},
+    "littlefs": {"filesystem.py"},
+    "rich": {"report.py", "cli.py"},
+    "rich_click": {"cli.py"},
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported anywhere below ``tree``, by their full names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+
+
+def imports_at_start(tree: ast.Module) -> Iterator[str]:
+    """Those that run when the module is imported, so not in functions or for type checkers."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield from imports(node)
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_formats_and_layouts_use_the_standard_library_and_do_no_io(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    pure = {f"mpota.{name_of(p)[:-3].replace('/', '.')}" for p in PURE}
+    for module in imports(tree):
+        top = module.split(".")[0]
+        if top == "mpota":
+            assert module in pure
+        else:
+            assert top in sys.stdlib_module_names
+            assert top not in IO_MODULES
+    called = {
+        n.func.id
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
+    assert called.isdisjoint({"open", "print", "input"})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_packages_are_imported_at_home_only_and_late(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    for module in imports(tree):
+        top = module.split(".")[0]
+        assert name_of(path) in HOMES.get(top, {name_of(path)}), f"{top} in {name_of(path)}"
+    early = {module.split(".")[0] for module in imports_at_start(tree)}
+    assert early.isdisjoint(HOMES)
+    assert early.isdisjoint({"cryptography", "serial"})
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["resize", "-f", "8M", "--dry-run"]], ids=" ".join)
+def test_show_and_resize_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "firmware.bin"
+    source.write_bytes(small_firmware())
+    command, *options = arguments
+    code = (
+        "import sys; from mpota.cli import main\n"
+        f"try: main([{command!r}, {str(source)!r}, *{options!r}])\n"
+        "except SystemExit as end: assert not end.code, end\n"
+        "print('loaded:', *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert "mpota" in loaded
+    heavy = {*HOMES, "cryptography", "serial", "ssl", "asyncio"}
+    assert loaded.isdisjoint(heavy), loaded & heavy
