@@ -138,16 +138,17 @@ def check_flash(
     )
 
 
-def check_app(data: bytes, against: Firmware | None = None) -> Check:
+def check_app(data: bytes, against: Firmware | None = None, slot: Partition | None = None) -> Check:
     """What the bootloader will say of ``data`` once it has been written into an app slot.
 
-    ``against`` supplies the bootloader and the slot: its own segments decide what memory is
-    taken. Without it a merged firmware's own bootloader does, or the chip's known regions. Raises
-    MpotaError if ``data`` is no image of a known chip and there is no ``against``.
+    ``against`` supplies the bootloader, whose own segments decide what memory is taken, and the
+    slot, if ``slot`` is None: that of the next update. Without it a merged firmware's own
+    bootloader does, or the chip's known regions. Raises MpotaError if ``data`` is no image of a
+    known chip and there is no ``against``.
     """
     if against is not None:
         info = bootloader_info(against.bootloader.data)
-        slot = update_slot(against)
+        slot = slot or update_slot(against)
     else:
         info = likely_bootloader(data)
         slot = Partition("app", 0, 0, _ALONE_OFFSET, _MAX_SLOT)
@@ -171,9 +172,9 @@ def check_app(data: bytes, against: Firmware | None = None) -> Check:
     )
 
 
-def require_app(data: bytes, what: str, against: Firmware) -> None:
-    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot as an app."""
-    check = check_app(data, against)
+def require_app(data: bytes, what: str, against: Firmware, slot: Partition) -> None:
+    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot from ``slot``."""
+    check = check_app(data, against, slot)
     if not check.is_ok:
         words = f": {check.console[0]}" if check.console else ""
         finding = check.findings[0]

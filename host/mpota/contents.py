@@ -11,6 +11,7 @@ from mpota.errors import MpotaError
 from mpota.firmware import Firmware
 from mpota.formats.app_desc import find_app_desc
 from mpota.formats.image import Image
+from mpota.layout import Layout
 
 BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
 
@@ -29,11 +30,12 @@ def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
 
 def content_changes(firmware: Firmware, contents: Mapping[str, bytes]) -> tuple[Change, ...]:
     """The changes that `write_contents` makes, for a file or a board."""
-    layout = firmware.layout()
+    layout = Layout(firmware.table, firmware.flash_size, table_offset=firmware.table_offset)
     partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
     for label, data in partitions.items():
-        if firmware.table[label].is_app:
-            require_app(data, label, firmware)
+        partition = firmware.table[label]
+        if partition.is_app:
+            require_app(data, label, firmware, partition)
     changes = [c for c in changes_for(firmware, layout, partitions) if c.what in partitions]
     if BOOTLOADER in contents:
         changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))

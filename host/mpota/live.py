@@ -116,7 +116,7 @@ def plan_ota(
             f"app image is {app.size:,} bytes, slot {slot.label} holds {slot.size:,}",
             f"mpota resize {board.name} --app-size {align_up(app.size, BLOCK_SIZE):#x}",
         )
-    require_app(app.to_bytes(), "app", firmware)
+    require_app(app.to_bytes(), "app", firmware, slot)
     image = Change(slot.offset, align_up(app.size, SECTOR_SIZE), slot.label, app.to_bytes())
     changes = [image, select_slot(firmware, slot, is_confirmed=is_confirmed)]
     plan = make_plan(board, changes, table_offset=firmware.table_offset)

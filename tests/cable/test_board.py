@@ -479,3 +479,11 @@ class _Reader:
     def __init__(self, flash: VirtualFlash) -> None:
         self.read = flash.read
         self.end = flash.size
+
+
+def test_write_repairs_a_board_whose_app_is_broken(board, mpota, app_file):
+    cable = board(app=OLD_APP[:62_840])
+    output = mpota("check", cable.path, exit_code=1)
+    assert "nothing boots" in output
+    mpota("write", cable.path, f"factory={app_file}")
+    assert boots(cable) == "factory"
