@@ -46,7 +46,8 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int) -> Kept:
     one that MicroPython puts behind a table without ``vfs`` counts as such. Raises MpotaError if
     one of them is no intact littlefs, or if its files do not fit.
     """
-    from mpota.filesystem import MemoryRegion, is_blank, migrate
+    from mpota.filesystem import migrate
+    from mpota.region import MemoryRegion, is_blank
 
     contents: dict[str, bytes] = {}
     changes: list[Change] = []

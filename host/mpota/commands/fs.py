@@ -23,8 +23,9 @@ from mpota.commands.options import (
     table_offset_option,
 )
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem import DISK_VERSION, FileSystem, build, is_blank
+from mpota.filesystem import DISK_VERSION, FileSystem, build
 from mpota.formats.littlefs import Entry, shown
+from mpota.region import is_blank
 from mpota.storage.file import check_output, write_file
 from mpota.transfer import expand, get, local_files, make_directories, move, put, remove
 from mpota.units import format_size

@@ -1,0 +1,122 @@
+"""A part of a flash as blocks, changed in steps: what a file system stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mpota.formats.littlefs import BLOCK_SIZE
+from mpota.storage import Flash
+
+
+class Region:
+    """A part of a flash as blocks of 4 KiB, each of them read once.
+
+    What is programmed is kept until `flush` writes it, in the order in which it was programmed:
+    littlefs stays intact after each of these steps. ``name`` is for messages.
+    """
+
+    def __init__(self, flash: Flash, offset: int, size: int, name: str = "file system") -> None:
+        self.name = name
+        self.size = size
+        self._flash = flash
+        self._offset = offset
+        self._stored: dict[int, bytes] = {}  # as it is on the flash
+        self._log: list[tuple[int, bytes]] = []
+        self._pending: dict[int, bytes] = {}  # what the log leaves in a block
+        self._live: set[int] = set()  # written one by one: see `protect`
+
+    @property
+    def block_count(self) -> int:
+        return self.size // BLOCK_SIZE
+
+    def read_block(self, block: int) -> bytes:
+        if block in self._pending:
+            return self._pending[block]
+        if block not in self._stored:
+            start = self._offset + block * BLOCK_SIZE
+            self._stored[block] = self._flash.read(start, BLOCK_SIZE)
+        return self._stored[block]
+
+    def program(self, block: int, data: bytes) -> None:
+        """Make ``data`` the content of a block, once `flush` is called."""
+        if self._log and self._log[-1][0] == block:
+            self._log.pop()
+        self._log.append((block, data))
+        self._pending[block] = data
+
+    def protect(self, blocks: Iterable[int]) -> None:
+        """These hold something: two neighbours are never erased in one go, they may be a pair."""
+        self._live.update(blocks)
+
+    def flush(self) -> int:
+        """Write what was programmed, and only where it differs; the number of blocks written."""
+        log = self._log
+        self.discard()
+        changed = []
+        for block, data in log:
+            if self._stored.get(block) != data:
+                changed.append((block, data))
+                self._stored[block] = data
+        for block, data in self._joined(changed):
+            self._write(self._offset + block * BLOCK_SIZE, data)
+        return len(changed)
+
+    def _joined(self, changed: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """Unused blocks that follow each other in the list and on the flash as one."""
+        run: list[bytes] = []
+        first = 0
+        for block, data in changed:
+            if run and (block != first + len(run) or block in self._live):
+                yield first, b"".join(run)
+                run = []
+            if not run:
+                first = block
+            run.append(data)
+            self._live.add(block)
+        if run:
+            yield first, b"".join(run)
+
+    def discard(self) -> None:
+        """Forget what was programmed since the last `flush`."""
+        self._log = []
+        self._pending = {}
+
+    def _write(self, offset: int, data: bytes) -> None:
+        program = getattr(self._flash, "program", None)
+        if program is not None:  # a board's flash: esptool erases what it writes
+            program(offset, data)
+        else:
+            self._flash.erase(offset, len(data))
+            self._flash.write(offset, data)
+
+
+class MemoryRegion(Region):
+    """A region of its own in memory: ``size`` bytes, ``data`` and then 0xFF."""
+
+    def __init__(self, size: int, data: bytes = b"", name: str = "file system") -> None:
+        self._memory = _Memory(size, data)
+        super().__init__(self._memory, 0, size, name)
+
+    def to_bytes(self) -> bytes:
+        return bytes(self._memory.data)
+
+
+class _Memory:
+    def __init__(self, size: int, data: bytes) -> None:
+        self.size = size
+        self.data = bytearray(data.ljust(size, b"\xff"))
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self.data[offset : offset + size])
+
+    def erase(self, offset: int, size: int) -> None:
+        self.data[offset : offset + size] = b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.data[offset : offset + len(data)] = data
+
+
+def is_blank(region: Region) -> bool:
+    """Nothing was ever written to the first blocks, where every file system starts."""
+    start = b"".join(region.read_block(block) for block in range(min(2, region.block_count)))
+    return start.count(0xFF) == len(start)
