@@ -7,13 +7,14 @@ does not count as a boot to the bootloader) when it ends.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +29,7 @@ _READ_TIMEOUT_S = 5.0
 _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
 _POLL_S = 0.05
-_WRITE_CHUNK = 512  # bytes of a file in one line of code
+_WRITE_CHUNK = 2048  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
 
@@ -138,28 +139,32 @@ class Session:
         found: dict[str, str] = self.evaluate(f"_digests({directory!r})", _DIGESTS)
         return found
 
-    def write_file(self, path: str, data: bytes) -> None:
-        """Put a file on the board, whole or not at all, and compare its digest.
+    def write_parts(self, files: Mapping[str, bytes]) -> None:
+        """Put files on the board under their paths + ".new", and compare their digests.
 
-        The former file of that name is replaced by one rename, once the new one is complete.
         Raises MpotaError if the board stores something else.
         """
-        self.write_part(path, data)
-        self.execute(f"{_REPLACE}\n_replace({path!r})")
-
-    def write_part(self, path: str, data: bytes) -> None:
-        """The same, but the file is still called ``path`` + ".new"."""
-        folder = path.rpartition("/")[0]
-        if folder:
-            self.execute(f"{_MAKE_FOLDERS}\n_make_folders({folder!r})")
-        with self._reporting():
-            self._transport.fs_writefile(path + ".new", data, _WRITE_CHUNK)
-        digest = self.evaluate(f"_digest({path + '.new'!r})", _DIGESTS)
-        if digest != hashlib.sha256(data).hexdigest():
-            raise MpotaError(f"{self.port}: {path} does not read back as it was written")
+        if not files:
+            return
+        self.execute(
+            f"{_WRITE}\nfor path in {sorted({*map(_folder, files)})!r}: _make_folders(path)"
+        )
+        for path, data in files.items():
+            for at in range(0, max(len(data), 1), _WRITE_CHUNK):
+                text = base64.b64encode(data[at : at + _WRITE_CHUNK])
+                mode = "ab" if at else "wb"
+                self.execute(f"_put({path + '.new'!r}, {mode!r}, {text!r})")
+        parts = [path + ".new" for path in files]
+        found = self.evaluate(f"[_digest(path) for path in {parts!r}]", _DIGESTS)
+        for digest, (path, data) in zip(found, files.items(), strict=True):
+            if digest != hashlib.sha256(data).hexdigest():
+                raise MpotaError(f"{self.port}: {path} does not read back as it was written")
 
     def finish_parts(self, paths: Mapping[str, object], remove: tuple[str, ...] = ()) -> None:
-        """Give files that `write_part` has put there their names, and remove others, at once."""
+        """Give files from `write_parts` their names, and remove others, at once.
+
+        A file of that name is replaced by one rename.
+        """
         self.execute(
             f"{_REPLACE}\nfor path in {list(paths)!r}: _replace(path)\n"
             f"for path in {list(remove)!r}: os.remove(path)"
@@ -277,12 +282,14 @@ def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
 def failure_lines(console: str) -> list[str]:
     """What a console says of an app that was not started or did not live."""
     return [line for line in console.splitlines() if _FAILURE_LINE.match(line)]
 
-
-Progress = Callable[[int], object]
 
 _DIGESTS = """
 import os, hashlib
@@ -312,8 +319,12 @@ def _replace(path):
         os.remove(path)
         os.rename(path + ".new", path)
 """
-_MAKE_FOLDERS = """
+_WRITE = """
 import os
+from binascii import a2b_base64
+def _put(path, mode, text):
+    with open(path, mode) as file:
+        file.write(a2b_base64(text))
 def _make_folders(path):
     at = 0
     while at >= 0:

@@ -215,12 +215,13 @@ def _copy_files(session: Session, files: Mapping[str, bytes]) -> list[str]:
         for folder in folders
         for name, digest in session.digests(folder).items()
     }
-    missing = [path for path in files if there.get(path) != sha256(files[path]).hexdigest()]
-    for path in missing:
-        session.write_part(path, files[path])
+    missing = {
+        path: data for path, data in files.items() if there.get(path) != sha256(data).hexdigest()
+    }
+    session.write_parts(missing)
     if missing:
-        session.finish_parts(dict.fromkeys(missing))
-    return missing
+        session.finish_parts(missing)
+    return list(missing)
 
 
 # --- reading a plan

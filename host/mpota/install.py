@@ -56,8 +56,7 @@ def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = Non
         for path in found
         if path.startswith(FOLDER) and path not in wanted and path.endswith(_SUFFIXES)
     )
-    for path, data in missing.items():
-        session.write_part(path, data)
+    session.write_parts(missing)
     if missing or stale:
         session.finish_parts(missing, tuple(path for path in stale if path[:-4] not in missing))
         session.soft_reset()  # lets go of the modules of the former version

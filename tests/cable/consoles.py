@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
@@ -43,13 +42,49 @@ def ota_flash(size: int = 1 * MiB) -> VirtualFlash:
     return VirtualFlash.create(size, {0x1000: firmware})
 
 
-@dataclass
+class Wire:
+    """A cable between a port and a console (a `PortHandler`), which can break and lose bytes.
+
+    ``cut_after``: bytes from the desk until it is pulled; ``lose``: which of them, counted from 0,
+    are lost on their way. ``sent_size`` is what went through it to the board.
+    """
+
+    def __init__(self, console: ConsolePort) -> None:
+        self._console = console
+        self.port: SerialPort | None = None
+        self.cut_after: int | None = None
+        self.lose: set[int] = set()
+        self.sent_size = 0
+
+    def opened(self, send: Callable[[bytes], None]) -> None:
+        self._console.opened(send)
+
+    def closed(self) -> None:
+        self._console.closed()
+
+    def received(self, data: bytes) -> None:
+        start, self.sent_size = self.sent_size, self.sent_size + len(data)
+        if self.cut_after is not None and self.sent_size >= self.cut_after:
+            data = data[: self.cut_after - start]
+        kept = bytes(byte for at, byte in enumerate(data, start) if at not in self.lose)
+        self._console.received(kept)
+        if self.cut_after is not None and self.sent_size >= self.cut_after:
+            assert self.port is not None
+            self.port.unplug()
+
+
 class Bench:
     """A board that is on, on a cable."""
 
-    board: Board
-    console: ConsolePort
-    port: SerialPort
+    def __init__(self, board: Board, console: ConsolePort) -> None:
+        self.board = board
+        self.console = console
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        """Connect the cable, or a new one after the former was pulled."""
+        self.wire = Wire(self.console)
+        self.port = self.wire.port = SerialPort(self.wire)
 
     @property
     def flash(self) -> VirtualFlash:
@@ -72,7 +107,7 @@ class Bench:
 
     @contextmanager
     def off(self) -> Iterator[Board]:
-        """The board without power and with nobody at its port: for `Board.run`."""
+        """The board without power: for `Board.run`."""
         self.console.power_off()
         yield self.board
         self.console.power_on()
@@ -84,8 +119,11 @@ def bench(
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
     board = Board(flash or ota_flash(), frozen=DEVICE if has_ota else None)
-    console = ConsolePort(board, buffer_size)
-    with SerialPort(console) as port, console:
-        yield Bench(board, console, port)
+    with ConsolePort(board, buffer_size) as console:
+        made = Bench(board, console)
+        try:
+            yield made
+        finally:
+            made.port.unplug()
     assert console.failure is None
-    assert port.failure is None
+    assert made.port.failure is None

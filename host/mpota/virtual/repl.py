@@ -63,6 +63,11 @@ class ConsolePort:
                 self._thread.join()
                 self._thread = None
 
+    @property
+    def lost_size(self) -> int:
+        """Bytes that found no room in the board's input buffer since it was switched on."""
+        return self._terminal.lost_size if self._terminal is not None else 0
+
     def opened(self, send: Callable[[bytes], None]) -> None:
         self._send = send
         send(self._last_words)
