@@ -95,6 +95,22 @@ def test_flash_with_another_table_leaves_no_rests_of_the_old_one(board, mpota, m
     assert boots(cable) == "ota_0"
 
 
+def test_flash_keeps_data_also_where_an_interrupted_one_left_no_table(board, mpota, merged):
+    files = build({"main.py": b"print('hello')"}, SINGLE["vfs"].size)
+    cable = board(contents={"vfs": files})
+    cable.flash.erase(0x8000, 0x1000)
+    assert "kept: nvs, vfs" in mpota("flash", merged(app=NEW_APP), cable.path)
+    assert cable.flash.read(0x9000, len(NVS_DATA)) == NVS_DATA
+    assert cable.flash.read(SINGLE["vfs"].offset, 0x10000) == files[:0x10000]
+    cable.flash.erase(0x8000, 0x1000)
+    cable.flash.write(0xA000, b"something else than nvs")
+    cable.flash.erase(0x9000, 0x1000)
+    cable.flash.write(0x9000, b"something else than nvs")
+    assert "kept: vfs" in mpota("flash", merged(app=NEW_APP), cable.path)
+    assert cable.flash.read(0x9000, 0x6000) == b"\xff" * 0x6000
+    assert boots(cable) == "factory"
+
+
 def test_flash_erases_everything_if_asked(board, mpota, merged):
     cable = board(contents={"vfs": b"files"})
     mpota("flash", merged(), cable.path, "--erase")
@@ -423,6 +439,13 @@ def test_resize_refuses_more_flash_than_there_is(board, mpota, tmp_path):
     mpota("resize", cable.path, "--layout", "ota", "-o", "x.bin", exit_code=2)
     assert cable.flash.operations == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resize_of_a_board_without_a_table_asks_for_the_journal(board, mpota):
+    cable = board()
+    cable.flash.erase(0x8000, 0x1000)
+    output = mpota("resize", cable.path, "--layout", "ota", exit_code=1)
+    assert "Run it again where its .unfinished file is" in output
 
 
 def test_restore_refuses_another_board_and_a_damaged_backup(board, plug_in, mpota, tmp_path):

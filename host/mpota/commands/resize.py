@@ -22,7 +22,7 @@ from mpota.commands.options import (
     yes_option,
 )
 from mpota.edit import find_layout, resize
-from mpota.errors import UsageError
+from mpota.errors import MpotaError, UsageError
 from mpota.firmware import Firmware
 from mpota.layout import LAYOUTS, Edits, NewPartition
 from mpota.ports import is_port
@@ -151,7 +151,11 @@ def _resize_board(board: BoardFlash, edits: Edits, words: str, options: _Options
         return
     path = backup or backups.default_path(Path(), board.mac)
     check_output(path)
-    firmware = Firmware.from_flash(board, board.name, options.table_offset)
+    try:
+        firmware = Firmware.from_flash(board, board.name, options.table_offset)
+    except MpotaError as error:
+        hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
+        raise MpotaError(str(error), error.hint or hint) from None
     change = plan_resize(board, firmware, edits, drop_files=options.drop_files)
 
     def write() -> None:
