@@ -13,7 +13,7 @@ from mpota.firmware import Firmware, read_table
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
-from mpota.keep import NOTHING_KEPT, kept_files
+from mpota.keep import kept_files
 from mpota.layout import LAYOUTS, Edits, Layout
 from mpota.storage.file import FileImage, read_file
 from mpota.units import MiB, format_flash_size
@@ -41,7 +41,7 @@ def resize(firmware: Firmware, edits: Edits, *, drop_files: bool = False) -> Edi
     if edits.flash_size is not None:
         firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
-    kept = NOTHING_KEPT if drop_files else kept_files(firmware, layout, layout.flash_size)
+    kept = kept_files(firmware, layout, layout.flash_size, drop_files=drop_files)
     changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
     data = apply_to_file(firmware, changes, layout.flash_size)
     result = Firmware.from_flash(

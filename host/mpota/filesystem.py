@@ -158,9 +158,10 @@ class FileSystem:
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
-        """Write operations: each is on the flash, or not at all, when its call ends.
+        """Write operations: each is on the flash when its call ends.
 
-        Raises MpotaError if the file system is damaged or does not fit its partition.
+        A cut in the middle leaves every file as it was or as it will be; a new one may be there
+        and empty. Raises MpotaError if the file system is damaged or does not fit its partition.
         """
         if self.mismatch:
             raise MpotaError(f"{self.region.name}: {self.mismatch}", self._size_hint())
@@ -411,9 +412,7 @@ class _Device:
         return data.ljust(size, b"\xff")  # the C library copies size bytes in any case
 
     def prog(self, config: LFSConfig, block: int, offset: int, data: bytes) -> int:
-        with self._caught():
-            old = self._region.read_block(block)
-            self._region.program(block, old[:offset] + data + old[offset + len(data) :])
+        self._region.program(block, data)
         return -5 if self._error else 0  # LFS_ERR_IO
 
     def erase(self, config: LFSConfig, block: int) -> int:

@@ -36,15 +36,15 @@ class Kept:
         return replace(row, effects=(*effects, "files kept"))
 
 
-NOTHING_KEPT = Kept()
-
-
-def kept_files(firmware: Firmware, layout: Layout, flash_size: int) -> Kept:
+def kept_files(
+    firmware: Firmware, layout: Layout, flash_size: int, *, drop_files: bool = False
+) -> Kept:
     """What has to be written so that the file systems that ``layout`` moves keep their files.
 
     ``flash_size`` is what MicroPython will see. A file system goes where its label goes, and the
     one that MicroPython puts behind a table without ``vfs`` counts as such. Raises MpotaError if
-    one of them is no intact littlefs, or if its files do not fit.
+    one of them is no intact littlefs, or if its files do not fit; with ``drop_files`` they become
+    blank instead, also the one that no entry of the table tells of.
     """
     from mpota.filesystem import migrate
     from mpota.region import MemoryRegion, is_blank
@@ -58,7 +58,7 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int) -> Kept:
         if is_blank(MemoryRegion(len(data), data, name)):
             continue
         try:
-            fitted = migrate(data, size, name).rstrip(b"\xff")
+            fitted = b"" if drop_files else migrate(data, size, name).rstrip(b"\xff")
         except MpotaError as error:
             raise MpotaError(
                 f"files cannot be kept: {error}", "--drop-files makes the file system blank"
@@ -67,8 +67,8 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int) -> Kept:
             contents[new.label] = fitted
         else:
             changes.append(Change(new.offset, size, new.label, fitted))
-    labels = frozenset((*contents, *(change.what for change in changes)))
-    return Kept(contents, tuple(changes), labels)
+    labels = [] if drop_files else [*contents, *(change.what for change in changes)]
+    return Kept(contents, tuple(changes), frozenset(labels))
 
 
 def _moves(

@@ -18,7 +18,7 @@ from mpota.firmware import App, Firmware, FlashReader
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
-from mpota.keep import NOTHING_KEPT, kept_files
+from mpota.keep import kept_files
 from mpota.layout import Edits, Layout
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.slots import boots_next, mark_slot, next_slot, select_slot
@@ -62,7 +62,7 @@ def plan_resize(
             f"not {format_flash_size(edits.flash_size)}"
         )
     layout = edits.apply(firmware.layout())
-    files = NOTHING_KEPT if drop_files else kept_files(firmware, layout, board.size)
+    files = kept_files(firmware, layout, board.size, drop_files=drop_files)
     nvs = _kept_nvs(board, layout)
     contents = {**files.contents, **nvs, **_otadata_for(firmware, layout)}
     ordered = order_changes(

@@ -364,6 +364,36 @@ def test_other_partitions_have_names_and_a_table_without_vfs_has_one_behind_it(
     assert image.stat().st_size == 0x80000
 
 
+@pytest.mark.parametrize(
+    ("options", "offset", "flash_size"),
+    [
+        (("-f", "8M"), 0x40000, 8 * MiB),
+        (("--add", "romfs=0x8f:0x20000"), 0x60000, 4 * MiB),
+        (("--layout", "ota"), None, 4 * MiB),
+    ],
+    ids=["more flash", "moved", "listed"],
+)
+def test_resize_keeps_files_behind_a_table_without_vfs(
+    tmp_path, on_micropython, options, offset, flash_size
+):
+    stock = PartitionTable(TABLE.partitions[:3])
+    files = {"/main.py": b"print(1)\n", "/big.bin": bytes(range(256)) * 100}
+    front = (b"\xff" * 0x1000 + small_firmware(table=stock)).ljust(stock.end, b"\xff")
+    dump, out = tmp_path / "dump.bin", tmp_path / "out.bin"
+    dump.write_bytes(front + build(files, 4 * MiB - stock.end))
+    result = run("resize", dump, *options, "-o", out)
+    assert result.code == 0, result.err
+    data = out.read_bytes()
+    assert len(data) == flash_size
+    place = Firmware.open(out).table["vfs"].offset if offset is None else offset
+    assert files_in(data[place:]) == files
+    assert on_micropython(data[place:], "print(len(list(tree('/'))))")[0] == "2\n"
+    dropped = tmp_path / "dropped.bin"
+    assert run("resize", dump, *options, "--drop-files", "-o", dropped).code == 0
+    blank = dropped.read_bytes()[place:]
+    assert blank.count(0xFF) == len(blank), "a rest of it would stop MicroPython from making one"
+
+
 # --- what is no intact littlefs ------------------------------------------------------------------
 
 
