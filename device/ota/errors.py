@@ -16,12 +16,13 @@ class OTAError(ValueError):
 class SourceError(OTAError):
     """The bytes could not be had.
 
-    Codes: address, connect, timeout, connection, http-status, redirect, protocol, short,
-    not-found, read.
-    ``status`` is the HTTP status if the server answered with one that is no success.
+    Codes: address, dns, connect, tls, certificate, timeout, connection, http-status, redirect,
+    protocol, short, changed, not-found, read.
+    ``status`` is the HTTP status if the server answered with one that is no success,
+    ``retry_after`` then its header Retry-After as text.
     """
 
-    status = None
+    status = retry_after = None
 
 
 class ImageError(OTAError):

@@ -1,6 +1,8 @@
 """A JSON file that points to a firmware: `firmware`, `sha`, `length`, as micropython-esp32-ota."""
 
-from .source import is_url, join_url, open_source
+from .redirect import join_url
+from .source import open_source
+from .url import is_url
 
 _MAX_SIZE = 4096
 

@@ -109,11 +109,12 @@ class SlotWriter:
         return place[start:] if start else place
 
     def close(self):
-        """Write the last, partial block, filled up with 0xFF."""
+        """Write the last, partial block, filled up with 0xFF, and give the buffers back."""
         if self._fill:
             for at in range(self._fill, (self._fill + SECTOR - 1) // SECTOR * SECTOR):
                 self._buf[at] = 0xFF
             self._flush()
+        self._buf = self._check = self._sectors = self._pieces = None
 
     def _flush(self):
         """Bring the block at hand into the flash, and what was read back to the next stage."""

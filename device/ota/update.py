@@ -13,14 +13,14 @@ from esp32 import Partition
 from micropython import const
 
 from . import otadata
-from .errors import ImageError, SlotError, StateError
+from .errors import ImageError, OTAError, StateError
 from .home import has_home, has_trust
-from .image import SECTOR, AppImage, Board
-from .merged import MergedFirmware, is_merged
+from .image import DESC_MAGIC, SECTOR, AppImage, Board
 from .slot import SlotWriter
-from .source import StreamSource, open_source
+from .url import is_url
 
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
+_DESC_OFFSET = const(32)  # of app_desc, in an app image
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 
@@ -55,14 +55,15 @@ class OTA:
     ):
         self.verbose = verbose
         self.reboot = reboot
-        self.part = find_next_slot()
+        self.part = otadata.find_next_slot()
         self._force = force
         self._progress = progress
         self._total = None  # size of the file, once known
         self._received = 0
-        self._head = bytearray()  # what came before the first stage was chosen
+        self._head = 0  # bytes that came before the first stage was chosen
         self._first = self._image = self._sha = None
         self._failed = None
+        self._source = self._buf = None
         self._release = None  # of a bundle
         self._trust = None  # the keys of which one must have signed the image, if there are any
         self._options = {"force": force, "verify": verify, "block_size": block_size}
@@ -124,12 +125,21 @@ class OTA:
         elif size >= SECTOR and not self._head:
             self._start(data)
         else:
-            self._head.extend(data)
-            if len(self._head) >= SECTOR:
-                self._start(self._head)
+            self._collect(memoryview(data))
         if self._progress:
             self._progress(self._received, self._total)
         return size
+
+    def _collect(self, data):
+        """Bring the first sector together, where the writer would put it: that takes no heap."""
+        place = self._writer.buffer()
+        count = min(SECTOR - self._head, len(data))
+        place[self._head : self._head + count] = data[:count]
+        self._head += count
+        if self._head == SECTOR:
+            self._start(place)
+            if count < len(data):
+                self._pass(data[count:])
 
     def _pass(self, data):
         if self._sha:
@@ -139,7 +149,7 @@ class OTA:
     def _start(self, head):
         """Choose the stages by the first bytes, which then go through them."""
         self._head = None
-        if not head:
+        if not len(head):
             raise ImageError("empty", "the file is empty")
         if self._expect_sha:
             self._sha = sha256()
@@ -158,7 +168,11 @@ class OTA:
         self._first = Bundle(self._release)
 
     def _start_image(self, head):
-        merged = is_merged(head, self._board)
+        merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != DESC_MAGIC
+        if merged:
+            from .merged import MergedFirmware, is_merged
+
+            merged = is_merged(head, self._board)
         if not self.is_vouched and has_trust():
             from .keys import load
 
@@ -175,6 +189,7 @@ class OTA:
         self._digest.image = self._image
         self._first = self._image
         if merged:
+            self._digest.trail = None  # the slot holds a part of the file only
             self._first = MergedFirmware(self._image, self._board)
 
     def _check_signed_size(self, merged):
@@ -230,11 +245,15 @@ class OTA:
     def seal(self):
         """No more bytes come: check the whole, and do not switch yet. Raises OTAError."""
         if self._head is not None:
-            self._start(self._head)
-        self._first.finish()
-        self._writer.close()
-        self._writer = None  # with its buffers: what comes now needs the heap
-        self._check_whole()
+            self._start(self._writer.buffer()[: self._head])
+        try:
+            self._first.finish()
+            self._writer.close()
+            self._writer = self._buf = None  # with its buffers: what comes now needs the heap
+            self._check_whole()
+        except ImageError:
+            self._digest.forget()
+            raise
         self._is_over = True
 
     def _check_whole(self):
@@ -290,6 +309,7 @@ class OTA:
                 "ESP-IDF does not accept the image in %s (checksum, or a chip revision that it is "
                 "not made for)" % name,
             )
+        self._digest.forget()
         if self.verbose:
             print("OTA Partition '%s' updated successfully." % name)
             boot = Partition(Partition.BOOT).info()[4]
@@ -315,17 +335,49 @@ class OTA:
 
     def from_stream(self, f, sha="", length=0):
         """Take a file from a stream (`readinto`), to its end; returns the number of bytes."""
+        from .source import StreamSource
+
         return self.from_source(StreamSource(f), sha, length)
 
     def from_firmware_file(self, url, sha="", length=0, **request_args):
         """Take a file by its name or URL; returns the number of bytes."""
         if self.verbose:
             print("Opening firmware file %s..." % url)
-        source = open_source(url, **request_args)
+        source = self.make_source(url, sha, **request_args)
         try:
-            return self.from_source(source, sha, length)
+            return self.from_source(source.open(), sha, length)
         finally:
             source.close()
+
+    def make_source(self, url, sha="", **request_args):
+        """The source, still to be opened, for a file name or a URL.
+
+        A download goes on where an earlier one of the same file broke off in this slot.
+        """
+        if not is_url(url):
+            from .source import FileSource
+
+            self._source = FileSource(url)
+            return self._source
+        from .download import HttpSource
+        from .resume import Trail
+
+        self._digest.trail = Trail(self.part, self._writer.buffer())
+        args = {"sha": (sha or self._expect_sha or "").lower(), "trail": self._digest.trail}
+        if self.verbose:
+            args["log"] = _print_line
+        args.update(request_args)
+        self._source = HttpSource(url, **args)
+        return self._source
+
+    def is_stale(self, error):
+        """Whether an update failed because parts of two versions of a file have come together.
+
+        Then it is worth a new attempt.
+        """
+        return self._source is not None and (
+            error.code == "changed" or (self._source.is_joined and isinstance(error, ImageError))
+        )
 
     def from_json(self, url, **request_args):
         """Take the file that a JSON file (`firmware`, `sha`, `length`) names."""
@@ -340,15 +392,19 @@ class OTA:
 
     def from_source(self, source, sha="", length=0):
         """Take a file from a source (see source.py), to its end; returns the number of bytes."""
-        self._expect(sha, length)
-        self.expect_size(source.size)
-        if self.verbose and self._total:
-            print("Writing %d blocks + %d bytes." % (self._total // SECTOR, self._total % SECTOR))
+        self.begin(source.size, sha, length)
         start = self._received
-        gc.collect()
-        while self._step(source):
+        while self.take(source.readinto(self.buffer())):
             pass
         return self._received - start
+
+    def begin(self, size=None, sha="", length=0):
+        """A file comes: its size, SHA-256 and length are these, as far as they are known."""
+        self._expect(sha, length)
+        self.expect_size(size)
+        if self.verbose and self._total:
+            print("Writing %d blocks + %d bytes." % (self._total // SECTOR, self._total % SECTOR))
+        gc.collect()
 
     def expect_size(self, size):
         """The source says how long the file is. Raises ImageError if ``length`` says otherwise."""
@@ -360,13 +416,22 @@ class OTA:
             )
         self._total = size
 
-    def _step(self, source):
-        """Move one block from the source into the stages; False at the end."""
+    def buffer(self):
+        """Where to put the next bytes of the file, to `take` them then."""
         buf = self._writer.buffer()
-        count = source.readinto(buf)
+        self._buf = buf[self._head :] if self._head else buf
+        return self._buf
+
+    def take(self, count):
+        """Move ``count`` bytes on from `buffer` into the stages; whether any more are wanted."""
         if not count:
             return False
-        self.write(buf if count == len(buf) else buf[:count])
+        buf = self._buf
+        try:
+            self.write(buf if count == len(buf) else buf[:count])
+        except ImageError:
+            self._digest.forget()
+            raise
         if self.verbose and not self._received % 65536:
             print("\rBLOCK", self._received // SECTOR, end="")
         # An app inside a larger file is whole before the file ends: the rest is of interest only
@@ -381,9 +446,17 @@ class _Digest:
     def __init__(self):
         self.sha = sha256()
         self.image = None
+        self.trail = None  # of a download: resume.py
         self._pos = 0
 
+    def forget(self):
+        """What stands in the slot is of no use to a later download."""
+        if self.trail:
+            self.trail.forget()
+
     def write(self, buf):
+        if self.trail:
+            self.trail.write(buf)
         end = self._pos + len(buf)
         stop = self.image.digest_offset
         if stop is None or end <= stop:
@@ -391,22 +464,6 @@ class _Digest:
         elif self._pos < stop:
             self.sha.update(memoryview(buf)[: stop - self._pos])
         self._pos = end
-
-
-def find_next_slot():
-    """The partition that the next update goes to. Raises SlotError if the table has none."""
-    running = Partition(Partition.RUNNING)
-    try:
-        part = running.get_next_update()
-    except OSError:
-        part = None
-    if part is None or part.info()[2] == running.info()[2] or not otadata.find_otadata():
-        raise SlotError(
-            "no-slot",
-            "the partition table has no OTA slot besides %s: a table with ota_0, ota_1 and otadata "
-            "is needed" % running.info()[4],
-        )
-    return part
 
 
 def from_file(
@@ -423,10 +480,12 @@ def from_file(
     **request_args,
 ):
     """Update from a URL or a file; returns the number of bytes. HttpSource has ``request_args``."""
-    with OTA(
-        verify, verbose, reboot, force=force, progress=progress, block_size=block_size
-    ) as update:
-        return update.from_firmware_file(url, sha, length, **request_args)
+    return _run(
+        url,
+        lambda update: update.from_firmware_file(url, sha, length, **request_args),
+        (verify, verbose, reboot),
+        {"force": force, "progress": progress, "block_size": block_size},
+    )
 
 
 def from_json(
@@ -441,7 +500,38 @@ def from_json(
     **request_args,
 ):
     """Update from what a JSON file names; returns the number of bytes."""
-    with OTA(
-        verify, verbose, reboot, force=force, progress=progress, block_size=block_size
-    ) as update:
-        return update.from_json(url, **request_args)
+    return _run(
+        url,
+        lambda update: update.from_json(url, **request_args),
+        (verify, verbose, reboot),
+        {"force": force, "progress": progress, "block_size": block_size},
+    )
+
+
+def _run(url, take, args, options):
+    """Update by ``take(update)``, and once more if parts of two versions of a file were joined."""
+    if is_url(url):
+        from . import download, resume  # noqa: F401  before the buffers divide the heap
+    update = OTA(*args, **options)
+    try:
+        with update:
+            return take(update)
+    except OTAError as error:
+        if not update.is_stale(error):
+            raise
+        if update.verbose:
+            _print_line("%s: starting over" % error)
+    update = None  # its buffers, for the next one
+    with OTA(*args, **options) as update:
+        return take(update)
+
+
+def fetch(url, sha="", length=0, **options):
+    """As `from_file`, for an asyncio program: ``await fetch(url)``. See fetch.py."""
+    from .fetch import fetch
+
+    return fetch(url, sha, length, **options)
+
+
+def _print_line(text):
+    print("\n" + text)

@@ -65,11 +65,12 @@ def updating_board(content: bytes | None = None, heap_size: int = 120 * 1024) ->
 
 
 def try_update(url: str, more: str = "", then: str = "") -> str:
-    """A script that updates quietly and prints how that ended."""
+    """A script that updates quietly and prints how that ended. The first failure ends it."""
+    one_try = "" if "max_failures" in more else ", max_failures=1"
     return f"""
 import ota
 try:
-    print("wrote", ota.update.from_file({url!r}, verbose=False, reboot=False{more}))
+    print("wrote", ota.update.from_file({url!r}, verbose=False, reboot=False{one_try}{more}))
 except ota.OTAError as error:
     print(error.code + ":", error)
 {then}

@@ -86,6 +86,7 @@ def test_reboot_counts_down_and_resets_into_the_new_app(board, server):
 import sys, time
 class Hurried:
     sleep = lambda seconds: None
+    sleep_ms, ticks_ms, ticks_diff = time.sleep_ms, time.ticks_ms, time.ticks_diff
 sys.modules["time"] = Hurried
 import ota.update
 ota.update.from_file({server.url("/app.bin")!r})

@@ -1,0 +1,176 @@
+"""A file from a server as a source: it goes on by itself when the connection breaks."""
+
+import gc
+from time import sleep_ms
+
+from .connection import POLL_MS
+from .errors import SourceError
+from .http import Client
+
+
+class HttpSource:
+    """The body of an http:// or https:// URL, to be opened by `open` or `opening`.
+
+    ``max_failures`` in a row end it, after a ``pause``, in seconds, that grows with each of them.
+    ``log(text)`` is told of failures, and of a download that starts over. ``trail``: what a slot
+    holds of it already (resume.py); ``sha``: hex SHA-256 of the file, if known. ``client``: a
+    Client to use, and leave open, instead of one made from ``options``. ``stream`` and
+    ``parse_headers`` of `requests.get` mean nothing here.
+
+    ``size``: of the file, None if it is not known. ``is_joined``: it was put together from more
+    than one answer.
+    """
+
+    # rejoin.py works with: client, validator, sha, log; at: the next byte to fetch; given: how many
+    # have been handed out; skip: how many are to be fetched again and dropped.
+
+    def __init__(
+        self,
+        url,
+        client=None,
+        trail=None,
+        sha=None,
+        max_failures=5,
+        pause=1,
+        log=None,
+        stream=None,
+        parse_headers=None,
+        **options,
+    ):
+        self.name = url
+        self.size = None
+        self.is_joined = False
+        self.client = client or Client(**options)
+        self._is_lent = client is not None
+        self._trail = trail
+        self.sha = sha
+        self._limits = (max_failures, pause)
+        self.log = log or _ignore
+        self._failures = None
+        self.validator = None
+        self.at = 0  # in the file: the next byte to fetch
+        self._kept = 0  # bytes at the start of the file that come from the slot
+        self.given = 0  # bytes handed out
+        self.skip = 0  # bytes to fetch once more, and to drop
+        self._task = None  # what has to end before the next bytes come
+        self._is_blocking = False
+
+    def open(self):
+        """Connect, and learn the size. Raises SourceError."""
+        for pause_ms in self.opening():
+            sleep_ms(pause_ms)
+        return self
+
+    def opening(self):
+        """A generator that does what `open` does, and yields milliseconds to wait."""
+        trail = self._trail
+        if trail:
+            yield from trail.recall(self.sha or self.name)
+            if trail.size:
+                self._kept = self.at = trail.size
+                self.size, self.validator = trail.total, trail.validator
+        yield from self._connect()
+
+    def readinto(self, buf):
+        """Fill ``buf`` as far as the file goes; the number of bytes, 0 at the end.
+
+        Raises SourceError when it cannot go on.
+        """
+        if not self._is_blocking:
+            self._is_blocking = True
+            self.client.block(True)
+        while True:
+            count = self.try_readinto(buf)
+            if count is not None:
+                return count
+            if self._task:
+                sleep_ms(POLL_MS)
+
+    def try_readinto(self, buf):
+        """As `readinto`, but what there is; None if there is nothing yet."""
+        if self._task:
+            try:
+                next(self._task)
+                return None
+            except StopIteration:
+                self._task = None
+                self.client.block(self._is_blocking)
+        if self.given < self._kept:
+            count = min(len(buf), self._kept - self.given)
+            self._trail.read(self.given, buf if count == len(buf) else memoryview(buf)[:count])
+        else:
+            try:
+                count = self._skip_body(buf) if self.skip else self._read_body(buf)
+            except (OSError, SourceError) as error:
+                self._task = self._connect(error)
+                return None
+        if count:
+            self.given += count
+        return count
+
+    def _read_body(self, buf):
+        count = self.client.read_body(buf)
+        if count:
+            self.at += count
+            if self._failures and self._failures.is_over(self.at):
+                self._failures = None
+        elif count == 0 and self.size is not None and self.at < self.size:
+            raise SourceError("short", "the body is shorter than the file")
+        return count
+
+    def _skip_body(self, buf):
+        count = self.client.read_body(memoryview(buf)[: self.skip])
+        if count == 0:
+            raise SourceError("short", "the body is shorter than before")
+        self.skip -= count or 0
+
+    # --- connecting
+
+    def _connect(self, error=None):
+        """A generator: connect, after a failure or not, and ask for what is still to come."""
+        while True:
+            if error:
+                from .failures import Failures
+
+                self.client.close()
+                if self._failures is None:
+                    self._failures = Failures(*self._limits, self.log)
+                yield from self._failures.wait(error, self.name, self.at - self.skip, self.size)
+            try:
+                yield from self._ask()
+                return
+            except (OSError, SourceError) as failure:
+                error = failure
+
+    def _ask(self):
+        client = self.client
+        self.skip = 0
+        if self.at:
+            from .rejoin import rejoin
+
+            yield from rejoin(self)
+            if self.at:
+                return
+            self._kept = 0
+        else:
+            yield from client.get(self.name)
+        if client.status != 200:
+            from .failures import refused
+
+            raise refused(client, self.name)
+        self.size = client.size
+        self.validator = client.header(b"etag") or client.header(b"last-modified")
+        if self._trail:
+            self._trail.begin(self.size, self.validator)
+
+    def close(self):
+        self._task = None
+        if not self._is_lent:
+            self.client.close()
+
+
+def _ignore(text):
+    pass
+
+
+gc.collect()  # what loading left behind would divide a small heap

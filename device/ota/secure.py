@@ -1,0 +1,175 @@
+"""TLS: which certificates are trusted, and what is wrong with one that is not.
+
+MicroPython's ``tls`` module verifies in C (extmod/modtls_mbedtls.c): the chain up to a root that is
+known here, the host name, and the dates by the board's clock.
+"""
+
+import errno
+from binascii import a2b_base64
+
+from micropython import const
+
+from .errors import SourceError
+
+_CLOCK_SET = const(2024)  # a clock that says an earlier year has never been set (ESP32: 2000)
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+_END = b"-----END CERTIFICATE-----"
+_MAX_CERTIFICATE = const(16384)
+
+
+class Trust:
+    """Whom to believe.
+
+    ``cadata``: root certificates, DER (one) or PEM (any number), as bytes or str; ``cafile``: a
+    file with such. ``server_name``: the name to ask for and to expect, if it is not the URL's
+    host. ``insecure_tls``: encrypt, and verify nothing.
+    """
+
+    def __init__(self, cafile=None, cadata=None, server_name=None, insecure_tls=False):
+        self._cafile = cafile
+        self._cadata = cadata
+        self._server_name = server_name
+        self._is_insecure = insecure_tls
+        self._context = None
+        self._leaf = self._top = None  # DER: the server's certificate, the last one of its chain
+
+    def wrap(self, socket, host):
+        """A TLS socket around a connected one; the handshake comes with the first write."""
+        import gc
+
+        gc.collect()
+        if self._context is None:
+            self._context = self._make_context()
+        self._leaf = self._top = None
+        try:
+            return self._context.wrap_socket(
+                socket, server_hostname=self._server_name or host, do_handshake_on_connect=False
+            )
+        except OSError as error:
+            raise self.explain(error, host)
+
+    def _make_context(self):
+        import tls
+
+        context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
+        if self._is_insecure:
+            context.verify_mode = tls.CERT_NONE
+            return context
+        context.verify_mode = tls.CERT_REQUIRED
+        context.verify_callback = self._see
+        if self._cadata:
+            from io import BytesIO
+
+            data = self._cadata
+            load_roots(context, BytesIO(data.encode() if isinstance(data, str) else data), "cadata")
+        elif self._cafile:
+            try:
+                with open(self._cafile, "rb") as file:
+                    load_roots(context, file, self._cafile)
+            except OSError as error:
+                raise SourceError("certificate", "cannot read %s: %s" % (self._cafile, error))
+        return context
+
+    def _see(self, certificate, depth):
+        """Called for each certificate of the chain, whether it is good or not, the top first."""
+        try:
+            if self._top is None:
+                self._top = bytes(certificate)
+            if depth == 0:
+                self._leaf = bytes(certificate)
+        except MemoryError:
+            pass
+        return 0  # leaves the verdict to mbedTLS
+
+    def explain(self, error, host):
+        """The SourceError for what a handshake raised."""
+        if isinstance(error, ValueError):
+            words = str(error)
+            return SourceError("certificate", self._explain_certificate(words, host))
+        if error.errno == errno.ENOMEM:
+            return SourceError(
+                "tls",
+                "TLS handshake with %s failed: not enough memory, it takes about 40 KiB outside "
+                "of MicroPython's heap" % host,
+            )
+        if error.errno in (errno.ETIMEDOUT, errno.EAGAIN):
+            return SourceError("timeout", "no answer from %s in the TLS handshake" % host)
+        from .connection import reason
+
+        return SourceError("tls", "TLS handshake with %s failed: %s" % (host, reason(error)))
+
+    def _explain_certificate(self, words, host):
+        from time import gmtime
+
+        from .certificate import Certificate
+
+        try:
+            leaf, top = Certificate(self._leaf), Certificate(self._top)
+        except (ValueError, TypeError):
+            return "the certificate of %s is refused: %s" % (host, words.strip())
+        name = self._server_name or host
+        year = gmtime()[0]
+        now = "%04d-%02d-%02d" % gmtime()[:3]
+        if "future" in words and year < _CLOCK_SET:
+            return (
+                "the certificate of %s is not valid yet, because this board's clock is not set (it "
+                "says %s): set it first, for instance by ntptime.settime()" % (host, now)
+            )
+        found = []
+        if "future" in words:
+            start = max(leaf.not_before, top.not_before)
+            found.append("it is not valid before %s (the clock says %s)" % (start, now))
+        if "expired" in words:
+            end = min(leaf.not_after, top.not_after)
+            found.append("it expired on %s (the clock says %s)" % (end, now))
+        if "CN" in words:
+            found.append("it is for %s, not for %s" % (", ".join(leaf.names) or "nobody", name))
+        if "trusted" in words:
+            found.append(self._explain_distrust(top))
+        return "the certificate of %s is refused: %s" % (host, "; ".join(found) or words.strip())
+
+    def _explain_distrust(self, top):
+        if top.issuer == top.subject:
+            who = "it is self-signed by '%s'" % top.subject
+            if self._top != self._leaf:
+                who = "its root '%s' is not one of them" % top.issuer
+        else:
+            who = "it was issued by '%s'" % top.issuer
+        if self._cadata or self._cafile:
+            return "%s, which the given root certificates do not cover" % who
+        return "%s, and no root certificate was given: pass that one as cafile= or cadata=" % who
+
+
+def load_roots(context, file, name):
+    """Load the certificates in a binary file, DER or PEM, one at a time. Raises SourceError."""
+    start = file.read(1)
+    if start == b"\x30":  # SEQUENCE: DER
+        _load(context, start + file.read(_MAX_CERTIFICATE), name)
+        return
+    count = 0
+    text = None
+    line = start + file.readline(_MAX_CERTIFICATE)
+    while line:
+        line = line.strip()
+        if line == _BEGIN:
+            text = b""
+        elif line == _END and text is not None:
+            try:
+                data = a2b_base64(text)
+            except ValueError:
+                data = b""
+            _load(context, data, name)
+            count += 1
+            text = None
+        elif text is not None and len(text) < _MAX_CERTIFICATE:
+            text += line
+        line = file.readline(_MAX_CERTIFICATE)
+    if not count:
+        raise SourceError("certificate", "no certificate in %s, neither DER nor PEM" % name)
+
+
+def _load(context, data, name):
+    try:
+        context.load_verify_locations(data)
+    except (ValueError, OSError):
+        raise SourceError("certificate", "a certificate in %s is damaged" % name)
