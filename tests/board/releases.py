@@ -28,9 +28,13 @@ ota.rollback.cancel()
 """
 
 
-@functools.cache
 def key(number: int = 0) -> PrivateKey:
     """The same few keys for all tests: making one takes a second."""
+    return _key(number)
+
+
+@functools.cache
+def _key(number: int) -> PrivateKey:
     return PrivateKey.generate()
 
 
