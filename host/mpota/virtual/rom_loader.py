@@ -174,10 +174,10 @@ class RomLoader:
 
     def disconnect(self) -> None:
         """The host let go of the cable: the chip leaves download mode and starts its app."""
-        self.reset()
         self._restart()
 
     def _restart(self) -> None:
+        self.reset()
         if self.is_halted:
             self.is_halted = False
             self._boot()
@@ -222,6 +222,8 @@ class RomLoader:
         if len(frame) < 8 or frame[0] != 0:
             return
         _, op, size, checksum = struct.unpack_from("<BBHI", frame)
+        if not self.is_halted and op != Op.SYNC:
+            return  # the app runs, and knows nothing of all this
         data = frame[8:]
         self._after_reply = None
         try:
@@ -229,8 +231,6 @@ class RomLoader:
                 raise CommandError(self._deferred)
             if len(data) != size:
                 raise CommandError(Status.LENGTH)
-            if not self.is_halted and op != Op.SYNC:
-                return  # the app runs, and knows nothing of all this
             value, body = self._run(op, data, checksum)
         except CommandError as error:
             self._deferred = None
@@ -265,10 +265,10 @@ class RomLoader:
         if op not in commands:
             raise CommandError(Status.COMMAND)
         sizes, method = commands[op]
-        if len(data) not in sizes and -1 not in sizes:
+        if sizes and len(data) not in sizes:
             raise CommandError(Status.LENGTH)
-        words = () if len(data) % 4 else struct.unpack(f"<{len(data) // 4}I", data)
-        result = method(self, data if -1 in sizes else words)
+        words = struct.unpack(f"<{len(data) // 4}I", data) if sizes else ()
+        result = method(self, words if sizes else data)
         if isinstance(result, int):
             return result, b""
         return 0, result or b""
@@ -584,11 +584,12 @@ def _checked_payload(data: bytes, checksum: int) -> tuple[bytes, int]:
     return payload, seq
 
 
-# Command: sizes of its data in bytes (-1: the method takes the bytes themselves), and its method.
+# Command: sizes that its data may have, in bytes, and its method, which takes the data as words.
+# Without a size it takes the bytes, and looks at their number itself.
 _COMMON_COMMANDS: dict[int, tuple[tuple[int, ...], Callable[..., int | bytes | None]]] = {
-    Op.SYNC: ((-1,), RomLoader._sync),
+    Op.SYNC: ((), RomLoader._sync),
     Op.READ_REG: ((4,), RomLoader._read_reg),
-    Op.WRITE_REG: ((-1,), RomLoader._write_reg),
+    Op.WRITE_REG: ((), RomLoader._write_reg),
     Op.MEM_BEGIN: ((16,), RomLoader._mem_begin),
     Op.MEM_END: ((8,), RomLoader._mem_end),
     Op.SPI_SET_PARAMS: ((24,), RomLoader._spi_set_params),
