@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from dataclasses import replace
@@ -117,6 +118,20 @@ def test_flash_erases_everything_if_asked(board, mpota, merged):
     assert cable.flash.read(0x9000, 0x7000) == b"\xff" * 0x7000
     assert cable.flash.read(SINGLE["vfs"].offset, 0x1000) == b"\xff" * 0x1000
     assert boots(cable) == "factory"
+
+
+@pytest.mark.parametrize(("answer", "exit_code"), [("n", 1), ("y", 0)])
+def test_who_sits_at_a_terminal_is_asked(board, mpota, merged, monkeypatch, answer, exit_code):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    cable = board()
+    cable.flash.restart_count()
+    monkeypatch.setattr("sys.stdin", Terminal(answer + "\n"))
+    output = mpota("flash", merged(app=NEW_APP), cable.path, exit_code=exit_code)
+    assert "Write this?" in output
+    assert bool(cable.flash.operations) == (answer == "y")
 
 
 def test_flash_again_writes_nothing(board, mpota, merged):

@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, Protocol
 
 from mpota.errors import MpotaError
@@ -144,17 +145,17 @@ class BoardFlash:
                 size = min(align_down(at, BLOCK_SIZE) + _CHUNK_SIZE - at, len(data) - position)
                 chunk = data[position : position + size]
                 if not self.is_equal(at, chunk):
-                    self._write_chunk(at, chunk)
+                    self._write_chunk(at, chunk, partial(_update_behind, update, position))
                     is_changed = True
                 position += size
                 update(position)
         return is_changed
 
-    def _write_chunk(self, offset: int, data: bytes) -> None:
+    def _write_chunk(self, offset: int, data: bytes, update: Callable[[int], object]) -> None:
         self._forget(offset, len(data))
         for _ in range(_ATTEMPTS):
             with self.translated():
-                self._try_chunk(offset, data)
+                self._try_chunk(offset, data, update)
             if self.is_equal(offset, data):
                 return
         raise self._unreliable(offset, data)
@@ -175,21 +176,21 @@ class BoardFlash:
             "the flash chip is worn out or badly soldered, or the supply voltage drops",
         )
 
-    def _try_chunk(self, offset: int, data: bytes) -> None:
+    def _try_chunk(self, offset: int, data: bytes, update: Callable[[int], object]) -> None:
         from esptool.util import FatalError
 
         try:
             if data.count(0xFF) == len(data):
                 self._esp.erase_region(offset, len(data))
             else:
-                self._send_chunk(offset, data)
+                self._send_chunk(offset, data, update)
         except FatalError as error:
             # FatalError.WithResult: the stub answered that the flash chip failed. All else is
             # a matter of the cable.
             if "result was" not in str(error):
                 raise
 
-    def _send_chunk(self, offset: int, data: bytes) -> None:
+    def _send_chunk(self, offset: int, data: bytes, update: Callable[[int], object]) -> None:
         esp = self._esp
         packed = zlib.compress(data, 9)
         block_size = esp.FLASH_WRITE_SIZE
@@ -197,6 +198,7 @@ class BoardFlash:
         esp.flash_defl_begin(len(data), len(packed), offset)
         for seq, start in enumerate(range(0, len(packed), block_size)):
             esp.flash_defl_block(packed[start : start + block_size], seq, timeout=timeout)
+            update(len(data) * min(start + block_size, len(packed)) // len(packed))
         # The stub answers before it writes: its answer to this one says that all is written.
         esp.flash_defl_finish(reboot=False, timeout=timeout)
 
@@ -341,6 +343,10 @@ def _quiet_esptool() -> Iterator[None]:
         yield
     finally:
         log.set_verbosity("auto")
+
+
+def _update_behind(update: Callable[[int], object], behind: int, done: int) -> None:
+    update(behind + done)
 
 
 def _md5(data: bytes) -> str:
