@@ -48,7 +48,10 @@ def judge(data, sector, place, force):
 
 def _entry(manifest):
     """What the record of an app partition says of the release (files.py)."""
-    entry = {"name": manifest.name, "version": manifest.version, "counter": manifest.counter}
+    entry = {"counter": manifest.counter}
+    if manifest.name:  # not of a manifest in the form of micropython-esp32-ota
+        entry["name"] = manifest.name
+        entry["version"] = manifest.version
     if manifest.add_keys or manifest.retire_keys:
         entry["add"] = list(manifest.add_keys)
         entry["retire"] = list(manifest.retire_keys)
@@ -150,7 +153,7 @@ def _check_confirmed():
 def _check_product(manifest):
     installed = files.running() if boot.has_home() else {}
     name = installed.get("name")
-    if name and name != manifest.name:
+    if name and manifest.name and name != manifest.name:
         raise ReleaseError(
             "wrong-name", "the release is '%s', this board has '%s'" % (manifest.name, name)
         )

@@ -99,8 +99,8 @@ class Manifest:
 
     def _take_simple(self, fields):
         """The JSON of micropython-esp32-ota: one app."""
-        self.name, self.version = "firmware", "0"
-        self.chip = self.board = self.from_version = self.expires = None
+        self.name = self.version = self.chip = self.board = None
+        self.from_version = self.expires = None
         self.counter = 0
         self.add_keys = self.retire_keys = ()
         item = {

@@ -29,6 +29,12 @@ def read_pointer(url, **request_args):
     try:
         firmware, sha, length = data["firmware"], data["sha"], data["length"]
     except KeyError:
+        if "payloads" in data:
+            from .errors import ReleaseError
+
+            raise ReleaseError(
+                "manifest", "%s is the manifest of a release: ota.release.install() takes it" % url
+            )
         print('OTA json must include "firmware", "sha" and "length" keys.')
         raise
     if is_url(url):

@@ -15,7 +15,7 @@ from micropython import const
 
 from . import files
 from .bundle import Bundle, is_bundle
-from .errors import ReleaseError, SourceError
+from .errors import OTAError, ReleaseError, SourceError
 from .home import has_home
 
 _SECTOR = const(4096)
@@ -106,13 +106,28 @@ class Release:
             sector = _read_signature(url[:-5] + ".sig", request_args)
         self.accept(data, sector, "url")
         for item in self.items:
-            sink = self.open(item)
-            if sink:
-                self._fetch_form(
-                    resolve(url, item.name), item.size, sink, request_args, progress, buf
-                )
+            place = resolve(url, item.name)
+            if item.is_taken and item.kind == "app":
+                self._fetch_app(place, item, request_args, progress)
+            elif item.is_taken:
+                self._fetch_item(place, item.size, self.open(item), request_args, progress, buf)
 
-    def _fetch_form(self, url, size, sink, request_args, progress, buf):
+    def _fetch_app(self, url, item, request_args, progress):
+        """As ota.update.from_file does: goes on where an earlier download broke off."""
+        options = dict(self._options)
+        options["progress"] = progress
+        for is_last in (False, True):
+            self._app = app = _open_app(item, options)
+            try:
+                app.from_firmware_file(url, **request_args)
+                _seal(app)
+                item.is_taken = False
+                return
+            except OTAError as error:
+                if is_last or not app.is_stale(error):
+                    raise
+
+    def _fetch_item(self, url, size, sink, request_args, progress, buf):
         from .source import open_source
 
         source = open_source(url, **request_args)

@@ -186,7 +186,7 @@ def test_what_the_desk_takes_the_board_takes(tmp_path: Path) -> None:
         "from ota.manifest import Manifest\n"
         f"for name in sorted(os.listdir({str(tmp_path / 'm')!r})):\n"
         f"    m = Manifest(open({str(tmp_path / 'm')!r} + '/' + name, 'rb').read())\n"
-        "    print(m.name, m.version, m.counter, [p.kind for p in m.payloads],\n"
+        "    print(m.name or 'firmware', m.version or 0, m.counter, [p.kind for p in m.payloads],\n"
         "          [(f.size, f.encoding, f.member, f.url) for f in m.forms()])\n"
     )
     done = subprocess.run(

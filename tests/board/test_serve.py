@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import ssl
 import subprocess
@@ -21,6 +22,8 @@ import releases
 from mpota.errors import UsageError
 from mpota.local_ca import LocalCa
 from mpota.serve import Served, Server, serving
+from mpota.virtual.board import End
+from mpota.virtual.flash import Cut, CutMode
 
 pytest.importorskip("aiohttp")
 
@@ -166,6 +169,40 @@ def test_a_board_installs_by_the_line_that_is_printed(tmp_path: Path) -> None:
         assert line == f"import ota; ota.update.from_file('{server.url}app.bin')"
 
 
+def test_a_board_installs_over_tls_by_the_line_that_is_printed(tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    public.mkdir()
+    bundle = releases.make(releases.app(), releases.tree("2")).to_bytes()
+    (public / "x.bundle").write_bytes(bundle)
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    board = releases.board(frozen)
+    with running(public, LocalCa.make()) as (server, _):
+        run = board.run("import ota; ota.release.install('" + server.url + "x.bundle')")
+        assert run.labels == ("ota_0",)
+        assert "certificate" in run.traceback, run.console
+        run = board.run(server.board_line("x.bundle", bundle[:16]))
+        assert "runs v1.27.0 2" in run.output, run.console
+
+
+def test_micropython_esp32_otas_json_is_a_release_too(tmp_path: Path) -> None:
+    image = boards.app("v1.27.0")
+    sha = hashlib.sha256(image).hexdigest()
+    (tmp_path / "app.bin").write_bytes(image)
+    (tmp_path / "firmware.json").write_text(
+        json.dumps({"firmware": "app.bin", "sha": sha, "length": len(image)})
+    )
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    board = releases.board(frozen)
+    with running(tmp_path) as (server, _):
+        run = board.run(f"import ota; ota.release.install('{server.url}firmware.json')")
+        assert run.labels == ("ota_0", "ota_1"), run.console
+        board.run(f"import ota; ota.keys.add({'a' * 64!r})")
+        run = board.run(f"import ota; ota.release.install('{server.url}firmware.json')")
+        assert "the manifest is not signed" in run.traceback, run.console
+
+
 def test_a_board_installs_what_was_published_as_files(tmp_path: Path) -> None:
     from mpota.release import Contents, publish
 
@@ -192,6 +229,29 @@ def test_a_board_installs_what_was_published_as_files(tmp_path: Path) -> None:
         run = board.run(f"import ota; ota.release.install('{server.url}manifest.json')")
         assert "the manifest is not signed" in run.traceback, run.console
         assert run.operations == ()
+
+
+def test_a_published_app_goes_on_where_a_power_cut_broke_it_off(tmp_path: Path) -> None:
+    from mpota.release import Contents, publish
+
+    public = tmp_path / "public"
+    contents = Contents((releases.app(size=0x30000), releases.tree("2")), "esp32")
+    manifest = releases.Manifest("demo", "2.0", contents.payloads(as_url=True), chip="esp32")
+    publish(public, manifest, contents, ())
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    board = releases.board(frozen)
+    with running(public) as (server, served):
+        line = f"import ota; ota.release.install('{server.url}manifest.json', block_size=4096)"
+        board.flash.restart_count()
+        board.flash.cut = Cut(80, CutMode.TORN)  # some 40 of its 48 sectors are there
+        assert board.run(line).end is End.POWER_CUT
+        served.clear()
+        run = board.run(line)
+        assert "runs v1.27.0 2" in run.output, run.console
+        asked = [one.range for one in served if one.path == "/app.bin"]
+        first = int((asked[0] or "").removeprefix("bytes=").partition("-")[0])
+        assert first >= 0x18000, asked
 
 
 def test_an_address_in_use_is_an_error_not_a_traceback(tmp_path: Path) -> None:
