@@ -357,7 +357,8 @@ class _Process:
         waiting = [request_fd, console_fd]
         self._console_fd = console_fd
         while True:
-            until = min(self._limits.deadline, self.watchdog or math.inf)
+            paused_until = self._terminal.paused_until if self._terminal is not None else math.inf
+            until = min(self._limits.deadline, self.watchdog or math.inf, paused_until)
             wait_s = None if until == math.inf else max(0.0, until - time.monotonic())
             typed_fd = self._terminal.waiting_fd if self._terminal is not None else None
             typed = [] if typed_fd is None else [typed_fd]
@@ -377,6 +378,8 @@ class _Process:
                 if is_over:
                     self.end = End.IDLE if self._is_idle else End.DIED
                     return None
+            elif not ready and self._terminal is not None and until == paused_until:
+                self._terminal.go_on()
             elif not ready and until == self.watchdog:
                 self._print(_WATCHDOG_LINES)
                 return ResetCause.WATCHDOG

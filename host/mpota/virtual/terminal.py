@@ -9,10 +9,12 @@ and the ring buffer is the pipe that the interpreter has as its stdin.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import signal
 import struct
 import termios
+import time
 from collections.abc import Callable
 
 # ports/esp32/mphalport.c: stdin_ringbuf_array holds 260 bytes, one of them is never used.
@@ -22,6 +24,9 @@ RING_SIZE = 259
 DEFAULT_BUFFER_SIZE = 65536
 
 _NO_CHAR = -1
+# Bytes follow each other at the pace of the line: before the next one comes the interrupt has been
+# taken. Here that is over at the latest after so long; sooner if the script ends by it.
+_INTERRUPT_S = 0.1
 
 
 class Terminal:
@@ -40,6 +45,8 @@ class Terminal:
         os.set_blocking(self._typing_fd, False)
         self._interrupt_char = _NO_CHAR
         self._is_listening = False
+        self.paused_until = math.inf  # inf: not paused
+        self._held = b""
         self._stdin_fd: int | None = None
         self._pid = 0
         self.is_raw = False  # the mode that the REPL is in, which a soft reset does not change
@@ -69,31 +76,42 @@ class Terminal:
         os.set_blocking(stdin_fd, False)
         self._interrupt_char = _NO_CHAR
         self._is_listening = False
-
-    def detach(self) -> None:
-        self._stdin_fd = None
+        self.paused_until = math.inf
 
     @property
     def waiting_fd(self) -> int | None:
-        """What to wait for input at; None while the interpreter does not listen yet."""
-        return self._typed_fd if self._is_listening else None
+        """What to wait for input at; None while the interpreter is not to get any."""
+        is_ready = self._is_listening and self.paused_until == math.inf
+        return self._typed_fd if is_ready else None
 
     def set_interrupt_char(self, char: int) -> None:
         self._interrupt_char = char if char < 0x80 else _NO_CHAR
         self._is_listening = True
+        self.go_on()
 
     def forward(self) -> bool:
         """Bring what was typed to the interpreter; False: nobody will type any more."""
         data = os.read(self._typed_fd, 65536)
-        if not data:
-            return False
+        self._feed(data)
+        return bool(data)
+
+    def go_on(self) -> None:
+        """The time for an interrupt to be taken is over: what was typed behind it comes now."""
+        self.paused_until = math.inf
+        held, self._held = self._held, b""
+        self._feed(held)
+
+    def _feed(self, data: bytes) -> None:
+        at = -1
         if self._interrupt_char != _NO_CHAR:
-            interrupt = bytes((self._interrupt_char,))
-            if interrupt in data:
-                os.kill(self._pid, signal.SIGINT)
-                data = data.replace(interrupt, b"")
-        self._fill_buffer(data)
-        return True
+            at = data.find(self._interrupt_char)
+        if at < 0:
+            return self._fill_buffer(data)
+        self._fill_buffer(data[:at])
+        os.kill(self._pid, signal.SIGINT)
+        self.paused_until = time.monotonic() + _INTERRUPT_S
+        self._held = data[at + 1 :]
+        return None
 
     def _fill_buffer(self, data: bytes) -> None:
         assert self._stdin_fd is not None
