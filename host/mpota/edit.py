@@ -31,17 +31,18 @@ class Edited:
     notes: tuple[str, ...] = ()
 
 
-def resize(firmware: Firmware, edits: Edits, *, drop_files: bool = False) -> Edited:
+def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Edited:
     """Fit a firmware to another flash size or table.
 
-    Files move with their file system. Raises MpotaError if the result would not fit or boot, or
-    if files cannot be kept (unless ``drop_files``), UsageError for edits that cannot be.
+    A data partition that moves or changes size is reset; with ``keep_files`` its files go along.
+    Raises MpotaError if the result would not fit or boot, or if files cannot be kept; UsageError
+    for edits that cannot be.
     Nothing is written: ``data`` of the result is what the new file holds.
     """
     if edits.flash_size is not None:
         firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
-    kept = kept_files(firmware, layout, layout.flash_size, drop_files=drop_files)
+    kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
     changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
     data = apply_to_file(firmware, changes, layout.flash_size)
     result = Firmware.from_flash(

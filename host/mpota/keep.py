@@ -36,17 +36,16 @@ class Kept:
         return replace(row, effects=(*effects, "files kept"))
 
 
-def kept_files(
-    firmware: Firmware, layout: Layout, flash_size: int, *, drop_files: bool = False
-) -> Kept:
+def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_files: bool) -> Kept:
     """What has to be written so that the file systems that ``layout`` moves keep their files.
 
     ``flash_size`` is what MicroPython will see. A file system goes where its label goes, and the
     one that MicroPython puts behind a table without ``vfs`` counts as such. Raises MpotaError if
-    one of them is no intact littlefs, or if its files do not fit; with ``drop_files`` they become
-    blank instead, also the one that no entry of the table tells of.
+    one of them is no intact littlefs, or if its files do not fit. Without ``keep_files`` they
+    become blank, also the one that no entry of the table tells of.
     """
-    from mpota.filesystem import migrate
+    if not keep_files and firmware.flash.end <= firmware.table.end:
+        return Kept()  # the table's own are blanked by the change of the table
     from mpota.region import MemoryRegion, is_blank
 
     contents: dict[str, bytes] = {}
@@ -58,7 +57,7 @@ def kept_files(
         if is_blank(MemoryRegion(len(data), data, name)):
             continue
         try:
-            fitted = b"" if drop_files else migrate(data, size, name).rstrip(b"\xff")
+            fitted = _migrated(data, size, name) if keep_files else b""
         except MpotaError as error:
             raise MpotaError(
                 f"files cannot be kept: {error}", "--drop-files makes the file system blank"
@@ -67,8 +66,14 @@ def kept_files(
             contents[new.label] = fitted
         else:
             changes.append(Change(new.offset, size, new.label, fitted))
-    labels = [] if drop_files else [*contents, *(change.what for change in changes)]
+    labels = [] if not keep_files else [*contents, *(change.what for change in changes)]
     return Kept(contents, tuple(changes), frozenset(labels))
+
+
+def _migrated(data: bytes, size: int, name: str) -> bytes:
+    from mpota.filesystem import migrate
+
+    return migrate(data, size, name).rstrip(b"\xff")
 
 
 def _moves(

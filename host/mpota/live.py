@@ -48,13 +48,13 @@ class LiveChange:
 
 
 def plan_resize(
-    board: Board, firmware: Firmware, edits: Edits, *, drop_files: bool = False
+    board: Board, firmware: Firmware, edits: Edits, *, keep_files: bool = True
 ) -> LiveChange:
     """Another table or flash size for the firmware on a board; the app that boots stays the one.
 
     Files move with their file system, and nvs is kept where it can be. Raises MpotaError if the
     result would not fit the board's flash or not boot, or if files cannot be kept (unless
-    ``drop_files``); UsageError for edits that cannot be.
+    not ``keep_files``); UsageError for edits that cannot be.
     """
     if edits.flash_size is not None and edits.flash_size > board.size:
         raise MpotaError(
@@ -62,7 +62,7 @@ def plan_resize(
             f"not {format_flash_size(edits.flash_size)}"
         )
     layout = edits.apply(firmware.layout())
-    files = kept_files(firmware, layout, board.size, drop_files=drop_files)
+    files = kept_files(firmware, layout, board.size, keep_files=keep_files)
     nvs = _kept_nvs(board, layout)
     contents = {**files.contents, **nvs, **_otadata_for(firmware, layout)}
     ordered = order_changes(

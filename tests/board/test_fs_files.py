@@ -64,7 +64,7 @@ def test_a_resized_dump_has_its_files_on_the_board(dump, tmp_path, options, size
     out = tmp_path / "out.bin"
     before = dump.read_bytes()
     with suppress(SystemExit):
-        main(["resize", str(dump), *options, "-o", str(out)])
+        main(["resize", str(dump), *options, "--keep-files", "-o", str(out)])
     assert dump.read_bytes() == before
     data = out.read_bytes()
     flash = VirtualFlash.create(len(data), {0: data})
@@ -77,7 +77,8 @@ def test_a_resized_dump_has_its_files_on_the_board(dump, tmp_path, options, size
 
 def test_files_that_do_not_fit_are_counted_and_nothing_is_written(dump, tmp_path, capsys):
     out = tmp_path / "out.bin"
-    arguments = ["resize", str(dump), "--set", "factory=0x3e0000", "-o", str(out)]
+    edit = ["--set", "factory=0x3e0000", "--keep-files"]
+    arguments = ["resize", str(dump), *edit, "-o", str(out)]
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 1

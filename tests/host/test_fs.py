@@ -381,7 +381,7 @@ def test_resize_keeps_files_behind_a_table_without_vfs(
     front = (b"\xff" * 0x1000 + small_firmware(table=stock)).ljust(stock.end, b"\xff")
     dump, out = tmp_path / "dump.bin", tmp_path / "out.bin"
     dump.write_bytes(front + build(files, 4 * MiB - stock.end))
-    result = run("resize", dump, *options, "-o", out)
+    result = run("resize", dump, *options, "--keep-files", "-o", out)
     assert result.code == 0, result.err
     data = out.read_bytes()
     assert len(data) == flash_size
@@ -389,7 +389,7 @@ def test_resize_keeps_files_behind_a_table_without_vfs(
     assert files_in(data[place:]) == files
     assert on_micropython(data[place:], "print(len(list(tree('/'))))")[0] == "2\n"
     dropped = tmp_path / "dropped.bin"
-    assert run("resize", dump, *options, "--drop-files", "-o", dropped).code == 0
+    assert run("resize", dump, *options, "-o", dropped).code == 0
     blank = dropped.read_bytes()[place:]
     assert blank.count(0xFF) == len(blank), "a rest of it would stop MicroPython from making one"
 

@@ -46,7 +46,12 @@ if TYPE_CHECKING:
 @click.option(
     "--backup", type=click.Path(path_type=Path), help="On a board: save what is overwritten here."
 )
-@click.option("--drop-files", is_flag=True, help="Do not move files, lose them.")
+@click.option(
+    "--keep-files/--drop-files",
+    default=None,
+    help="Carry the files over to a file system that moves or changes size. "
+    "A board keeps them, a FIRMWARE file does not, unless told otherwise.",
+)
 @dry_run_option
 @yes_option
 @force_option
@@ -63,7 +68,7 @@ def command(
     deletes: tuple[str, ...],
     renames: tuple[str, ...],
     backup: Path | None,
-    drop_files: bool,
+    keep_files: bool | None,
     dry_run: bool,
     yes: bool,
     force: bool,
@@ -106,13 +111,13 @@ def command(
             raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
         with connected(str(firmware), baud) as board:
             words = " ".join(("resize", *done, *adds))
-            options = _Options(backup, table_offset, drop_files, dry_run, yes)
+            options = _Options(backup, table_offset, keep_files is not False, dry_run, yes)
             _resize_board(board, edits, words, options)
         return
     target = output or beside(firmware, "-".join(("", *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
-    result = resize(Firmware.open(firmware, table_offset), edits, drop_files=drop_files)
+    result = resize(Firmware.open(firmware, table_offset), edits, keep_files=bool(keep_files))
     print(f"{firmware.name}: {result.chip.title}, {result.summary}")
     rows = report.difference_rows(result.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
@@ -129,7 +134,7 @@ def command(
 class _Options:
     backup: Path | None
     table_offset: int
-    drop_files: bool
+    keep_files: bool
     dry_run: bool
     yes: bool
 
@@ -156,7 +161,7 @@ def _resize_board(board: BoardFlash, edits: Edits, words: str, options: _Options
     except MpotaError as error:
         hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
         raise MpotaError(str(error), error.hint or hint) from None
-    change = plan_resize(board, firmware, edits, drop_files=options.drop_files)
+    change = plan_resize(board, firmware, edits, keep_files=options.keep_files)
 
     def write() -> None:
         backups.change_with_backup(board, change.plan, path, words, options.table_offset)
