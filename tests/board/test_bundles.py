@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,27 +185,13 @@ def force(board: Board) -> Run:
 
 
 STORIES = {
-    "update": Story(update("2"), (OLD_PAIR, NEW_PAIR), "2"),
-    "lapse": Story(update_and_lapse("2-silent"), (OLD_PAIR, NEW_PAIR), "2"),
-    "rollback": Story(force, (OLD_PAIR, NEW_PAIR), None, update("2")),
+    "bundle": Story(update("2"), (OLD_PAIR, NEW_PAIR), "2"),
+    "bundle-lapse": Story(update_and_lapse("2-silent"), (OLD_PAIR, NEW_PAIR), "2"),
+    "bundle-rollback": Story(force, (OLD_PAIR, NEW_PAIR), None, update("2")),
     "files": Story(update("3"), (OLD_PAIR, NEW_FILES), "3"),
     "files-lapse": Story(update_and_lapse("3-silent"), (OLD_PAIR, NEW_FILES), None),
-    "app": Story(update("2-app"), (OLD_PAIR, "runs v1.27.0 1"), "2"),
+    "bundle-app": Story(update("2-app"), (OLD_PAIR, "runs v1.27.0 1"), "2"),
 }
-
-
-@functools.cache
-def scenario(name: str) -> tuple[Scenario, Board, list[CutPoint]]:
-    """The scenario, a board, and its cut points: some 60, or all with MPOTA_ALL_CUTS."""
-    story = STORIES[name]
-    board = fresh()
-    if story.prepare is not None:
-        story.prepare(board)
-    made = Scenario(name, board.flash.snapshot(), story.play)
-    operations = made.record(board)
-    if os.environ.get("MPOTA_ALL_CUTS"):
-        return made, board, all_points(name, operations, tuple(CutMode))
-    return made, board, chosen_points(name, operations, 60, is_commit)
 
 
 def is_commit(operation: Operation) -> bool:
@@ -214,26 +199,45 @@ def is_commit(operation: Operation) -> bool:
     return boards.OTADATA.offset <= operation.offset < boards.OTADATA.end
 
 
+def points_of(config: pytest.Config, made: Scenario, board: Board) -> list[CutPoint]:
+    """Some 60 cuts of a scenario, all with ``--all-cuts``, or the one that ``--cut`` names."""
+    one = config.getoption("--cut")
+    if one:
+        return [point for point in [CutPoint.parse(one)] if point.scenario == made.name]
+    operations = made.record(board)
+    if config.getoption("--all-cuts"):
+        return all_points(made.name, operations, tuple(CutMode))
+    return chosen_points(made.name, operations, 60, is_commit)
+
+
 @pytest.mark.parametrize("name", STORIES)
-def test_a_power_cut_leaves_old_with_old_or_new_with_new(name: str) -> None:
-    """MPOTA_CUT=update:17:torn replays one; MPOTA_ALL_CUTS=1 takes every operation."""
-    made, board, points = scenario(name)
-    replay = os.environ.get("MPOTA_CUT")
-    if replay:
-        points = [point for point in [CutPoint.parse(replay)] if point.scenario == name]
-    seen = dict.fromkeys(STORIES[name].allowed, 0)
+def test_a_power_cut_leaves_old_with_old_or_new_with_new(
+    name: str,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """``--all-cuts`` takes every operation, ``--cut bundle:17:torn`` one."""
+    story = STORIES[name]
+    board = fresh()
+    if story.prepare is not None:
+        story.prepare(board)
+    made = Scenario(name, board.flash.snapshot(), story.play)
+    points = points_of(request.config, made, board)
+    if not points:
+        pytest.skip(f"--cut names another scenario than {name}")
+    seen = dict.fromkeys(story.allowed, 0)
     for point in points:
         made.cut(board, point)
         run = board.run()
-        assert (run.end, run.traceback) == (End.IDLE, ""), f"{point}\n{run.console}"
+        assert (run.end, run.traceback) == (End.IDLE, ""), f"--cut {point}\n{run.console}"
         found = lines(run)
-        assert len(found) == 1, f"{point}\n{run.console}"
-        assert found[0] in seen, f"{point}: {found}\n{run.console}"
+        assert len(found) == 1, f"--cut {point}\n{run.console}"
+        assert found[0] in seen, f"--cut {point}: {found}\n{run.console}"
         seen[found[0]] += 1
-        check_goes_on(board, STORIES[name], found[0], point)
+        check_goes_on(board, story, found[0], point)
+    record_property("power cuts", len(points))
     print(f"{name}: {len(points)} power cuts, then {seen}")
-    if not replay:
-        assert all(seen.values()), seen
+    assert len(points) == 1 or all(seen.values()), seen
 
 
 def check_goes_on(board: Board, story: Story, found: str, point: CutPoint) -> None:
@@ -245,6 +249,6 @@ def check_goes_on(board: Board, story: Story, found: str, point: CutPoint) -> No
         # The cut hit the one boot in which it could have been confirmed.
         run = board.run(INSTALL.format(story.again).replace(")", ", force=True)"))
     expected = NEW_FILES if story.again == "3" else NEW_PAIR
-    assert lines(run) == [expected], f"{point}\n{run.console}"
+    assert lines(run) == [expected], f"--cut {point}\n{run.console}"
     trees = 1 if story.again == "3" else 2
     assert state(board) == f"{story.again} {trees}", point
