@@ -25,6 +25,7 @@ _UNIT_SIZE = const(127)
 _HEAD_SIZE = const(65)
 _SECTOR = const(4096)
 _ATTEMPTS = const(4)
+_STRIDE = const(65536)
 _QUIET_MS = const(100)
 
 
@@ -41,6 +42,28 @@ def receive(size, sha, app_offset=0, app_size=0, force=False):
         with OTA(verbose=False, force=force) as update:
             source = LineSource(line, size, update.part, app_offset, app_size)
             update.from_source(source, sha, size)
+    except OTAError as error:
+        line.say("FAIL %s %s" % (error.code, error))
+    else:
+        line.say("DONE %s" % update.part.info()[4])
+
+
+def fetch(url, force=False, **request_args):
+    """Update from a URL (see update.py), and say how it goes: RS "AT <bytes>" LF as well."""
+    from .update import OTA
+
+    line = Line()
+
+    def progress(done, total):
+        if done % _STRIDE < _PIECE_SIZE:
+            line.say("AT %d" % done)
+
+    try:
+        with OTA(verbose=False, force=force, progress=progress) as update:
+            if url.endswith(".json"):
+                update.from_json(url, **request_args)
+            else:
+                update.from_firmware_file(url, **request_args)
     except OTAError as error:
         line.say("FAIL %s %s" % (error.code, error))
     else:

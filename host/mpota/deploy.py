@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
 import struct
 import time
@@ -26,9 +27,11 @@ BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
 _ENTER_TIMEOUT_S = 15.0
 _ATTEMPT_S = 1.0
 _READ_TIMEOUT_S = 5.0
+_SLICE_S = 0.1  # of the time that `receive` waits
 _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
 _POLL_S = 0.05
+_BUSY_S = 2.0
 _WRITE_CHUNK = 2048  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
@@ -107,11 +110,13 @@ class Session:
         must follow when it has sent its second EOT."""
         with self._reporting():
             self._transport.exec_raw_no_follow(code)
+            self._transport.serial.timeout = _SLICE_S
 
     def end_script(self) -> None:
         """A script from `start` is over. `receive` may have swallowed the prompt behind it: ask
         for a new one."""
         with self._reporting():
+            self._transport.serial.timeout = _READ_TIMEOUT_S
             self._transport.serial.write(b"\x01")
             self._await(_RAW_REPL, "does not come to its prompt")
 
@@ -121,15 +126,14 @@ class Session:
 
     def receive(self, timeout_s: float) -> bytes:
         """Some of what the board has sent; nothing if it sends nothing for that long."""
+        deadline = time.monotonic() + timeout_s
         with self._reporting():
             serial = self._transport.serial
-            serial.timeout = timeout_s
-            try:
-                data: bytes = serial.read(1)
-                if data and serial.in_waiting:
-                    data += serial.read(serial.in_waiting)
-            finally:
-                serial.timeout = _READ_TIMEOUT_S
+            data: bytes = serial.read(1)
+            while not data and time.monotonic() < deadline:
+                data = serial.read(1)
+            if data and serial.in_waiting:
+                data += serial.read(serial.in_waiting)
         return data
 
     # --- files
@@ -221,11 +225,22 @@ class Session:
     # --- the line
 
     def _open(self) -> None:
+        from mpremote.transport import TransportError
         from mpremote.transport_serial import SerialTransport
 
+        deadline = time.monotonic() + _BUSY_S
         with self._reporting():
-            self._transport = SerialTransport(self.port, BAUD)
+            while self._transport is None:
+                try:
+                    self._transport = SerialTransport(self.port, BAUD)
+                except TransportError:  # whoever had it open may be about to close it
+                    if time.monotonic() > deadline or not self._may_exist():
+                        raise
+                    time.sleep(_POLL_S)
             self._transport.serial.timeout = _READ_TIMEOUT_S
+
+    def _may_exist(self) -> bool:
+        return "/" not in self.port or "://" in self.port or os.path.exists(self.port)
 
     def _close(self) -> None:
         if self._transport is not None:

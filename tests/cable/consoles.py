@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
+from mpota.install import package
+from mpota.mpy import MpyFormat
 from mpota.sample import build_app, build_firmware
 from mpota.units import KiB, MiB
 from mpota.virtual.board import Board
@@ -17,7 +22,6 @@ from mpota.virtual.repl import ConsolePort
 from mpota.virtual.serial_port import SerialPort
 from mpota.virtual.terminal import RING_SIZE
 
-DEVICE = Path(__file__).resolve().parents[2] / "device"
 CHIP = "esp32"
 APP_SIZE = 112 * KiB
 
@@ -30,6 +34,18 @@ OTA_TABLE = PartitionTable(
         Partition("vfs", DATA, 0x81, 0x90000, 0x60000),
     )
 )
+
+
+@cache
+def compiled() -> Path:
+    """A directory with the ota package compiled: "frozen" as source it would take the heap."""
+    directory = tempfile.TemporaryDirectory(prefix="mpota-ota-")
+    atexit.register(directory.cleanup)
+    folder = Path(directory.name, "ota")
+    folder.mkdir()
+    for name, data in package(MpyFormat(6, 3, None), is_compiled=True).items():
+        (folder / name).write_bytes(data)
+    return folder.parent
 
 
 def app(version: str = "v1.26.1", size: int = APP_SIZE) -> bytes:
@@ -118,7 +134,7 @@ def bench(
     flash: VirtualFlash | None = None, *, has_ota: bool = False, buffer_size: int = RING_SIZE
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
-    board = Board(flash or ota_flash(), frozen=DEVICE if has_ota else None)
+    board = Board(flash or ota_flash(), frozen=compiled() if has_ota else None)
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)
         try:

@@ -35,6 +35,8 @@ class ConsolePort:
         self._terminal: Terminal | None = None
         self._thread: threading.Thread | None = None
         self._switch = threading.Lock()
+        self._typing = threading.Lock()
+        self._lost_size = 0
         self._last_words = b""
         self.failure: MpotaError | None = None
 
@@ -58,23 +60,29 @@ class ConsolePort:
     def power_off(self) -> None:
         """Cut the board's power, if it is on. Afterwards nothing of it runs any more."""
         with self._switch:
-            if self._thread is not None and self._terminal is not None:
-                self._terminal.hang_up()
+            with self._typing:
+                terminal, self._terminal = self._terminal, None
+                if terminal is not None:
+                    self._lost_size = terminal.lost_size
+                    terminal.hang_up()
+            if self._thread is not None:
                 self._thread.join()
                 self._thread = None
 
     @property
     def lost_size(self) -> int:
-        """Bytes that found no room in the board's input buffer since it was switched on."""
-        return self._terminal.lost_size if self._terminal is not None else 0
+        """Bytes that found no room in the board's input buffer since it was last switched on."""
+        terminal = self._terminal
+        return self._lost_size if terminal is None else terminal.lost_size
 
     def opened(self, send: Callable[[bytes], None]) -> None:
         self._send = send
         send(self._last_words)
 
     def received(self, data: bytes) -> None:
-        if self._terminal is not None:
-            self._terminal.type(data)
+        with self._typing:
+            if self._terminal is not None:
+                self._terminal.type(data)
 
     def closed(self) -> None:
         self._send = _drop
