@@ -6,20 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MARK = "\x1e"  # ASCII's record separator stands between the outputs of two commands
 
 
 @dataclass(frozen=True)
 class Step:
     command: str
-    expected: list[str]
+    expected: list[str] = field(default_factory=list)
 
 
 def sessions() -> list[list[Step]]:
@@ -29,42 +28,43 @@ def sessions() -> list[list[Step]]:
         steps: list[Step] = []
         for line in block.splitlines():
             if line.startswith("$ "):
-                steps.append(Step(line[2:], []))
+                steps.append(Step(line[2:]))
             else:
                 steps[-1].expected.append(line)
         found.append(steps)
     return found
 
 
-def assert_printed(step: Step, printed: list[str]) -> None:
-    pattern = "\n".join(r"(?:.*\n?)*?" if e == "..." else re.escape(e) for e in step.expected)
-    text = "\n".join(line.rstrip() for line in printed)
-    assert re.fullmatch(pattern, text), f"$ {step.command}\n{text}"
+def pattern(expected: list[str]) -> str:
+    """``...`` is any lines when it is a line, any text within one."""
+    lines = [
+        r"(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + r"\s*\n"
+        for line in expected
+    ]
+    return "".join(lines)
 
 
-@pytest.mark.parametrize("steps", sessions()[1:], ids=lambda steps: steps[0].command[:40])
-def test_session_prints_what_the_readme_says(steps: list[Step], tmp_path: Path) -> None:
+def test_the_sessions_print_what_the_readme_says(tmp_path: Path) -> None:
+    steps = [step for session in sessions()[1:] for step in session]
+    commands = [f"printf '{_MARK}'\n{step.command}\n" for step in steps]
+    script = "trap 'kill $(jobs -p) 2>/dev/null' EXIT\n" + "".join(commands)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "100",
     }
-    # The sessions follow from one another: those before are needed for their files.
-    for session in sessions()[1:]:
-        for step in session:
-            done = subprocess.run(
-                step.command,
-                shell=True,
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=120,
-            )
-            if session is steps or session == steps:
-                assert_printed(step, done.stdout.splitlines())
-        if session == steps:
-            return
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    printed = done.stdout.split(_MARK)[1:]
+    assert len(printed) == len(steps), done.stdout
+    for step, text in zip(steps, printed, strict=True):
+        assert re.fullmatch(pattern(step.expected), text), f"$ {step.command}\n{text}"
 
 
 def test_the_readme_opens_with_a_sentence_and_two_commands() -> None:
