@@ -1,0 +1,69 @@
+"""`mpota virtual`: the command itself, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from consoles import CHIP, OTA_TABLE, app
+from mpota.sample import build_firmware
+from mpota.units import MiB
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def firmware(tmp_path: Path) -> Path:
+    path = tmp_path / "firmware.bin"
+    path.write_bytes(build_firmware(CHIP, flash_size=1 * MiB, table=OTA_TABLE, app=app()))
+    return path
+
+
+@contextmanager
+def _running(*args: str | Path) -> Iterator[tuple[str, str]]:
+    """The names of the ports: (REPL, ROM loader)."""
+    command = [sys.executable, "-m", "mpota", "virtual", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        try:
+            yield lines[1].split()[-1], lines[2].split()[-1]
+        finally:
+            process.terminate()
+            assert process.stdout.read() == "\noff\n"
+            assert process.wait() == 0
+
+
+def _run(module: str, *args: str | Path) -> str:
+    command = [sys.executable, "-m", module, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_mpremote_and_esptool_work_on_one_flash_which_keeps_what_they_write(
+    tmp_path: Path, firmware: Path
+) -> None:
+    flash = tmp_path / "flash.bin"
+    with _running(flash, "--firmware", firmware) as (console, loader):
+        _run("mpremote", "connect", console, "exec", "open('kept', 'w').close()")
+        assert "Detected flash size: 1MB" in _run("esptool", "--port", loader, "flash-id")
+        assert "kept" in _run("mpremote", "connect", console, "fs", "ls")
+    with _running(flash) as (console, _):
+        assert "kept" in _run("mpremote", "connect", console, "fs", "ls")
+
+
+def test_a_flash_is_not_made_of_nothing_nor_over_another(
+    tmp_path: Path, firmware: Path, mpota: Run
+) -> None:
+    assert "hint: --firmware FILE or -f SIZE" in mpota("virtual", "none.bin", exit_code=2)
+    (tmp_path / "flash.bin").write_bytes(b"\xff" * MiB)
+    shown = mpota("virtual", "flash.bin", "--firmware", firmware, exit_code=2)
+    assert "flash.bin exists" in shown
+    assert "flash.bin is 1MB of flash" in mpota("virtual", "flash.bin", "-f", "2M", exit_code=2)
+    assert "hint: --chip NAME tells" in mpota("virtual", "flash.bin", exit_code=2)
+    assert not (tmp_path / "none.bin").exists()
