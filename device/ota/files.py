@@ -19,7 +19,7 @@ from .errors import ReleaseError
 from .tar import TarReader
 
 _MAX_DEPTH = const(16)
-_RESERVE = const(16384)  # of the file system: records, and what littlefs needs to write them
+_RESERVE = const(24576)  # of the file system: /.ota, its records, and what littlefs needs to write
 _BOOT_LINE = "import ota.boot; ota.boot.activate()"
 
 
@@ -36,7 +36,10 @@ class TreeWriter:
         check_space(disk)
         self.name = _new_name(sha256[:12])
         self._path = boot.TREES + self.name + ".part"
-        os.mkdir(self._path)
+        try:
+            os.mkdir(self._path)
+        except OSError as error:
+            raise disk_error(error)
         self._tar = TarReader(self._open_member, "the files payload")
         self._count = 0
 
@@ -104,8 +107,11 @@ class CertsWriter:
         check_space(size)
         self.name = sha256[:12] + ".ca"
         self._path = boot.HOME + "/" + self.name
-        self._file = open(self._path + ".new", "wb")
         self._is_first = True
+        try:
+            self._file = open(self._path + ".new", "wb")
+        except OSError as error:
+            raise disk_error(error)
 
     def write(self, buf):
         if self._is_first and bytes(buf[:1]) not in (b"-", b"0"):
@@ -117,8 +123,11 @@ class CertsWriter:
             raise disk_error(error)
 
     def close(self):
-        self._file.close()
-        os.rename(self._path + ".new", self._path)
+        try:
+            self._file.close()
+            os.rename(self._path + ".new", self._path)
+        except OSError as error:
+            raise disk_error(error)
 
 
 def check_path(name):
@@ -133,9 +142,9 @@ def check_path(name):
 
 
 def free_size():
-    """Bytes that a release may still take of the file system."""
+    """Bytes that a release may still take of the file system; negative without room for any."""
     stat = os.statvfs("/")
-    return max(stat[1] * stat[3] - _RESERVE, 0)
+    return stat[1] * stat[3] - _RESERVE
 
 
 def check_space(size, gain=0):
@@ -143,7 +152,8 @@ def check_space(size, gain=0):
     free = free_size() + gain
     if size > free:
         raise ReleaseError(
-            "disk-full", "the files take %d bytes, the file system has %d left" % (size, free)
+            "disk-full",
+            "the files take %d bytes, the file system has %d left" % (size, max(free, 0)),
         )
 
 
@@ -156,10 +166,13 @@ def disk_error(error):
 
 def prepare():
     """Make the directories, and see that boot.py activates trees."""
-    for path in (boot.HOME, boot.TREES[:-1]):
-        if not _exists(path):
-            os.mkdir(path)
-    install_boot()
+    try:
+        for path in (boot.HOME, boot.TREES[:-1]):
+            if not _exists(path):
+                os.mkdir(path)
+        install_boot()
+    except OSError as error:
+        raise disk_error(error)
 
 
 def install_boot():
@@ -196,12 +209,12 @@ def attach(part, release):
 
     Files that wait for their trial are given up: a rollback leads to what runs now.
     """
-    boot.write_record(part, {"app": boot.app_id(part), "now": release})
+    _write_record(part, {"app": boot.app_id(part), "now": release})
     former = Partition(Partition.RUNNING)
     record = boot.read_record(former)
     if record and "next" in record and "tried" not in record:
         del record["next"]
-        boot.write_record(former, record)
+        _write_record(former, record)
 
 
 def carry_over(part):
@@ -217,7 +230,7 @@ def try_next(release):
     part = Partition(Partition.RUNNING)
     record = boot.read_record(part) or {"app": boot.app_id(part), "now": {}}
     record["next"] = release
-    boot.write_record(part, record)
+    _write_record(part, record)
 
 
 def settle(release):
@@ -225,13 +238,20 @@ def settle(release):
     part = Partition(Partition.RUNNING)
     record = boot.read_record(part) or {"app": boot.app_id(part), "now": {}}
     record["now"].update(release)
-    boot.write_record(part, record)
+    _write_record(part, record)
 
 
 def has_failed(sha256):
     """Whether these files were tried with the app that runs and not confirmed."""
     record = boot.read_record(Partition(Partition.RUNNING)) or {}
     return record.get("failed") == sha256
+
+
+def _write_record(part, record):
+    try:
+        boot.write_record(part, record)
+    except OSError as error:
+        raise disk_error(error)
 
 
 def _new_name(stem):

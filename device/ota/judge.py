@@ -95,6 +95,7 @@ def _choose(payload, place):
 
 def _check_room(payloads, force):
     """What does not fit is refused before anything is written."""
+    files.check_space(0)
     gain = 0  # of the file system, by then
     for payload in payloads:
         if payload.kind == "app":

@@ -218,6 +218,14 @@ def test_a_full_disk_is_found_before_anything_is_switched(board: Board) -> None:
     assert board.run().labels == ("ota_0",)
 
 
+def test_without_room_for_a_record_nothing_starts(board: Board) -> None:
+    fill(board, 225)
+    for contents in ((app(),), (app(), tree("1")), (Content("certs", "ca.pem", b"-----"),)):
+        run = install(board, *contents)
+        assert "the file system has 0 left" in run.traceback, run.console
+        assert run.operations == ()
+
+
 def test_a_new_tree_needs_no_room_for_that_of_the_slot_it_replaces(board: Board) -> None:
     """Release after release goes in where three trees would not fit."""
 

@@ -112,8 +112,8 @@ def read_tree(archive: bytes) -> tuple[Member, ...]:
 
 
 def disk_size(members: Iterable[Member]) -> int:
-    """Bytes of littlefs that a tree takes at most: whole blocks, two for a directory."""
-    return sum(
+    """Bytes of littlefs that a tree takes at most: whole blocks, two for each directory."""
+    return 2 * SECTOR_SIZE + sum(
         2 * SECTOR_SIZE if member.is_directory else align_up(len(member.data) + 1, SECTOR_SIZE)
         for member in members
     )
