@@ -36,6 +36,7 @@ _MIN_MTU = const(23)
 _DEFAULT_MTU = const(247)  # a packet is one PDU of the link layer, one buffer of NimBLE
 _MAX_MTU = const(517)
 _ATT_HEADER = const(3)
+_MAX_VALUE = const(512)  # of an attribute: Core Specification, 3.F.3.2.9
 _OFFSET_SIZE = const(2)
 
 # While the flash is busy nothing takes packets from NimBLE, which has 24 buffers for them
@@ -52,6 +53,7 @@ _ON_DATA = const(2)
 
 _MORE = const(0x80)  # head of a fragment: others follow; the rest counts them
 _HANG_UP_MS = const(500)  # for the last words to get through
+_RESTART_MS = const(5000)  # the client should have gone by then
 _POLL_MS = const(5)
 _INTERVAL_US = const(100000)
 
@@ -63,7 +65,7 @@ class Peripheral:
     ``passkey`` (six digits): who writes has to pair with it first; nothing is bonded, so the
     passkey is due in each session. ``mtu``: the largest that is agreed to, 23 to 517.
     ``reboot``: restart into a complete update. All else is for `Receiver`: ``secret``, ``accept``,
-    ``progress``, ``version``, ``keep``, ``force``, ``verify``.
+    ``progress``, ``version``, ``silence``, ``keep``, ``force``, ``verify``.
     """
 
     def __init__(
@@ -114,8 +116,9 @@ class Peripheral:
         # MicroPython has no (*services, own).
         handles = ble.gatts_register_services(tuple(services) + (own,))  # noqa: RUF005
         self._control, self._data = handles[-1]
-        ble.gatts_set_buffer(self._control, self._max_mtu - _ATT_HEADER)
-        ble.gatts_set_buffer(self._data, self._max_mtu - _ATT_HEADER)
+        size = min(self._max_mtu - _ATT_HEADER, _MAX_VALUE)
+        ble.gatts_set_buffer(self._control, size)
+        ble.gatts_set_buffer(self._data, size)
         if self._name is None:
             self._name = "mpota-" + ble.config("mac")[1][4:].hex()
         self._advertise()
@@ -169,7 +172,7 @@ class Peripheral:
         if not self._has_to_restart():
             return
         if self._restart_at is None:
-            self._restart_at = ticks_add(now, _HANG_UP_MS)
+            self._restart_at = ticks_add(now, _RESTART_MS)
         elif self._conn is None or ticks_diff(now, self._restart_at) >= 0:
             import machine
 

@@ -29,8 +29,8 @@ class Listener:
 
     ``secret``: what client and board have in common, 16 random bytes or more; without one the
     board must have keys, and takes signed bundles only. ``reboot``: restart into a complete update.
-    All else is for `Receiver`: ``accept``, ``progress``, ``version``, ``keep``, ``force``,
-    ``verify``.
+    All else is for `Receiver`: ``accept``, ``progress``, ``version``, ``silence``, ``keep``,
+    ``force``, ``verify``.
     """
 
     def __init__(self, secret=None, *, port=PORT, host="0.0.0.0", reboot=True, **options):

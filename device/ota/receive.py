@@ -47,8 +47,7 @@ _MAX_SIZE = const(0x3FFFFFFF)
 _BEHIND = const(0x8000)  # a packet this far ahead of what is due, modulo 64 KiB, is an old one
 
 _QUIET_MS = const(1000)  # without progress: ask for what is missing
-_SILENCE_MS = const(30000)  # without progress: over
-_GREETING_MS = const(10000)  # the same until an update has begun: nobody may block the others
+_GREETING_MS = const(10000)  # until an update has begun: nobody may keep the others out
 _MAX_FAULTS = const(8)  # of one window
 _MAX_LOCK_S = const(64)
 
@@ -66,8 +65,9 @@ class Receiver:
     ``secret`` (bytes or str): a client must know it, and is shown that the board does.
     ``accept(size, chip, version)`` may refuse an update, by returning False, before anything is
     written; ``progress(done, total)`` is called after each window of 4 KiB. ``version``: what
-    clients are told that runs. ``keep``: seconds that an unfinished update waits for its client
-    to come back. ``force``, ``verify``: see ota.update.OTA.
+    clients are told that runs. ``silence``: seconds without progress after which a client is given
+    up; ``keep``: seconds that an unfinished update then waits for it to come back. ``force``,
+    ``verify``: see ota.update.OTA.
 
     ``is_done``: an update is complete, verified, and selected for the next boot.
     """
@@ -79,12 +79,21 @@ class Receiver:
     _holder = None  # the receiver whose update is open: there is one slot
 
     def __init__(
-        self, secret=None, *, accept=None, progress=None, version=None, keep=300, **options
+        self,
+        secret=None,
+        *,
+        accept=None,
+        progress=None,
+        version=None,
+        silence=30,
+        keep=300,
+        **options,
     ):
         self._secret = secret.encode() if isinstance(secret, str) else secret
         self._accept = accept
         self._progress = progress
         self._version = version or "MicroPython %d.%d.%d" % sys.implementation[1][:3]
+        self._silence_ms = int(silence * 1000)
         self._keep_ms = keep * 1000
         self._options = options
         self.link = None
@@ -102,7 +111,7 @@ class Receiver:
         if self.link:
             return False
         self.link = link
-        self._nonces = None
+        self._nonces = self._last_words = None
         self._is_begun = False
         self._touch()
         return True
@@ -118,10 +127,14 @@ class Receiver:
         if self.link is None:
             if self._update and quiet > self._keep_ms:
                 self._drop()
-        elif quiet > (_SILENCE_MS if self._is_begun else _GREETING_MS):
+        elif quiet > (self._silence_ms if self._is_begun else _GREETING_MS):
             self._refuse(PushError("timeout", "nothing of use came for %d s" % (quiet // 1000)))
-        elif self._is_receiving() and ticks_diff(ticks_ms(), self._told) > _QUIET_MS:
-            self._tell(_AGAIN)
+        elif ticks_diff(ticks_ms(), self._told) > _QUIET_MS:
+            if self._is_receiving():
+                self._tell(_AGAIN)
+            elif self._last_words:  # the client would have gone if it had heard them
+                self._told = ticks_ms()
+                self.link.send(self._last_words)
 
     def close(self):
         """Take no more; an update under way is given up."""
@@ -170,9 +183,7 @@ class Receiver:
             raise PushError("locked", "wrong secret before: try again in %d s" % (left // 1000 + 1))
         if data[1] != VERSION:
             raise PushError("protocol", "protocol version %d, this is %d" % (data[1], VERSION))
-        from .keys import load
-
-        self._needs_signature = bool(load().trusted)
+        self._needs_signature = _has_keys()
         nonce = bytes(data[2:_HELLO_SIZE])
         own = urandom(_NONCE_SIZE)
         flags = (_NEEDS_SECRET if self._secret else 0) | (
@@ -266,6 +277,7 @@ class Receiver:
         ahead = ((packet[0] | packet[1] << 8) - self._position & 0xFFFF) if len(packet) > 2 else -1
         if ahead == 0:
             self._asked = False
+            self._told = ticks_ms()  # no need to: it knows
             self._take(packet, len(packet) - 2)
         elif 0 < ahead < _BEHIND:
             # Something before it was lost. Whatever was under way behind that will come as well,
@@ -335,11 +347,12 @@ class Receiver:
 
     def _grant(self):
         """Tell the client how far it may go, once that is worth a message."""
-        if self._position < self._size:
-            left = min(self._position + self.link.credit, self._size) - self._granted
-            if left * 2 >= self.link.credit:
-                self._tell(_STATUS)
-        else:
+        credit = self.link.credit
+        limit = min(self._position + credit, self._size)
+        is_new = limit > self._granted
+        if self._position == self._size or (
+            is_new and (limit == self._size or (limit - self._granted) * 2 >= credit)
+        ):
             self._tell(_STATUS)
 
     def _tell(self, kind):
@@ -371,7 +384,8 @@ class Receiver:
         self._touch()
         self.wants_restart = bool(restart)
         message = bytes((_DONE, _RESTART if self.needs_restart else 0))
-        self.link.send(message + self._prove(b"done", message + self._finished[1]))
+        self._last_words = message + self._prove(b"done", message + self._finished[1])
+        self.link.send(self._last_words)
 
     def _refuse(self, error):
         """Say why not, and hang up. An update that the link failed stays for its client."""
@@ -449,6 +463,16 @@ def hmac(key, message):
     outer = sha256(bytes([byte ^ 0x5C for byte in key]))
     outer.update(inner.digest())
     return outer.digest()
+
+
+def _has_keys():
+    from .home import has_trust
+
+    if not has_trust():
+        return False
+    from .keys import load
+
+    return bool(load().trusted)
 
 
 def _chip_id():

@@ -23,6 +23,7 @@ DATA = "6d706f74-6102-4b1e-9c53-7a0f5d2e8b46"
 _MORE = 0x80  # head of a fragment: others follow; the rest counts them
 _ATT_HEADER_SIZE = 3
 _MIN_PACKET_SIZE = 20
+_MAX_PACKET_SIZE = 512  # of any attribute: Core Specification, 3.F.3.2.9
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Backend:
 
     client: Any = None
     scanner: Any = None
+
+
+OWN_BLUETOOTH = Backend()
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class Found:
     device: BLEDevice
 
 
-async def scan(timeout_s: float, backend: Backend = Backend()) -> list[Found]:
+async def scan(timeout_s: float, backend: Backend | None = None) -> list[Found]:
     """All boards in reach that take updates. Raises MpotaError if there is no Bluetooth here."""
     bleak = _bleak()
+    backend = backend or OWN_BLUETOOTH
     try:
         seen = await bleak.BleakScanner.discover(
             timeout_s, return_adv=True, service_uuids=[SERVICE], backend=backend.scanner
@@ -58,9 +63,10 @@ async def scan(timeout_s: float, backend: Backend = Backend()) -> list[Found]:
     ]
 
 
-async def find(target: str, timeout_s: float, backend: Backend = Backend()) -> BLEDevice:
+async def find(target: str, timeout_s: float, backend: Backend | None = None) -> BLEDevice:
     """The board with that name or address. Raises MpotaError if it is not in reach."""
     bleak = _bleak()
+    backend = backend or OWN_BLUETOOTH
     wanted = target.lower()
     names: set[str] = set()
 
@@ -89,40 +95,42 @@ async def push(
     *,
     pair: bool = False,
     timeout_s: float = 10.0,
-    backend: Backend = Backend(),
+    backend: Backend | None = None,
 ) -> Sent:
     """Send ``update`` to the board with that name or address. Raises MpotaError."""
-    connect = partial(_connect, target, pair, timeout_s, backend)
-    return await send_update(connect, update, options)
+    connected = partial(connect, target, pair=pair, timeout_s=timeout_s, backend=backend)
+    return await send_update(connected, update, options)
 
 
 @asynccontextmanager
-async def _connect(
-    target: str, pair: bool, timeout_s: float, backend: Backend
-) -> AsyncIterator[_BleLink]:
+async def connect(
+    target: str, *, pair: bool = False, timeout_s: float = 10.0, backend: Backend | None = None
+) -> AsyncIterator[BleLink]:
+    """A link to the board with that name or address. Raises LostLinkError."""
+    backend = backend or OWN_BLUETOOTH
     bleak = _bleak()
     device = await find(target, timeout_s, backend)
     try:
         async with bleak.BleakClient(
             device, pair=pair, timeout=timeout_s, backend=backend.client
         ) as client:
-            link = _BleLink(client)
+            link = BleLink(client)
             await link.start()
             yield link
     except (bleak.exc.BleakError, OSError, TimeoutError) as error:
         raise LostLinkError(f"{target}: {error or type(error).__name__}") from None
 
 
-class _BleLink:
+class BleLink:
     """See `mpota.wire.Link`."""
 
     def __init__(self, client: BleakClient) -> None:
-        self._client = client
+        self.client = client
         self._messages: asyncio.Queue[bytes] = asyncio.Queue()
         self._parts: list[bytes] = []
 
     async def start(self) -> None:
-        client = self._client
+        client = self.client
         control = client.services.get_characteristic(CONTROL)
         data = client.services.get_characteristic(DATA)
         if control is None or data is None:
@@ -132,17 +140,18 @@ class _BleLink:
 
     @property
     def packet_size(self) -> int:
-        return max(_MIN_PACKET_SIZE, self._data.max_write_without_response_size)
+        size = self._data.max_write_without_response_size
+        return min(max(_MIN_PACKET_SIZE, size), _MAX_PACKET_SIZE)
 
     async def send(self, message: bytes) -> None:
-        room = max(_MIN_PACKET_SIZE, self._client.mtu_size - _ATT_HEADER_SIZE) - 1
+        room = max(_MIN_PACKET_SIZE, self.client.mtu_size - _ATT_HEADER_SIZE) - 1
         pieces = [message[at : at + room] for at in range(0, len(message), room)]
         for number, piece in enumerate(pieces):
             head = number | (_MORE if number < len(pieces) - 1 else 0)
-            await self._client.write_gatt_char(self._control, bytes((head,)) + piece, response=True)
+            await self.client.write_gatt_char(self._control, bytes((head,)) + piece, response=True)
 
     async def send_data(self, packet: bytes) -> None:
-        await self._client.write_gatt_char(self._data, packet, response=False)
+        await self.client.write_gatt_char(self._data, packet, response=False)
 
     async def receive(self, timeout_s: float) -> bytes | None:
         if timeout_s == 0:
@@ -153,7 +162,7 @@ class _BleLink:
             try:
                 return await asyncio.wait_for(self._messages.get(), min(max(left, 0), 0.5))
             except asyncio.TimeoutError:
-                if not self._client.is_connected:
+                if not self.client.is_connected:
                     raise LostLinkError("the connection broke") from None
                 if left <= 0:
                     return None

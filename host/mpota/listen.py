@@ -25,7 +25,7 @@ _CONNECT_TIMEOUT_S = 10.0
 def push(target: str, update: Update, options: Options) -> Sent:
     """Send ``update`` to the board at ``tcp://HOST[:PORT]``. Raises MpotaError."""
     host, port = split_target(target)
-    return asyncio.run(send_update(partial(_connect, host, port), update, options))
+    return asyncio.run(send_update(partial(connect, host, port), update, options))
 
 
 def split_target(target: str) -> tuple[str, int]:
@@ -41,20 +41,21 @@ def split_target(target: str) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def _connect(host: str, port: int) -> AsyncIterator[_TcpLink]:
+async def connect(host: str, port: int = PORT) -> AsyncIterator[TcpLink]:
+    """A link to the board that listens there. Raises LostLinkError."""
     try:
         opened = asyncio.open_connection(host, port)
         reader, writer = await asyncio.wait_for(opened, _CONNECT_TIMEOUT_S)
     except (OSError, TimeoutError, asyncio.TimeoutError) as error:
         raise LostLinkError(f"cannot reach {host} port {port}: {error or 'no answer'}") from None
-    link = _TcpLink(reader, writer)
+    link = TcpLink(reader, writer)
     try:
         yield link
     finally:
         link.close()
 
 
-class _TcpLink:
+class TcpLink:
     """See `mpota.wire.Link`."""
 
     packet_size = _PACKET_SIZE

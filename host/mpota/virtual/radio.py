@@ -440,6 +440,7 @@ class _Client(BaseBleakClient):
             await peer.request_mtu(self.radio.mtu)
             self.services = await self._discover(peer)
         except (core.BaseBumbleError, ATT_Error, hci.HCI_Error) as error:
+            await _quietly(connection.disconnect())
             raise BleakError(str(error)) from error
         self._connection = connection
 

@@ -1,0 +1,153 @@
+"""Boards in reach of a radio or of the network, and clients that talk to them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boards
+import ota_board
+import pytest
+from mpota import ble, listen
+from mpota.formats.partition_table import Partition, PartitionTable
+from mpota.push import RefusedError
+from mpota.virtual.board import Board, Run
+from mpota.virtual.flash import VirtualFlash
+from mpota.virtual.radio import Noise, Radio
+from mpota.wire import Options, Sent, Update
+
+NAME = "greenhouse"
+SECRET = "correct horse battery staple"
+
+# Slots for a real firmware: those of the usual 4 MiB table with OTA.
+_SLOT_SIZE = 0x1D0000
+LARGE_TABLE = (
+    Partition("nvs", 1, 2, 0x9000, 0x4000),
+    Partition("otadata", 1, 0, 0xD000, 0x2000),
+    Partition("ota_0", 0, 0x10, 0x10000, _SLOT_SIZE),
+    Partition("ota_1", 0, 0x11, 0x10000 + _SLOT_SIZE, _SLOT_SIZE),
+    Partition("vfs", 1, 0x81, 0x3B0000, 0x50000),
+)
+LARGE_SIZE = 1_751_000  # 1.67 MiB, the size of MicroPython for an ESP32
+
+
+@functools.cache
+def update(size: int = 0x27000, version: str = "v1.27.0") -> Update:
+    return Update("new.bin", boards.app(version, size), 0, version)
+
+
+@functools.cache
+def large_flash() -> bytes:
+    contents = {
+        boards.BOOTLOADER_OFFSET: boards.BOOTLOADER,
+        0x8000: PartitionTable(LARGE_TABLE).to_bytes(),
+        0x10000: ota_board.OLD,
+    }
+    with VirtualFlash.create(4 << 20, contents) as flash:
+        Board(flash).run()
+        return flash.snapshot()
+
+
+class Powered:
+    """A board that runs in a thread of its own."""
+
+    def __init__(self, board: Board, script: str, **limits: Any) -> None:
+        self.board = board
+        self._runs: list[Run | BaseException] = []
+        limits.setdefault("timeout_s", 60)
+
+        def power_on() -> None:
+            try:
+                self._runs.append(board.run(script, **limits))
+            except BaseException as error:
+                self._runs.append(error)
+
+        self._thread = threading.Thread(target=power_on)
+        self._thread.start()
+
+    def wait(self) -> Run:
+        """What has happened until it came to rest."""
+        self._thread.join()
+        (run,) = self._runs
+        if isinstance(run, BaseException):
+            raise run
+        return run
+
+
+def peripheral(options: str = "") -> str:
+    """A script that takes updates until one is complete, or until `stop`."""
+    return f"""
+import ota.ble, time
+is_stopped = False
+def accept(size, chip, version):
+    global is_stopped
+    is_stopped = version == "stop"
+    return not is_stopped
+p = ota.ble.Peripheral({NAME!r}, accept=accept{options})
+p.start()
+while not is_stopped or p._conn is not None:
+    p.poll()
+    time.sleep_ms(1)
+"""
+
+
+def stop(radio: Radio, **changes: Any) -> None:
+    """Have the script of `peripheral` end."""
+    with pytest.raises(RefusedError, match="does not want version stop") as refused:
+        push(radio, Update("stop", b"stop", version="stop"), **changes)
+    assert refused.value.code == "refused"
+
+
+@contextmanager
+def in_reach(
+    noise: Noise | None = None, mtu: int = 247, passkey: int = 0, content: bytes | None = None
+) -> Iterator[tuple[Radio, Board]]:
+    """A radio, and a board that has it."""
+    with Radio(noise, mtu, passkey) as radio, ota_board.updating_board(content) as board:
+        board.radio_port = radio.port
+        yield radio, board
+
+
+def options(**changes: Any) -> Options:
+    return Options(**({"pause_s": 0.05} | changes))
+
+
+def backend(radio: Radio) -> ble.Backend:
+    return ble.Backend(radio.client, radio.scanner)
+
+
+def push(radio: Radio, what: Update, *, pair: bool = False, **changes: Any) -> Sent:
+    sending = ble.push(
+        NAME, what, options(**changes), pair=pair, timeout_s=2, backend=backend(radio)
+    )
+    return asyncio.run(sending)
+
+
+# --- the network
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def listener(port: int, options: str = f", secret={SECRET!r}", more: str = "") -> str:
+    return f"""
+import asyncio, ota.listen
+{more}
+async def main():
+    l = ota.listen.Listener(host="127.0.0.1", port={port}{options})
+    await l.serve()
+asyncio.run(main())
+"""
+
+
+def push_tcp(port: int, what: Update, **changes: Any) -> Sent:
+    changes = {"secret": SECRET.encode(), "attempts": 20} | changes
+    return listen.push(f"tcp://127.0.0.1:{port}", what, options(**changes))

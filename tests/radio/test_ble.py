@@ -1,0 +1,439 @@
+"""Updates over BLE: real MicroPython, two controllers of bumble, bleak's interface."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+
+import ota_board
+import pytest
+import releases
+from mpota import ble, cli
+from mpota.errors import MpotaError
+from mpota.push import RefusedError
+from mpota.virtual.board import End
+from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
+from mpota.wire import LostLinkError, Update
+from plain import ABORT, AGAIN, END, Plain, code, text
+from reach import (
+    LARGE_SIZE,
+    NAME,
+    Powered,
+    backend,
+    in_reach,
+    large_flash,
+    peripheral,
+    push,
+    stop,
+    update,
+)
+
+NOISY = Noise(loss=0.01, repeat=0.01, delay=0.01, deaf=0.005)
+BOTH = ("ota_0", "ota_1")
+
+
+@pytest.mark.parametrize(("mtu", "size"), [(23, 0x8000), (185, 0x27000), (517, 0x27000)])
+def test_an_update_arrives_at_any_mtu_through_noise(mtu: int, size: int) -> None:
+    new = update(size)
+    with in_reach(NOISY, mtu) as (radio, board):
+        powered = Powered(board, peripheral(", mtu=517"))
+        sent = push(radio, new)
+        run = powered.wait()
+        assert (run.labels, run.traceback) == (BOTH, "")
+        assert ota_board.slot_content(board, size)[: len(new.data)] == new.data
+    assert radio.traffic.lost > 0
+    assert sent.connections == 1
+
+
+def test_a_real_firmware_arrives_though_one_percent_of_the_packets_is_dropped() -> None:
+    new = update(LARGE_SIZE)
+    with in_reach(Noise(loss=0.01), content=large_flash()) as (radio, board):
+        powered = Powered(board, peripheral())
+        sent = push(radio, new)
+        run = powered.wait()
+        assert (run.labels, run.traceback) == (BOTH, "")
+        assert board.flash.read(0x1E0000, len(new.data)) == new.data
+    assert radio.traffic.lost > 50
+    assert radio.traffic.overflows == 0
+    assert sent.sent_size < 1.2 * len(new.data)
+
+
+def test_what_was_sent_before_the_link_broke_is_not_sent_again() -> None:
+    new = update()
+    breaks = [0x6000, 0x12345, len(new.data) - 5000]
+    with in_reach() as (radio, board):
+
+        def progress(done: int) -> None:
+            if breaks and done > breaks[0]:
+                breaks.pop(0)
+                radio.break_link()
+
+        powered = Powered(board, peripheral())
+        sent = push(radio, new, progress=progress)
+        run = powered.wait()
+    assert run.labels == BOTH
+    assert sent.connections == 4
+    assert sent.sent_size < len(new.data) + 4 * 2 * 4096
+
+
+def test_a_board_that_loses_its_power_runs_the_old_app_and_takes_the_update_again() -> None:
+    with in_reach() as (radio, board):
+        board.flash.cut = Cut(len(board.flash.operations) + 20, CutMode.TORN)
+        first = Powered(board, peripheral())
+        with pytest.raises(LostLinkError):
+            push(radio, update(), attempts=2)
+        assert first.wait().end is End.POWER_CUT
+        second = Powered(board, peripheral())
+        push(radio, update())
+        assert second.wait().labels == BOTH
+
+
+# --- clients that lie, talk nonsense, or fall silent
+
+Hostile = Callable[[Plain], Awaitable[None]]
+NEW = update().data
+
+
+async def _lie_about_the_digest(client: Plain) -> None:
+    await client.greet()
+    assert (await client.begin(NEW, sha=bytes(32)))[0] == AGAIN
+    await client.send(NEW)
+    answer = await client.end()
+    assert code(answer) == "sha"
+    assert hashlib.sha256(NEW).hexdigest() in text(answer)
+
+
+async def _lie_that_it_is_shorter(client: Plain) -> None:
+    await client.greet()
+    part = NEW[: 0x9000 + 100]
+    await client.begin(part)
+    await client.send(part)
+    assert code(await client.end()) == "truncated"
+
+
+async def _lie_that_it_is_longer(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW[:8192], size=50_000)
+    await client.send(NEW[:8192])
+    await client.link.send(bytes((END, 0)))
+    assert (await client.hear())[0] == AGAIN
+    await _expect_timeout(client)
+
+
+async def _send_more_than_a_slot_holds(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW, size=0x40001)
+    assert code(await client.send(NEW)) == "too-long"
+
+
+async def _announce_what_cannot_be(client: Plain) -> None:
+    await client.greet()
+    assert code(await client.begin(NEW, size=0xFFFFFFFF)) == "too-long"
+
+
+async def _announce_nothing(client: Plain) -> None:
+    await client.greet()
+    assert code(await client.begin(b"")) == "empty"
+
+
+async def _have_another_chip(client: Plain) -> None:
+    await client.greet()
+    answer = await client.begin(NEW, chip=9)
+    assert (code(answer), text(answer)) == (
+        "wrong-chip",
+        "the update is for ESP32-S3, this board is ESP32",
+    )
+
+
+async def _send_no_firmware(client: Plain) -> None:
+    await client.greet()
+    junk = os.urandom(9000)
+    await client.begin(junk)
+    assert code(await client.send(junk)) == "not-an-image"
+
+
+async def _send_wrong_windows(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW)
+    for _ in range(8):
+        assert (await client.send(NEW[:4096], crc_error=1))[0] == AGAIN
+    answer = await client.send(NEW[:4096], crc_error=1)
+    assert code(answer) == "window"
+    assert "bytes 0 to 4096" in text(answer)
+
+
+async def _ignore_credit(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW)
+    for _ in range(300):
+        await client.link.send_data(b"\0\0" + bytes(200))
+    await client.link.send(bytes((ABORT,)))
+    while (answer := await client.hear())[0] == AGAIN:
+        pass
+    assert code(answer) == "aborted"
+
+
+async def _begin_without_a_greeting(client: Plain) -> None:
+    assert code(await client.begin(NEW)) == "protocol"
+
+
+async def _end_without_a_beginning(client: Plain) -> None:
+    await client.greet()
+    assert code(await client.end()) == "protocol"
+
+
+async def _talk_nonsense(client: Plain) -> None:
+    await client.link.send_data(os.urandom(30))
+    await client.link.send(bytes((0x77,)) + os.urandom(60))
+    assert code(await client.hear()) == "protocol"
+
+
+async def _speak_another_version(client: Plain) -> None:
+    await client.link.send(bytes((1, 9)) + bytes(16))
+    answer = await client.hear()
+    assert (code(answer), text(answer)) == ("protocol", "protocol version 9, this is 1")
+
+
+async def _fall_silent(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW)
+    await _expect_timeout(client)
+
+
+async def _fall_silent_before_the_end(client: Plain) -> None:
+    await client.greet()
+    await client.begin(NEW)
+    await client.send(NEW)
+    await _expect_timeout(client)
+
+
+async def _expect_timeout(client: Plain) -> None:
+    while (answer := await client.hear())[0] == AGAIN:
+        pass
+    assert code(answer) == "timeout"
+
+
+HOSTILE = (
+    _lie_about_the_digest,
+    _lie_that_it_is_shorter,
+    _lie_that_it_is_longer,
+    _send_more_than_a_slot_holds,
+    _announce_what_cannot_be,
+    _announce_nothing,
+    _have_another_chip,
+    _send_no_firmware,
+    _send_wrong_windows,
+    _ignore_credit,
+    _begin_without_a_greeting,
+    _end_without_a_beginning,
+    _talk_nonsense,
+    _speak_another_version,
+    _fall_silent,
+    _fall_silent_before_the_end,
+)
+
+
+def talk(radio: Radio, client: Hostile) -> None:
+    async def run() -> None:
+        async with ble.connect(NAME, backend=backend(radio)) as link:
+            await client(Plain(link))
+
+    asyncio.run(run())
+
+
+def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
+    with in_reach() as (radio, board):
+        powered = Powered(board, peripheral(", silence=2"))
+        for client in HOSTILE:
+            talk(radio, client)
+            assert ota_board.records(board)[1].ota_seq == 0xFFFFFFFF, client
+        push(radio, update())
+        run = powered.wait()
+    assert (run.labels, run.traceback) == (BOTH, "")
+    assert "Unhandled" not in run.output
+
+
+@pytest.mark.parametrize("client", [_lie_about_the_digest, _fall_silent_before_the_end])
+def test_the_old_app_starts_after_a_client_that_lied(client: Hostile) -> None:
+    with in_reach() as (radio, board):
+        powered = Powered(board, peripheral(", silence=2"))
+        talk(radio, client)
+        stop(radio)
+        assert powered.wait().end is End.IDLE
+        assert board.run().labels == ("ota_0",)
+
+
+def test_an_update_that_the_app_refuses_changes_nothing() -> None:
+    with in_reach() as (radio, board):
+        powered = Powered(board, peripheral())
+        stop(radio)
+        assert ota_board.slot_writes(powered.wait()) == []
+
+
+# --- who may
+
+
+def test_where_keys_are_installed_only_signed_bundles_are_taken() -> None:
+    key = releases.key()
+    signed = releases.make(releases.app(size=0x10000), keys=(key,)).to_bytes()
+    unsigned = releases.make(releases.app(size=0x10000)).to_bytes()
+    with in_reach() as (radio, board):
+        ota_board.output(board, f"import ota; ota.keys.add({key.public.digest.hex()!r})")
+        powered = Powered(board, peripheral(), timeout_s=120)
+        for what in (NEW, unsigned):
+            with pytest.raises(RefusedError) as refused:
+                push(radio, Update("x", what))
+            assert refused.value.code == "unsigned"
+        board.flash.restart_count()
+        sent = push(radio, Update("demo.bundle", signed))
+        run = powered.wait()
+    assert sent.board.signed_only
+    assert (run.labels, run.traceback) == (BOTH, "")
+
+
+def test_a_secret_is_asked_for_over_ble_as_well() -> None:
+    with in_reach() as (radio, board):
+        powered = Powered(board, peripheral(", secret='open sesame'"))
+        with pytest.raises(MpotaError, match="asks for a secret"):
+            push(radio, update())
+        push(radio, update(), secret=b"open sesame")
+        assert powered.wait().labels == BOTH
+
+
+def test_a_board_with_a_passkey_takes_writes_only_after_pairing() -> None:
+    with in_reach(passkey=123456) as (radio, board):
+        powered = Powered(board, peripheral(", passkey=123456"))
+        with pytest.raises(LostLinkError, match=r"(?i)insufficient"):
+            push(radio, update(), attempts=1)
+        push(radio, update(), pair=True)
+        assert powered.wait().labels == BOTH
+
+
+def test_a_wrong_passkey_opens_nothing() -> None:
+    with in_reach(passkey=111111) as (radio, board):
+        powered = Powered(board, peripheral(", passkey=123456"))
+        with pytest.raises(MpotaError):
+            push(radio, update(), pair=True, attempts=1)
+        radio.passkey = 123456
+        stop(radio, pair=True)
+        assert ota_board.slot_writes(powered.wait()) == []
+
+
+# --- the app's own use of Bluetooth
+
+
+def test_the_app_keeps_its_own_services_and_its_own_handler() -> None:
+    script = f"""
+import bluetooth, ota.ble, time
+events = []
+def irq(event, data):
+    events.append(event)
+own = bluetooth.UUID(0x180F), ((bluetooth.UUID(0x2A19), bluetooth.FLAG_WRITE),)
+p = ota.ble.Peripheral({NAME!r})
+((level,),) = p.start((own,), irq)
+while not p.receiver.is_done:
+    p.poll()
+    time.sleep_ms(2)
+print("level", p._ble.gatts_read(level), 3 in events, 1 in events)
+while True:
+    p.poll()
+    time.sleep_ms(2)
+"""
+
+    async def write(radio: Radio) -> None:
+        async with ble.connect(NAME, backend=backend(radio)) as link:
+            level = "00002a19-0000-1000-8000-00805f9b34fb"
+            await link.client.write_gatt_char(level, b"\x42", response=True)
+
+    with in_reach() as (radio, board):
+        powered = Powered(board, script)
+        asyncio.run(write(radio))
+        push(radio, update())
+        run = powered.wait()
+    assert "level b'B' True True" in run.output
+    assert run.labels == BOTH
+
+
+def test_an_app_with_asyncio_goes_on_during_an_update() -> None:
+    script = f"""
+import asyncio, ota.ble
+ticks = 0
+async def blink():
+    global ticks
+    while True:
+        ticks += 1
+        await asyncio.sleep_ms(10)
+async def main():
+    asyncio.create_task(blink())
+    p = ota.ble.Peripheral({NAME!r}, reboot=False)
+    task = asyncio.create_task(p.serve())
+    while not p.receiver.is_done:
+        await asyncio.sleep_ms(20)
+    await asyncio.sleep_ms(200)
+    task.cancel()
+    print("went on", ticks > 10)
+asyncio.run(main())
+"""
+    with in_reach() as (radio, board):
+        powered = Powered(board, script)
+        push(radio, update())
+        run = powered.wait()
+        assert (run.end, run.traceback) == (End.IDLE, "")
+        assert "went on True" in run.output
+        assert board.run().labels == ("ota_1",)
+
+
+# --- memory
+
+
+def test_an_update_takes_less_than_24_kib_of_heap() -> None:
+    script = f"""
+import gc, ota.ble, ota.update, ota.image, ota.slot, ota.memory, ota.otadata, ota.bundle, ota.home
+gc.collect()
+base = gc.mem_alloc()
+peak = 0
+def progress(done, total):
+    global peak
+    gc.collect()
+    peak = max(peak, gc.mem_alloc() - base)
+p = ota.ble.Peripheral({NAME!r}, progress=progress, reboot=False)
+p.run()
+print("peak", peak)
+"""
+    with in_reach() as (radio, board):
+        powered = Powered(board, script)
+        push(radio, update())
+        run = powered.wait()
+    assert run.traceback == ""
+    assert 12 * 1024 < int(run.output.split()[-1]) < 24 * 1024
+
+
+# --- the command
+
+
+def test_scan_shows_boards_and_push_sends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    app = tmp_path / "new.bin"  # type: ignore[operator]
+    app.write_bytes(NEW)
+    with in_reach() as (radio, board):
+        monkeypatch.setattr(ble, "OWN_BLUETOOTH", backend(radio))
+        powered = Powered(board, peripheral())
+        assert mpota("ble", "scan", "--timeout", "2") == 0
+        assert f"{NAME}  {BOARD_ADDRESS}" in capsys.readouterr().out
+        assert mpota("ble", "push", BOARD_ADDRESS, str(app)) == 0
+        said = capsys.readouterr().out
+        assert f"{len(NEW):,} bytes in" in said
+        assert "has verified and selected v1.27.0" in said
+        assert powered.wait().labels == BOTH
+        assert mpota("ble", "push", "nobody", str(app), "--timeout", "0.2", "--attempts", "1") == 1
+        assert "no board 'nobody' in 0.2 s" in capsys.readouterr().err
+
+
+def mpota(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    return int(end.value.code or 0)
