@@ -169,6 +169,20 @@ def test_a_board_installs_by_the_line_that_is_printed(tmp_path: Path) -> None:
         assert line == f"import ota; ota.update.from_file('{server.url}app.bin')"
 
 
+def test_a_heap_of_100_kib_is_enough_for_a_signed_bundle_over_http(tmp_path: Path) -> None:
+    public, frozen = tmp_path / "public", tmp_path / "frozen"
+    public.mkdir()
+    frozen.mkdir()
+    bundle = releases.make(releases.app(), releases.tree("2"), keys=(releases.key(),))
+    (public / "x.bundle").write_bytes(bundle.to_bytes())
+    board = releases.board(frozen)
+    board.heap_size = 100 * 1024
+    board.run(f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
+    with running(public) as (server, _):
+        run = board.run(f"import ota; ota.release.install('{server.url}x.bundle')")
+    assert "runs v1.27.0 2" in run.output, run.console
+
+
 def test_a_board_installs_over_tls_by_the_line_that_is_printed(tmp_path: Path) -> None:
     public = tmp_path / "public"
     public.mkdir()
