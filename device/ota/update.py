@@ -360,15 +360,20 @@ class OTA:
             self._source = FileSource(url)
             return self._source
         from .download import HttpSource
-        from .resume import Trail
 
-        self._digest.trail = Trail(self.part, self._writer.buffer())
-        args = {"sha": (sha or self._expect_sha or "").lower(), "trail": self._digest.trail}
+        args = {"sha": (sha or self._expect_sha or "").lower(), "trail": self.make_trail()}
         if self.verbose:
             args["log"] = _print_line
         args.update(request_args)
         self._source = HttpSource(url, **args)
         return self._source
+
+    def make_trail(self):
+        """What the slot holds of an earlier attempt, and will hold of this one: see resume.py."""
+        from .resume import Trail
+
+        self._digest.trail = Trail(self.part, self._writer.buffer())
+        return self._digest.trail
 
     def is_stale(self, error):
         """Whether an update failed because parts of two versions of a file have come together.
