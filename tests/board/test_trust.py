@@ -264,3 +264,16 @@ def test_a_tree_without_main_leaves_the_boards_own(board: Board) -> None:
     files = write_tar([Member("code.py", b"VERSION = 'from the tree'\n")])
     run = install(board, Content("files", "files.tar", files))
     assert run.output.splitlines()[-1] == "from the tree", run.console
+
+
+def test_files_alone_need_no_second_slot(tmp_path: Path) -> None:
+    factory = Partition("factory", 0, 0, 0x10000, boards.SLOT_SIZE)
+    board = releases.board(tmp_path, table=(boards.NVS, factory, boards.VFS))
+    run = install(board, tree("1"), counter=2)
+    assert "runs v1.26.1 1" in run.output, run.console
+    run = board.run()
+    assert (run.labels, "runs v1.26.1 1" in run.output) == (("factory",), True), run.console
+    assert board.run(KEYS).output.strip() == "2"
+    run = install(board, app(), counter=3)
+    assert "no OTA slot besides factory" in run.traceback
+    assert run.operations == ()
