@@ -194,33 +194,35 @@ class Session:
         LostBoardError if it does not come back.
         """
         self.start("import machine\nmachine.reset()")
-        console = self._listen(settle_s, timeout_s)
-        self._enter_raw_repl()
-        return console
-
-    def _listen(self, settle_s: float, timeout_s: float) -> str:
-        console = b""
         deadline = time.monotonic() + timeout_s
-        while not console.endswith(_PROMPT) and time.monotonic() < deadline:
+        console = bytearray()
+        while True:
             try:
-                data = self.receive(settle_s)
+                self._listen(console, settle_s, deadline)
+                self._enter_raw_repl()
+                return console.decode("utf-8", "replace").replace("\r\n", "\n")
             except LostBoardError:  # the port goes with the chip's own USB, and comes back
+                if time.monotonic() > deadline:
+                    raise
                 self._reopen(deadline)
-                continue
+
+    def _listen(self, console: bytearray, settle_s: float, deadline: float) -> None:
+        while not console.endswith(_PROMPT) and time.monotonic() < deadline:
+            data = self.receive(settle_s)
             if not data:
                 break
             console += data
-        return console.decode("utf-8", "replace").replace("\r\n", "\n")
 
     def _reopen(self, deadline: float) -> None:
         self._close()
-        while True:
+        while self._transport is None:
             try:
-                return self._open()
+                self._open()
             except LostBoardError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(_POLL_S)
+                time.sleep(_POLL_S)
+        self._transport.serial.timeout = _SLICE_S
 
     # --- the line
 
@@ -272,19 +274,17 @@ class Session:
             transport.serial.timeout = _READ_TIMEOUT_S
 
     def _await(self, ending: bytes, failure: str) -> None:
-        data = self._transport.read_until(1, ending, timeout_overall=_ENTER_TIMEOUT_S)
+        data = self._transport.read_until(1, ending, timeout=_ENTER_TIMEOUT_S)
         if not data.endswith(ending):
             raise LostBoardError(f"{self.port}: the board {failure}")
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
         """Errors of mpremote, pyserial and the operating system as ours."""
-        from mpremote.transport import TransportError, TransportExecError
+        from mpremote.transport import TransportError
 
         try:
             yield
-        except TransportExecError as error:
-            raise ScriptError(error.error_output) from None
         except (TransportError, OSError, struct.error, AttributeError) as error:
             if isinstance(error, AttributeError) and self._transport is not None:
                 raise

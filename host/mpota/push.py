@@ -195,7 +195,7 @@ def push(
     sent_size = 0
     target = before.boot
     if options.force or not before.is_switched_to(package):
-        tell.step(f"sending {package.name} to slot {before.next or '?'}")
+        tell.step(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
         target, sent_size = _transfer(session, package, options, tell.progress)
     tell.step(f"{target} is complete and selected; restarting")

@@ -71,9 +71,14 @@ class Wire:
         self.cut_after: int | None = None
         self.lose: set[int] = set()
         self.sent_size = 0
+        self.on_output: Callable[[bytes], object] = lambda data: None
 
     def opened(self, send: Callable[[bytes], None]) -> None:
-        self._console.opened(send)
+        def tell(data: bytes) -> None:
+            send(data)
+            self.on_output(data)
+
+        self._console.opened(tell)
 
     def closed(self) -> None:
         self._console.closed()
@@ -135,6 +140,7 @@ def bench(
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
     board = Board(flash or ota_flash(), frozen=compiled() if has_ota else None)
+    board.run()  # makes the file system
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)
         try:

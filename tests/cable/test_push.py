@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from consoles import APP_SIZE, CHIP, Bench, app, bench
@@ -275,6 +275,29 @@ def test_lost_bytes_are_noticed_and_sent_again(
         done = push(session, Package.open(str(new)), Options(settle_s=0.3))
     assert done.slot == "ota_1"
     assert _running(board) == "ota_1 1.27.0"
+
+
+def test_a_port_that_goes_away_with_the_reset_is_waited_for(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path
+) -> None:
+    # As that of a chip whose USB is its own. The name of the port stays the same.
+    name = tmp_path / "port"
+    name.symlink_to(board.port.path)
+    has_gone = Event()
+
+    def replace() -> None:
+        has_gone.wait()
+        board.port.unplug()
+        name.unlink()
+        board.plug_in()
+        name.symlink_to(board.port.path)
+
+    thread = Thread(target=replace)
+    thread.start()
+    board.wire.on_output = lambda data: has_gone.set() if b"load:0x" in data else None
+    shown = mpota("push", name, new, *QUICK)
+    thread.join()
+    assert shown.splitlines()[-1] == "ota_1 runs v1.27.0, confirmed"
 
 
 def test_plain_mpremote_finds_a_prompt_after_a_push_broke_off(
