@@ -28,6 +28,7 @@ _STATUS = const(0x82)
 _AGAIN = const(0x83)
 _DONE = const(0x84)
 _ERROR = const(0x85)
+_READY = const(0x86)
 
 _NEEDS_SECRET = const(1)  # WELCOME
 _SIGNED_ONLY = const(2)
@@ -127,7 +128,7 @@ class Receiver:
         if self.link is None:
             if self._update and quiet > self._keep_ms:
                 self._drop()
-        elif quiet > (self._silence_ms if self._is_begun else _GREETING_MS):
+        elif quiet > self._silence_ms or (quiet > _GREETING_MS and not self._is_begun):
             self._refuse(PushError("timeout", "nothing of use came for %d s" % (quiet // 1000)))
         elif ticks_diff(ticks_ms(), self._told) > _QUIET_MS:
             if self._is_receiving():
@@ -191,15 +192,15 @@ class Receiver:
         )
         text = self._version.encode()[:_MAX_VERSION]
         head = struct.pack("<BBB16sHB", _WELCOME, VERSION, flags, own, _chip_id(), len(text))
-        self._nonces = nonce, own
+        self._nonces = nonce + own
         self._is_begun = False
-        self.link.send(head + text + self._prove(b"board", head + text))
+        self.link.send(head + text)
 
     def _prove(self, who, message):
         """What shows that whoever says ``message`` knows the secret; empty without one."""
         if not self._secret:
             return b""
-        return hmac(self._secret, b"mpota " + who + self._nonces[0] + self._nonces[1] + message)
+        return hmac(self._secret, b"mpota " + who + self._nonces + message)
 
     def _begin(self, data):
         _, flags, size, sha, chip, count = struct.unpack_from(_BEGIN_HEAD, data)
@@ -209,11 +210,13 @@ class Receiver:
         self._check_proof(self._prove(b"client", data[:end]), data[end:])
         self._check_wish(size, chip, data[_BEGIN_HEAD_SIZE:end])
         wanted = size, bytes(sha)
-        if not flags & _RESUME or wanted not in (self._wanted, self._finished):
+        is_known = wanted in (self._wanted, self._finished)
+        if not (flags & _RESUME and is_known):
             self._open(wanted)
+            self._recall(flags & _RESUME)
         self._is_begun = True
         self._asked = False
-        self._tell(_AGAIN)
+        self._tell(_READY)
 
     def _check_proof(self, due, found):
         difference = len(due) ^ len(found)
@@ -262,6 +265,25 @@ class Receiver:
         self._update = _Image(OTA(sha=sha.hex(), length=self._size, **options))
         self._wanted = wanted
         Receiver._holder = self
+
+    def _recall(self, is_welcome):
+        """Take from the slot what an attempt before the last reset has brought of the same file."""
+        trail = self._update.make_trail()
+        for _ in trail.recall(self._wanted[1].hex()):
+            pass
+        if not is_welcome or self._needs_signature or trail.total != self._size:
+            trail.begin(self._size, None)
+            return
+        try:
+            for at in range(0, trail.size, _WINDOW):
+                trail.read(at, self._window)
+                self._update.write(self._window)
+        except OTAError:  # the slot's content is no good after all
+            trail.forget()
+            self._open(self._wanted)
+            self._recall(False)
+            return
+        self._position = trail.size
 
     def _drop(self):
         if self._update:
@@ -356,14 +378,17 @@ class Receiver:
             self._tell(_STATUS)
 
     def _tell(self, kind):
-        """STATUS, or AGAIN: to go on from the position, whatever was sent."""
-        if self._update is None:  # it is complete, but the client does not know
-            self.link.send(struct.pack("<BIH", kind, self._finished[0], 0))
-            return
-        credit = min(self.link.credit, self._size - self._position)
-        self._granted = self._position + credit
+        """STATUS; or AGAIN, READY: the client has to go on from the position, whatever it sent."""
+        position, credit = self._size, 0
+        if self._update:  # else it is complete, and the client has not heard of that
+            position = self._position
+            credit = min(self.link.credit, self._size - position)
+        self._granted = position + credit
         self._told = ticks_ms()
-        self.link.send(struct.pack("<BIH", kind, self._position, credit))
+        message = struct.pack("<BIH", kind, position, credit)
+        if kind == _READY:
+            message += self._prove(b"board", message)
+        self.link.send(message)
 
     def _end(self, restart):
         if self._update:
@@ -415,6 +440,7 @@ class _Image:
 
     def __init__(self, update):
         self._update = update
+        self.make_trail = update.make_trail
         self.write = update.write
         self.finish = update.close
         self.abort = update.abort

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 from mpota.push import Package, RefusedError
 
 VERSION = 1
@@ -56,6 +56,10 @@ class Kind(IntEnum):
     AGAIN = 0x83
     DONE = 0x84
     ERROR = 0x85
+    READY = 0x86
+
+
+_STATUS_KINDS = (Kind.STATUS, Kind.AGAIN, Kind.READY)
 
 
 class LostLinkError(MpotaError):
@@ -107,6 +111,8 @@ class Update:
         Raises MpotaError for a file that is none of these, or damaged.
         """
         package = Package.open(path)
+        if package.url is not None:
+            raise UsageError(f"{path} is a URL: a file is needed, which is sent from here")
         chip_id = package.app.image.chip.chip_id if package.app else ANY_CHIP
         return cls(package.name, package.data, chip_id, package.version)
 
@@ -209,13 +215,11 @@ class _Sender:
         needs_secret = bool(flags & _NEEDS_SECRET)
         if needs_secret and self._options.secret is None:
             raise MpotaError("the board asks for a secret", "--secret-file FILE, or MPOTA_SECRET")
-        if self._options.secret is not None:
-            if not needs_secret:
-                raise MpotaError(
-                    "the board asks for no secret: it may be another one",
-                    "without --secret-file it is sent all the same",
-                )
-            self._check_proof(b"board", answer[:end], answer[end:])
+        if self._options.secret is not None and not needs_secret:
+            raise MpotaError(
+                "the board asks for no secret: it may be another one",
+                "without --secret-file it is sent all the same",
+            )
         text = answer[_WELCOME.size : end].decode("utf-8", "replace")
         self.board = Board(text, chip_id, bool(flags & 2))
         return needs_secret
@@ -229,15 +233,18 @@ class _Sender:
         begin += version
         if needs_secret:
             begin += self._prove(b"client", begin)
-        await link.send(begin)
-        message = await self._receive(link, _END_TIMEOUT_S, "its answer to BEGIN")
-        self._take_status(message)
-        self._next = self.position
+        ready = await self._ask(link, begin, Kind.READY, _END_TIMEOUT_S / _ATTEMPTS)
+        if needs_secret:
+            self._check_proof(b"board", ready[: _STATUS.size], ready[_STATUS.size :])
+        self._take_status(ready[: _STATUS.size])
 
-    async def _ask(self, link: Link, message: bytes, kind: Kind) -> bytes:
+    async def _ask(
+        self, link: Link, message: bytes, kind: Kind, timeout_s: float = _ANSWER_TIMEOUT_S
+    ) -> bytes:
+        """The answer of that kind to a message, which is sent again if none comes."""
         for _ in range(_ATTEMPTS):
             await link.send(message)
-            while answer := await link.receive(_ANSWER_TIMEOUT_S):
+            while answer := await link.receive(timeout_s):
                 _check_error(answer)
                 if answer[0] == kind:
                     return answer
@@ -251,13 +258,13 @@ class _Sender:
         return message
 
     def _take_status(self, message: bytes) -> None:
-        if message[0] not in (Kind.STATUS, Kind.AGAIN) or len(message) != _STATUS.size:
+        if message[0] not in _STATUS_KINDS or len(message) != _STATUS.size:
             raise _garbled(message)
         _, position, credit = _STATUS.unpack(message)
         if position + credit > len(self._update.data):
             raise _garbled(message)
         self.position, self._end = position, position + credit
-        if message[0] == Kind.AGAIN:
+        if message[0] != Kind.STATUS:
             self._next = position
         self._options.progress(position)
 
@@ -295,20 +302,12 @@ class _Sender:
     async def _finish(self, link: Link) -> None:
         end = bytes((Kind.END, _RESTART if self._options.restart else 0))
         self.is_ended = True
-        for _ in range(_ATTEMPTS):
-            await link.send(end)
-            message = await link.receive(_END_TIMEOUT_S / _ATTEMPTS)
-            while message and message[0] in (Kind.STATUS, Kind.AGAIN):
-                message = await link.receive(_END_TIMEOUT_S / _ATTEMPTS)
-            if message:
-                _check_error(message)
-                if message[0] != Kind.DONE or len(message) < 2:
-                    raise _garbled(message)
-                if self._options.secret is not None:
-                    self._check_proof(b"done", message[:2] + self._update.sha256, message[2:])
-                self.needs_restart = bool(message[1] & _RESTART)
-                return
-        raise LostLinkError("no answer to END")
+        done = await self._ask(link, end, Kind.DONE, _END_TIMEOUT_S / _ATTEMPTS)
+        if len(done) < 2:
+            raise _garbled(done)
+        if self._options.secret is not None:
+            self._check_proof(b"done", done[:2] + self._update.sha256, done[2:])
+        self.needs_restart = bool(done[1] & _RESTART)
 
     def _prove(self, who: bytes, message: bytes) -> bytes:
         secret = self._options.secret or b""

@@ -11,7 +11,7 @@ import zlib
 from mpota.wire import Link
 
 HELLO, BEGIN, END, ABORT = 1, 2, 3, 4
-WELCOME, STATUS, AGAIN, DONE, ERROR = 0x81, 0x82, 0x83, 0x84, 0x85
+WELCOME, STATUS, AGAIN, DONE, ERROR, READY = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86
 WINDOW = 4096
 
 
@@ -59,8 +59,8 @@ class Plain:
         return answer
 
     def _take_credit(self, answer: bytes) -> None:
-        if answer[0] in (STATUS, AGAIN):
-            _, position, credit = struct.unpack("<BIH", answer)
+        if answer[0] in (STATUS, AGAIN, READY):
+            _, position, credit = struct.unpack_from("<BIH", answer)
             self.limit = position + credit
 
     async def send(self, data: bytes, crc_error: int = 0) -> bytes:

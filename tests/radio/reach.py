@@ -137,13 +137,22 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def listener(port: int, options: str = f", secret={SECRET!r}", more: str = "") -> str:
+def listener(port: int, options: str) -> str:
+    """A script that listens until an update is complete, or one of version "stop" comes."""
     return f"""
 import asyncio, ota.listen
-{more}
+def accept(size, chip, version):
+    if version == "stop":
+        task.cancel()
+        return False
 async def main():
-    l = ota.listen.Listener(host="127.0.0.1", port={port}{options})
-    await l.serve()
+    global task
+    l = ota.listen.Listener(host="127.0.0.1", port={port}, accept=accept{options})
+    task = asyncio.create_task(l.serve())
+    try:
+        await task
+    except asyncio.CancelledError:
+        await asyncio.sleep_ms(300)
 asyncio.run(main())
 """
 

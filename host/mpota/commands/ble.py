@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from typing import TYPE_CHECKING
 
 import click
 
 from mpota import report
-from mpota.commands.sending import print_sent, secret_option
+from mpota.commands.sending import secret_option, send_file
+
+if TYPE_CHECKING:
+    from mpota.wire import Options, Sent, Update
 
 
 @click.group()
@@ -53,11 +56,8 @@ def push(
 ) -> None:
     """Send an update to a board. After a lost connection it goes on where it was."""
     from mpota import ble
-    from mpota.wire import Options, Update
 
-    update = Update.open(file)
-    with report.progress(update.name, len(update.data)) as progress:
-        options = Options(secret, not no_restart, attempts, progress=progress, tell=print)
-        start = time.monotonic()
-        sent = asyncio.run(ble.push(board, update, options, pair=pair, timeout_s=timeout))
-    print_sent(update, sent, time.monotonic() - start)
+    def send(update: Update, options: Options) -> Sent:
+        return asyncio.run(ble.push(board, update, options, pair=pair, timeout_s=timeout))
+
+    send_file(file, send, secret, restart=not no_restart, attempts=attempts)

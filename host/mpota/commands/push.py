@@ -1,15 +1,17 @@
-"""``mpota push``: an update through the REPL."""
+"""``mpota push``: an update through the REPL, or to a board that listens on the network."""
 
 from __future__ import annotations
 
 import click
 
 from mpota import report
-from mpota.commands.options import json_option, port_argument
+from mpota.commands.options import json_option
+from mpota.commands.sending import secret_option, send_file
+from mpota.errors import UsageError
 
 
 @click.command()
-@port_argument
+@click.argument("port", metavar="PORT|tcp://HOST[:PORT]")
 @click.argument("package", metavar="APP|FIRMWARE|BUNDLE|URL")
 @click.option(
     "--check",
@@ -29,6 +31,7 @@ from mpota.commands.options import json_option, port_argument
     help="Seconds of silence after which the new app counts as started (default 3).",
 )
 @click.option("--force", is_flag=True, help="Install what runs already, or has failed before.")
+@secret_option
 @json_option
 def command(
     port: str,
@@ -37,6 +40,7 @@ def command(
     check_timeout: float,
     settle: float,
     force: bool,
+    secret: bytes | None,
     as_json: bool,
 ) -> None:
     """Update the board on PORT, see the new app boot, check its health, confirm it.
@@ -44,11 +48,21 @@ def command(
     The board must have the ota package (mpota install). A URL is fetched by the board itself.
     After a broken connection the same command goes on: what has arrived is not sent again.
 
+    At tcp://HOST the app on the board listens (ota.listen), and it is the app's business to check
+    its health and to confirm it.
+
     \b
     Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
                 1 refused, the board is unchanged 4 unhealthy: given up, rolled back
                 2 wrong usage                     5 board lost after the switch
     """
+    if port.startswith("tcp://"):
+        if check or force or as_json:
+            raise UsageError("--check, --force and --json need a serial port")
+        from mpota import listen
+
+        send_file(package, lambda update, options: listen.push(port, update, options), secret)
+        return
     from mpota.deploy import Session
     from mpota.push import Check, Options, Package, Tell, push
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpota import report
 from mpota.errors import UsageError
 from mpota.storage.file import read_file
 from mpota.units import format_size
-from mpota.wire import Sent, Update
+
+if TYPE_CHECKING:
+    from mpota.wire import Options, Sent, Update
 
 _MIN_SECRET_SIZE = 8
 
@@ -40,9 +45,25 @@ secret_option = click.option(
 )
 
 
-def print_sent(update: Update, sent: Sent, seconds: float) -> None:
+def send_file(
+    file: str,
+    push: Callable[[Update, Options], Sent],
+    secret: bytes | None,
+    *,
+    restart: bool = True,
+    attempts: int = 5,
+) -> None:
+    """Send a file, show how it goes, and print what has come of it."""
+    from mpota.wire import Options, Update
+
+    update = Update.open(file)
     size = len(update.data)
-    rate = format_size(int(size / max(seconds, 1e-3)))
+    start = time.monotonic()
+    with report.progress(update.name, size) as progress:
+        sent = push(update, Options(secret, restart, attempts, progress=progress, tell=print))
+    seconds = time.monotonic() - start
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
+    rate = format_size(int(size / max(seconds, 1e-3)))
     print(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
-    print(f"{sent.board.version} has verified and selected {update.version or update.name}")
+    then = "restarts into" if restart and sent.needs_restart else "has verified and selected"
+    print(f"the board ({sent.board.version}) {then} {update.version or update.name}")

@@ -1,0 +1,325 @@
+"""Updates by push on the local network: real MicroPython, TCP on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import ota_board
+import pytest
+import releases
+from mpota import cli, listen
+from mpota.errors import MpotaError, UsageError
+from mpota.push import RefusedError
+from mpota.virtual.board import Board, End
+from mpota.wire import LostLinkError, Update
+from plain import BEGIN, HELLO, READY, WELCOME, Plain, code
+from reach import LARGE_SIZE, SECRET, Powered, free_port, large_flash, listener, push_tcp, update
+
+BOTH = ("ota_0", "ota_1")
+NEW = update().data
+KEY = SECRET.encode()
+
+
+@contextmanager
+def listening(
+    options: str = f", secret={SECRET!r}", content: bytes | None = None, trusts: str = ""
+) -> Iterator[tuple[Powered, Board, int]]:
+    """A board that listens; what it is left doing at the end fails the test."""
+    port = free_port()
+    with ota_board.updating_board(content) as board:
+        if trusts:
+            ota_board.output(board, f"import ota; ota.keys.add({trusts!r})")
+        board.flash.restart_count()
+        powered = Powered(board, listener(port, options))
+        yield powered, board, port
+        powered.wait()
+
+
+def stop(port: int) -> None:
+    """Have the listener's script end."""
+    with pytest.raises(RefusedError, match="does not want version stop"):
+        push_tcp(port, Update("stop", b"stop", version="stop"))
+
+
+def test_a_real_firmware_arrives_and_boots() -> None:
+    new = update(LARGE_SIZE)
+    with listening(content=large_flash()) as (powered, board, port):
+        sent = push_tcp(port, new)
+        run = powered.wait()
+        assert (run.labels, run.traceback) == (BOTH, "")
+        assert board.flash.read(0x1E0000, len(new.data)) == new.data
+    assert (sent.sent_size, sent.connections) == (len(new.data), 1)
+
+
+def test_without_a_secret_and_without_keys_nothing_listens() -> None:
+    with ota_board.updating_board() as board:
+        run = board.run("import ota.listen\nota.listen.Listener()")
+    assert "anyone could update it" in run.traceback
+
+
+def test_signed_bundles_need_no_secret() -> None:
+    key = releases.key()
+    signed = releases.make(releases.app(size=0x10000), keys=(key,)).to_bytes()
+    with listening("", trusts=key.public.digest.hex()) as (powered, _, port):
+        for what in (NEW, releases.make(releases.app(size=0x10000)).to_bytes()):
+            with pytest.raises(RefusedError) as refused:
+                push_tcp(port, Update("x", what), secret=None)
+            assert refused.value.code == "unsigned"
+        push_tcp(port, Update("demo.bundle", signed), secret=None)
+        assert powered.wait().labels == BOTH
+
+
+# --- the secret
+
+
+def test_who_does_not_know_the_secret_is_refused_and_kept_waiting() -> None:
+    with listening() as (powered, board, port):
+        with pytest.raises(RefusedError) as refused:
+            push_tcp(port, update(), secret=b"not the secret")
+        assert refused.value.code == "secret"
+        with pytest.raises(RefusedError) as refused:
+            push_tcp(port, update(), attempts=1)
+        assert refused.value.code == "locked"
+        assert board.flash.operations == []
+        push_tcp(port, update(), pause_s=0.5)
+        assert powered.wait().labels == BOTH
+
+
+def test_a_board_that_does_not_know_the_secret_gets_nothing() -> None:
+    heard = []
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        welcome = struct.pack("<BBB16sHB", WELCOME, 1, 1, os.urandom(16), 0, 0)
+        ready = struct.pack("<BIH", READY, 0, 16384) + os.urandom(32)
+        for answer in (welcome, ready):
+            size, _ = struct.unpack("<HB", await reader.readexactly(3))
+            heard.append((await reader.readexactly(size))[0])
+            writer.write(struct.pack("<HB", len(answer), 0) + answer)
+        heard.extend(await reader.read())
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(MpotaError, match="another one, or a fake"):
+            await asyncio.to_thread(push_tcp, port, update())
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
+    assert heard == [HELLO, BEGIN]
+
+
+def test_a_board_that_asks_for_no_secret_is_not_taken_for_one_that_knows_it() -> None:
+    with listening("", trusts=releases.key().public.digest.hex()) as (_, board, port):
+        with pytest.raises(MpotaError, match="asks for no secret"):
+            push_tcp(port, update())
+        assert board.flash.operations == []
+        with pytest.raises(RefusedError, match="does not want version stop"):
+            push_tcp(port, Update("stop", b"stop", version="stop"), secret=None)
+
+
+def test_who_changes_what_goes_over_the_line_gets_nowhere() -> None:
+    """The proof covers BEGIN, and BEGIN the SHA-256 of the file."""
+
+    def change_begin(frame: bytes) -> bytes:
+        return frame[:10] + bytes((frame[10] ^ 1,)) + frame[11:]
+
+    with listening() as (powered, board, port):
+        with between(port, 2, change_begin) as altered, pytest.raises(RefusedError) as refused:
+            push_tcp(altered, update(), attempts=3)
+        assert refused.value.code == "secret"
+        assert board.flash.operations == []
+        push_tcp(port, update(), pause_s=0.5)
+        assert powered.wait().labels == BOTH
+
+
+# --- clients that come and go
+
+
+def test_an_update_goes_on_where_a_lost_client_left_it() -> None:
+    async def leave(client: Plain) -> None:
+        await client.greet()
+        await client.begin(NEW)
+        assert await client.send(NEW[:0x8000])
+
+    with listening() as (powered, _, port):
+        talk(port, leave)
+        sent = push_tcp(port, update())
+        assert powered.wait().labels == BOTH
+    assert sent.sent_size <= len(NEW) - 0x7000
+
+
+def test_one_client_is_served_at_a_time() -> None:
+    async def both(port: int) -> None:
+        async with listen.connect("127.0.0.1", port) as first:
+            one = Plain(first, KEY)
+            assert (await one.greet())[0] == WELCOME
+            async with listen.connect("127.0.0.1", port) as second:
+                assert code(await Plain(second, KEY).greet()) == "busy"
+            assert (await one.begin(NEW))[0] == READY
+
+    with listening() as (powered, _, port):
+        wait_for(port)
+        asyncio.run(both(port))
+        push_tcp(port, update())
+        assert powered.wait().labels == BOTH
+
+
+Raw = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def _send_noise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(random.Random(6).randbytes(5000))
+    await reader.read()
+
+
+async def _send_a_huge_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\xff\xff\0" + bytes(70000))
+    await reader.read()
+
+
+async def _send_an_empty_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(bytes(3))
+    assert b"protocol" in await reader.read()
+
+
+async def _send_half_a_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\x12\0\0\x01\x01")
+
+
+async def _break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\x12\0\0\x01\x01" + bytes(16))
+    writer.transport.abort()
+
+
+async def _fall_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    nonce = bytes(16)
+    writer.write(b"\x12\0\0\x01\x01" + nonce)
+    assert b"timeout" in await reader.read()
+
+
+def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
+    async def run(client: Raw, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            await client(reader, writer)
+        writer.close()
+
+    with listening(f", secret={SECRET!r}, silence=1") as (powered, board, port):
+        wait_for(port)
+        hostile = (
+            _send_noise,
+            _send_a_huge_frame,
+            _send_an_empty_frame,
+            _send_half_a_frame,
+            _break_off,
+            _fall_silent,
+        )
+        for client in hostile:
+            asyncio.run(run(client, port))
+            assert board.flash.operations == [], client
+        push_tcp(port, update())
+        run_ = powered.wait()
+    assert (run_.labels, run_.traceback) == (BOTH, "")
+
+
+def test_the_app_goes_on_after_a_refused_update() -> None:
+    with listening() as (powered, board, port):
+        with pytest.raises(RefusedError) as refused:
+            push_tcp(port, Update("x", NEW[:-1] + b"x"))
+        assert refused.value.code == "digest"
+        stop(port)
+        assert powered.wait().end is End.IDLE
+        assert board.run().labels == ("ota_0",)
+
+
+# --- the command
+
+
+def test_push_takes_a_tcp_target(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = tmp_path / "new.bin"  # type: ignore[operator]
+    app.write_bytes(NEW)
+    with listening() as (powered, _, port):
+        wait_for(port)
+        target = f"tcp://127.0.0.1:{port}"
+        monkeypatch.delenv("MPOTA_SECRET", raising=False)
+        assert mpota("push", target, str(app)) == 1
+        assert "asks for a secret" in capsys.readouterr().err
+        monkeypatch.setenv("MPOTA_SECRET", SECRET)
+        assert mpota("push", target, str(app)) == 0
+        assert "restarts into v1.27.0" in capsys.readouterr().out
+        assert powered.wait().labels == BOTH
+
+
+@pytest.mark.parametrize(
+    "target", ["tcp://", "tcp://host:x", "tcp://host:99999", "tcp://host/path", "tcp://a@b"]
+)
+def test_a_target_that_is_none_is_refused(target: str) -> None:
+    with pytest.raises(UsageError, match="tcp"):
+        listen.split_target(target)
+
+
+def test_a_board_that_is_not_there_is_said_to_be_unreachable() -> None:
+    with pytest.raises(LostLinkError, match=r"cannot reach 127\.0\.0\.1 port"):
+        push_tcp(free_port(), update(), attempts=2)
+
+
+def mpota(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    return int(end.value.code or 0)
+
+
+def wait_for(port: int) -> None:
+    """Until the board listens."""
+    with pytest.raises(RefusedError):
+        push_tcp(port, Update("nothing", b"", chip_id=99), attempts=100)
+
+
+def talk(port: int, client: Callable[[Plain], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with listen.connect("127.0.0.1", port) as link:
+            await client(Plain(link, KEY))
+
+    wait_for(port)
+    asyncio.run(run())
+
+
+@contextmanager
+def between(port: int, number: int, change: Callable[[bytes], bytes]) -> Iterator[int]:
+    """A port behind which somebody changes the client's frame ``number``, counted from 1."""
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def relay(source: socket.socket, target: socket.socket, is_client: bool) -> None:
+            count = 0
+            with source.makefile("rb") as frames:
+                while head := frames.read(3):
+                    frame = head + frames.read(head[0] | head[1] << 8)
+                    count += 1
+                    target.sendall(change(frame) if is_client and count == number else frame)
+            target.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client, socket.create_connection(("127.0.0.1", port)) as board:
+                back = threading.Thread(target=relay, args=(board, client, False))
+                back.start()
+                relay(client, board, True)
+                back.join()
+
+        thread = threading.Thread(target=serve)
+        wait_for(port)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
