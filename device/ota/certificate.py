@@ -11,7 +11,8 @@ _EXTENSIONS = const(0xA3)
 _DNS_NAME = const(0x82)
 _IP_ADDRESS = const(0x87)
 
-_ATTRIBUTES = {b"\x55\x04\x03": "CN", b"\x55\x04\x0a": "O", b"\x55\x04\x0b": "OU"}
+# Common name, organization, unit: those that tell one authority from another.
+_ATTRIBUTES = ((b"\x55\x04\x03", "CN"), (b"\x55\x04\x0a", "O"), (b"\x55\x04\x0b", "OU"))
 _ALT_NAME = b"\x55\x1d\x11"  # subjectAltName
 _MAX_TEXT = const(64)
 _MAX_NAMES = const(8)
@@ -71,15 +72,14 @@ def _items(view):
 
 
 def _name(view):
-    """A distinguished name: its common name, organization and unit."""
-    parts = []
+    """A distinguished name as text."""
+    found = {}
     for _, relative in _items(view):
         for _, attribute in _items(relative):
             (_, oid), (_, value) = _items(attribute)
-            label = _ATTRIBUTES.get(bytes(oid))
-            if label:
-                parts.append("%s=%s" % (label, _text(value)))
-    return ", ".join(parts) or "an unnamed issuer"
+            found[bytes(oid)] = _text(value)
+    parts = ["%s=%s" % (label, found[oid]) for oid, label in _ATTRIBUTES if oid in found]
+    return ", ".join(parts) or "one without a name"
 
 
 def _text(value):

@@ -132,7 +132,8 @@ class HttpSource:
             if error:
                 from .failures import Failures
 
-                self.client.close()
+                if not self.client.is_over():
+                    self.client.close()
                 if self._failures is None:
                     self._failures = Failures(*self._limits, self.log)
                 yield from self._failures.wait(error, self.name, self.at - self.skip, self.size)

@@ -2,7 +2,7 @@
 
 from errno import EAGAIN, ETIMEDOUT
 from os import urandom
-from time import ticks_add, ticks_diff, ticks_ms
+from time import ticks_diff, ticks_ms
 
 from micropython import const
 
@@ -43,27 +43,34 @@ class Failures:
             raise error
         if not self._texts:
             self._start = at
-        self._texts.append(str(error))
+        text = str(error)
+        for part in (name + ": ", ": " + name, " from " + name, " to " + name):
+            text = text.replace(part, "")
+        self._texts.append(text)
         count = len(self._texts)
         if count >= self._limit:
-            raise self._final(error)
+            raise self._final(error, name)
         pause_ms = min(self._pause_ms << (count - 1), _MAX_PAUSE_MS)
         pause_ms = pause_ms // 2 + pause_ms * urandom(1)[0] // 510  # not all boards at once
         if (error.retry_after or "").isdigit():  # it may be a date as well
             pause_ms = max(pause_ms, min(int(error.retry_after) * 1000, _MAX_PAUSE_MS))
         self._log(
             "%s (failure %d of %d): trying again in %d.%d s"
-            % (error, count, self._limit, pause_ms // 1000, pause_ms % 1000 // 100)
+            % (text, count, self._limit, pause_ms // 1000, pause_ms % 1000 // 100)
         )
-        end = ticks_add(ticks_ms(), pause_ms)
-        while ticks_diff(end, ticks_ms()) > 0:
+        start = ticks_ms()
+        while ticks_diff(ticks_ms(), start) < pause_ms:
             yield POLL_MS
 
-    def _final(self, error):
-        texts = "; ".join(_counted(self._texts))
-        found = SourceError(
-            error.code, "gave up after %d failures in a row: %s" % (len(self._texts), texts)
-        )
+    def _final(self, error, name):
+        try:
+            found = SourceError(
+                error.code,
+                "gave up after %d failures in a row: %s: %s"
+                % (len(self._texts), "; ".join(_counted(self._texts)), name),
+            )
+        except MemoryError:  # what the update holds of the heap is given back only after this
+            return error
         found.status = error.status
         return found
 

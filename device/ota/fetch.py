@@ -39,6 +39,7 @@ async def fetch(
     except OTAError as error:
         if not update.is_stale(error):
             raise
+    update.drop()
     update = OTA(verify, False, False, **options)
     return await _take(update, url, sha, length, request_args)
 

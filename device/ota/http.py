@@ -5,6 +5,7 @@ to be looked at again, and `read_body` answers None. What goes wrong is a Source
 """
 
 import gc
+from errno import ETIMEDOUT
 
 from micropython import const
 
@@ -70,17 +71,21 @@ class Client:
             raise SourceError("address", "a line break in the URL or a header: %r" % request)
         request = request.encode() + b"\r\n\r\n"
         connection = self._connection
-        if self._is_over() and connection.key == target[:3]:
+        if self.is_over() and connection.key == target[:3]:
             try:
                 yield from self._exchange(request)
                 return
-            except (OSError, SourceError):
-                pass  # the server had closed it in the meantime
+            except OSError as error:  # the server had closed it in the meantime, or else:
+                if error.errno == ETIMEDOUT:
+                    raise
+            except SourceError as error:
+                if error.code != "connection":
+                    raise
         connection.close()
         yield from connection.open(*target[:3])
         yield from self._exchange(request)
 
-    def _is_over(self):
+    def is_over(self):
         """Whether the body has come to its end and the connection can be used again."""
         return self._is_kept and (self._chunks.is_over if self._chunks else self._left == 0)
 

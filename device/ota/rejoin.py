@@ -1,6 +1,7 @@
 """Goes on with a download of which a part is there already, from a byte in the middle."""
 
 from .errors import SourceError
+from .failures import refused
 
 
 def rejoin(source):
@@ -23,8 +24,6 @@ def rejoin(source):
     elif client.status in (206, 416):
         is_same = False
     else:
-        from .failures import refused
-
         raise refused(client, source.name)
     why = "server cannot send a part of it" if is_same else "file has changed on the server"
     if not source.given:

@@ -6,15 +6,19 @@ known here, the host name, and the dates by the board's clock.
 
 import errno
 from binascii import a2b_base64
+from time import gmtime
 
 from micropython import const
 
+from .connection import reason
 from .errors import SourceError
 
 _CLOCK_SET = const(2024)  # a clock that says an earlier year has never been set (ESP32: 2000)
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _END = b"-----END CERTIFICATE-----"
 _MAX_CERTIFICATE = const(16384)
+# MBEDTLS_ERR_X509_CERT_VERIFY_FAILED, MBEDTLS_ERR_SSL_CA_CHAIN_REQUIRED
+_REFUSED = (-0x2700, -0x7680)
 
 
 class Trust:
@@ -67,7 +71,9 @@ class Trust:
                 with open(self._cafile, "rb") as file:
                     load_roots(context, file, self._cafile)
             except OSError as error:
-                raise SourceError("certificate", "cannot read %s: %s" % (self._cafile, error))
+                raise SourceError(
+                    "certificate", "cannot read %s: %s" % (self._cafile, reason(error))
+                )
         return context
 
     def _see(self, certificate, depth):
@@ -83,9 +89,8 @@ class Trust:
 
     def explain(self, error, host):
         """The SourceError for what a handshake raised."""
-        if isinstance(error, ValueError):
-            words = str(error)
-            return SourceError("certificate", self._explain_certificate(words, host))
+        if isinstance(error, ValueError) or error.errno in _REFUSED:
+            return SourceError("certificate", self._explain_certificate(str(error).strip(), host))
         if error.errno == errno.ENOMEM:
             return SourceError(
                 "tls",
@@ -94,50 +99,47 @@ class Trust:
             )
         if error.errno in (errno.ETIMEDOUT, errno.EAGAIN):
             return SourceError("timeout", "no answer from %s in the TLS handshake" % host)
-        from .connection import reason
-
         return SourceError("tls", "TLS handshake with %s failed: %s" % (host, reason(error)))
 
     def _explain_certificate(self, words, host):
-        from time import gmtime
-
+        """``words``: of mbedTLS (x509_crt_verify_info)."""
         from .certificate import Certificate
 
         try:
             leaf, top = Certificate(self._leaf), Certificate(self._top)
         except (ValueError, TypeError):
-            return "the certificate of %s is refused: %s" % (host, words.strip())
-        name = self._server_name or host
-        year = gmtime()[0]
-        now = "%04d-%02d-%02d" % gmtime()[:3]
-        if "future" in words and year < _CLOCK_SET:
-            return (
-                "the certificate of %s is not valid yet, because this board's clock is not set (it "
-                "says %s): set it first, for instance by ntptime.settime()" % (host, now)
-            )
+            return "the certificate of %s is refused: %s" % (host, words)
+        today = "%04d-%02d-%02d" % gmtime()[:3]
         found = []
         if "future" in words:
             start = max(leaf.not_before, top.not_before)
-            found.append("it is not valid before %s (the clock says %s)" % (start, now))
+            if gmtime()[0] < _CLOCK_SET:
+                return (
+                    "the certificate of %s is valid from %s on, and this board's clock is not set: "
+                    "it says %s. Set it first, for instance by ntptime.settime()"
+                    % (host, start, today)
+                )
+            found.append("it is not valid before %s, the clock says %s" % (start, today))
         if "expired" in words:
             end = min(leaf.not_after, top.not_after)
-            found.append("it expired on %s (the clock says %s)" % (end, now))
+            found.append("it expired on %s, the clock says %s" % (end, today))
         if "CN" in words:
-            found.append("it is for %s, not for %s" % (", ".join(leaf.names) or "nobody", name))
-        if "trusted" in words:
-            found.append(self._explain_distrust(top))
-        return "the certificate of %s is refused: %s" % (host, "; ".join(found) or words.strip())
+            name = self._server_name or host
+            found.append("it is for %s, not for %s" % (", ".join(leaf.names) or "no host", name))
+        if "trusted" in words or not self._has_roots():
+            if not self._has_roots():
+                found.append(
+                    "there is no root certificate to check it with: pass cafile= or cadata="
+                )
+            elif top.issuer == leaf.subject:
+                found.append("it is self-signed, and not one of the given root certificates")
+            else:
+                found.append("its issuer is not one of the given root certificates")
+        what = "; ".join(found) or words
+        return "the certificate of %s is refused: %s (issuer: %s)" % (host, what, top.issuer)
 
-    def _explain_distrust(self, top):
-        if top.issuer == top.subject:
-            who = "it is self-signed by '%s'" % top.subject
-            if self._top != self._leaf:
-                who = "its root '%s' is not one of them" % top.issuer
-        else:
-            who = "it was issued by '%s'" % top.issuer
-        if self._cadata or self._cafile:
-            return "%s, which the given root certificates do not cover" % who
-        return "%s, and no root certificate was given: pass that one as cafile= or cadata=" % who
+    def _has_roots(self):
+        return bool(self._cadata or self._cafile)
 
 
 def load_roots(context, file, name):

@@ -12,6 +12,7 @@ from .errors import SlotError
 SECTOR = const(4096)
 _ERASE_BLOCK = const(65536)
 _SMALL_PIECE = const(512)
+_MIDDLE_PIECE = const(1024)
 _RESERVE = const(2048)  # heap to leave alone then, besides the 4 KiB of the block so far
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
@@ -66,11 +67,12 @@ class SlotWriter:
         """
         self._has_grown = True
         gc.collect()
-        free = gc.mem_free() - SECTOR - _RESERVE
+        free = gc.mem_free() - _RESERVE
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
-                self._use(_ERASE_BLOCK, SECTOR)
-            elif free >= SECTOR:
+                is_tight = free < _ERASE_BLOCK + 2 * SECTOR
+                self._use(_ERASE_BLOCK, _MIDDLE_PIECE if is_tight else SECTOR)
+            elif free >= 2 * SECTOR:
                 self._use(SECTOR, SECTOR)
         except MemoryError:  # there is enough, but not in one piece
             self._use(SECTOR, _SMALL_PIECE)
@@ -114,6 +116,10 @@ class SlotWriter:
             for at in range(self._fill, (self._fill + SECTOR - 1) // SECTOR * SECTOR):
                 self._buf[at] = 0xFF
             self._flush()
+        self.drop()
+
+    def drop(self):
+        """Give the buffers back: nothing more is written."""
         self._buf = self._check = self._sectors = self._pieces = None
 
     def _flush(self):
@@ -197,11 +203,12 @@ class SlotWriter:
 
     def _blank(self, count):
         """Fill the sectors of the 64 KiB block from ``count`` on with 0xFF."""
-        if count < len(self._sectors):
-            for at in range(SECTOR):
+        size = len(self._check)
+        if count * SECTOR < self._size:
+            for at in range(size):
                 self._check[at] = 0xFF
-            for index in range(count, len(self._sectors)):
-                self._sectors[index][_ALL] = self._check
+            for index in range(count * SECTOR // size, self._size // size):
+                self._pieces[index][_ALL] = self._check
 
     def _retry(self, index):
         """Write a sector that lost bytes once more."""

@@ -20,6 +20,7 @@ from .slot import SlotWriter
 from .url import is_url
 
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
+_FRAMES_MAGIC = b"OTAF"  # of a compressed image or a delta
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
@@ -64,7 +65,7 @@ class OTA:
         self._first = self._image = self._sha = None
         self._failed = None
         self._source = self._buf = None
-        self._release = None  # of a bundle
+        self._release = None  # of a bundle; of an encoded image, the update with its content
         self._trust = None  # the keys of which one must have signed the image, if there are any
         self._options = {"force": force, "verify": verify, "block_size": block_size}
         self._is_over = False
@@ -155,6 +156,8 @@ class OTA:
             self._sha = sha256()
         if bytes(head[: len(_BUNDLE_MAGIC)]) == _BUNDLE_MAGIC:
             self._start_bundle()
+        elif bytes(head[: len(_FRAMES_MAGIC)]) == _FRAMES_MAGIC:
+            self._start_encoded()
         else:
             self._start_image(head)
         self._pass(head)
@@ -166,6 +169,13 @@ class OTA:
         # The app in it is an update of its own: of this one's writer only the buffer is used.
         self._release = Release(**self._options)
         self._first = Bundle(self._release)
+
+    def _start_encoded(self):
+        from .frames import Frames
+
+        # What it gives is an update of its own.
+        self._release = content = OTA(verbose=False, **self._options)
+        self._first = Frames(content, close=content.seal)
 
     def _start_image(self, head):
         merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != DESC_MAGIC
@@ -403,6 +413,12 @@ class OTA:
             pass
         return self._received - start
 
+    def drop(self):
+        """Give the buffers of an update that has failed back, for the next one."""
+        if self._writer:
+            self._writer.drop()
+        self._buf = None
+
     def begin(self, size=None, sha="", length=0):
         """A file comes: its size, SHA-256 and length are these, as far as they are known."""
         self._expect(sha, length)
@@ -526,7 +542,7 @@ def _run(url, take, args, options):
             raise
         if update.verbose:
             _print_line("%s: starting over" % error)
-    update = None  # its buffers, for the next one
+    update.drop()
     with OTA(*args, **options) as update:
         return take(update)
 
