@@ -185,26 +185,35 @@ class Session:
             for ending in (b"soft reboot\r\n", _RAW_REPL):
                 self._await(ending, "does not restart")
 
-    def reset(self, settle_s: float, timeout_s: float = _RETURN_TIMEOUT_S) -> str:
-        """Reset the board, let its program start, then take the raw REPL again.
+    def reset(self, settle_s: float) -> str:
+        """Reset the board, and `rejoin` it."""
+        self.start("import machine\nmachine.reset()")
+        return self.rejoin(settle_s)
+
+    def rejoin(self, settle_s: float) -> str:
+        """Let the program of a board that was reset start, then take the raw REPL again.
 
         The program is given until the prompt shows, or ``settle_s`` seconds after the last that
         the board printed. The answer is what was on the console meanwhile, the bootloader's lines
         first; on a board whose USB is in the chip itself these are not to be seen. Raises
         LostBoardError if it does not come back.
         """
-        self.start("import machine\nmachine.reset()")
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + _RETURN_TIMEOUT_S
         console = bytearray()
         while True:
             try:
+                if self._transport is None:
+                    self._open()
+                with self._reporting():
+                    self._transport.serial.timeout = _SLICE_S
                 self._listen(console, settle_s, deadline)
                 self._enter_raw_repl()
                 return console.decode("utf-8", "replace").replace("\r\n", "\n")
             except LostBoardError:  # the port goes with the chip's own USB, and comes back
+                self._close()
                 if time.monotonic() > deadline:
                     raise
-                self._reopen(deadline)
+            time.sleep(_POLL_S)
 
     def _listen(self, console: bytearray, settle_s: float, deadline: float) -> None:
         while not console.endswith(_PROMPT) and time.monotonic() < deadline:
@@ -212,17 +221,6 @@ class Session:
             if not data:
                 break
             console += data
-
-    def _reopen(self, deadline: float) -> None:
-        self._close()
-        while self._transport is None:
-            try:
-                self._open()
-            except LostBoardError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL_S)
-        self._transport.serial.timeout = _SLICE_S
 
     # --- the line
 

@@ -200,20 +200,33 @@ def push(
         target, sent_size = _transfer(session, package, options, tell.progress)
     tell.step(f"{target} is complete and selected; restarting")
     try:
-        console = session.reset(options.settle_s)
-        after = Status.read(session)
-        if after.running != target:
-            raise RolledBackError(
-                f"the board went back to {after.running}: {_why(console, after, target)}"
-            )
-        tell.step(f"{target} is up; checking its health")
-        _confirm(session, target, options)
+        console = _see_through(session, target, options, tell)
     except LostBoardError as error:
         raise UnconfirmedError(
             f"{target} was switched to, and then: {error}",
             "the same command again goes on from there",
         ) from None
     return Pushed(target, package.version, True, sent_size, console)
+
+
+def _see_through(session: Session, target: str, options: Options, tell: Tell) -> str:
+    """Restart into ``target``, check and confirm it; what the console showed."""
+    console = session.reset(options.settle_s)
+    for is_last in (False, True):
+        try:
+            after = Status.read(session)
+            if after.running != target:
+                raise RolledBackError(
+                    f"the board went back to {after.running}: {_why(console, after, target)}"
+                )
+            tell.step(f"{target} is up; checking its health")
+            _confirm(session, target, options)
+            break
+        except LostBoardError:  # it may have been reset: the bootloader has the word then
+            if is_last:
+                raise
+            console += session.rejoin(options.settle_s)
+    return console
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,12 @@ def test_a_refusal_is_reported_in_the_bootloader_s_words(board: Bench, new: Path
     assert "esp_image: Checksum failed." in str(error.value)
 
 
+def test_a_check_that_resets_the_board_is_a_rollback(board: Bench, mpota: Run, new: Path) -> None:
+    check = ("--check", "__import__('machine').reset()")
+    shown = mpota("push", board.port.path, new, *check, *QUICK, exit_code=3)
+    assert "the board went back to ota_0" in shown
+
+
 def test_an_unhealthy_app_is_given_up(board: Bench, mpota: Run, new: Path) -> None:
     shown = mpota("push", board.port.path, new, "--check", "1 > 2", *QUICK, exit_code=4)
     assert "ota_1 failed its health check (1 > 2 is not true): given up, ota_0 runs again" in shown
@@ -243,7 +249,11 @@ def test_a_cable_pulled_during_the_transfer_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["powered", "power-lost"])
-def test_a_cable_pulled_after_the_switch(board: Bench, mpota: Run, new: Path, power: bool) -> None:
+def test_a_cable_pulled_after_the_switch(
+    board: Bench, mpota: Run, new: Path, power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpota.deploy._RETURN_TIMEOUT_S", 0.5)
+
     def pull(text: str) -> None:
         if "checking" in text:
             board.port.unplug()
