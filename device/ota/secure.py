@@ -12,6 +12,7 @@ from micropython import const
 
 from .connection import reason
 from .errors import SourceError
+from .home import has_home
 
 _CLOCK_SET = const(2024)  # a clock that says an earlier year has never been set (ESP32: 2000)
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -25,8 +26,9 @@ class Trust:
     """Whom to believe.
 
     ``cadata``: root certificates, DER (one) or PEM (any number), as bytes or str; ``cafile``: a
-    file with such. ``server_name``: the name to ask for and to expect, if it is not the URL's
-    host. ``insecure_tls``: encrypt, and verify nothing.
+    file with such; without both, those that came with the release that runs (files.py).
+    ``server_name``: the name to ask for and to expect, if it is not the URL's host.
+    ``insecure_tls``: encrypt, and verify nothing.
     """
 
     def __init__(self, cafile=None, cadata=None, server_name=None, insecure_tls=False):
@@ -61,6 +63,10 @@ class Trust:
             return context
         context.verify_mode = tls.CERT_REQUIRED
         context.verify_callback = self._see
+        if not self._has_roots() and has_home():
+            from .files import certs
+
+            self._cafile = certs()
         if self._cadata:
             from io import BytesIO
 

@@ -8,7 +8,9 @@ import ssl
 import boards
 import ota_board
 import pytest
+import releases
 import web
+from mpota.release import Content
 from ota_board import NEW, OLD, output, states, try_update
 from web import DAY, HOST, NOW, File, drop, issue, reset, root, server_identity, stall, status
 
@@ -151,6 +153,22 @@ def test_roots_come_from_a_file_with_words_around_them(board):
     with web.serving({"/app.bin": File(NEW)}, server_identity().context()) as server:
         script = save + try_update(server.url("/app.bin"), ', cafile="roots.pem"')
         assert output(board, script) == f"wrote {len(NEW)}\n"
+
+
+def test_roots_that_came_with_the_release_are_the_default(tmp_path):
+    main = "import ota\nota.rollback.cancel()"
+    bundle = releases.make(
+        releases.tree("2", main), Content("certs", "ca.pem", root().pem), version="2.0"
+    )
+    board = releases.board(tmp_path)
+    with board.flash:
+        (tmp_path / "x.bundle").write_bytes(bundle.to_bytes())
+        output(board, "with open('/main.py', 'w') as f: f.write('import ota.boot')")
+        board.run("import ota; ota.release.install('/frozen/x.bundle')")
+        with web.serving({"/app.bin": File(NEW)}, server_identity().context()) as server:
+            script = "import ota; ota.boot.activate(); ota.rollback.cancel()\n"
+            script += try_update(server.url("/app.bin"))
+            assert output(board, script).endswith(f"wrote {len(NEW)}\n")
 
 
 @pytest.mark.parametrize(
