@@ -18,6 +18,11 @@ def rejoin(source):
     yield from client.get(source.name, headers)
     if client.status == 206 and _fits(source, _parse_range(client)):
         source.is_joined = True
+        if not source.given:
+            source.log(
+                "going on at byte %d of %d, what is before it is in flash"
+                % (source.at, source.size)
+            )
         return
     if client.status == 200:
         is_same = _fits(source, (source.at, client.size))

@@ -128,7 +128,9 @@ OTHER = boards.app("v1.28.0", 0x27000)
 def test_the_next_attempt_fetches_only_what_the_slot_lacks(board):
     with web.serving({"/app.bin": File(NEW, '"one"')}) as server:
         break_off(board, server)
-        assert f"wrote {len(NEW)}" in go_on(board, server.url("/app.bin"))
+        printed = go_on(board, server.url("/app.bin"))
+        assert f"going on at byte 65536 of {len(NEW)}, what is before it is in flash" in printed
+        assert f"wrote {len(NEW)}" in printed
         assert [request.start for request in server.requests] == [KIB_64]
         assert server.requests[0].headers["if-range"] == '"one"'
         assert board.run().labels == ("ota_1",)
