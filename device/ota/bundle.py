@@ -36,6 +36,10 @@ class Bundle:
     def write(self, buf):
         self._tar.write(buf)
 
+    def skip(self):
+        """Pass over what comes next and is not wanted; returns how many bytes."""
+        return self._tar.skip()
+
     def finish(self):
         """No more bytes come: all of the payloads must have."""
         self._tar.finish()

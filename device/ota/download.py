@@ -3,9 +3,13 @@
 import gc
 from time import sleep_ms
 
+from micropython import const
+
 from .connection import POLL_MS
 from .errors import SourceError
 from .http import Client
+
+_FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 
 
 class HttpSource:
@@ -54,6 +58,7 @@ class HttpSource:
         self.skip = 0  # bytes to fetch once more, and to drop
         self._task = None  # what has to end before the next bytes come
         self._is_blocking = False
+        self._has_ranges = False
 
     def open(self):
         """Connect, and learn the size. Raises SourceError."""
@@ -108,6 +113,16 @@ class HttpSource:
             self.given += count
         return count
 
+    def pass_over(self, count):
+        """Leave out the next ``count`` bytes: where that is less work, ask for what follows."""
+        self.at += count
+        self.given += count
+        if count < _FAR or not self._has_ranges:
+            self.skip += count
+        else:
+            self.skip = 0
+            self._task = self._connect()
+
     def _read_body(self, buf):
         count = self.client.read_body(buf)
         if count:
@@ -160,6 +175,7 @@ class HttpSource:
 
             raise refused(client, self.name)
         self.size = client.size
+        self._has_ranges = client.header(b"accept-ranges") == "bytes"
         self.validator = client.header(b"etag") or client.header(b"last-modified")
         if self._trail:
             self._trail.begin(self.size, self.validator)

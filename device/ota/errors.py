@@ -34,6 +34,13 @@ class ImageError(OTAError):
     """
 
 
+class FrameError(OTAError):
+    """An encoded payload is damaged, or a delta is not for the app that runs.
+
+    Codes: frame, truncated, base.
+    """
+
+
 class SlotError(OTAError):
     """The flash did not take the bytes. Codes: no-slot, flash."""
 

@@ -19,8 +19,8 @@ _MAX_LINE = const(2048)
 _MAX_HEADERS = const(96)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _WANTED = (
-    b"connection content-encoding content-length content-range etag last-modified location "
-    b"retry-after transfer-encoding"
+    b"accept-ranges connection content-encoding content-length content-range etag last-modified "
+    b"location retry-after transfer-encoding"
 )
 
 

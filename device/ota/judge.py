@@ -41,7 +41,8 @@ def judge(data, sector, place, force):
             "confirmed here" % (manifest.counter, trust.counter),
         )
     _check_keys(manifest, trust)
-    items = [item for payload in manifest.payloads for item in _choose(payload, place)]
+    bases = _bases(manifest)
+    items = [item for payload in manifest.payloads for item in _choose(payload, place, bases)]
     _check_room(manifest.payloads, force)
     return _entry(manifest), items
 
@@ -81,16 +82,31 @@ def _check_keys(manifest, trust):
     trust.change(manifest.add_keys, manifest.retire_keys)
 
 
-def _choose(payload, place):
+def _bases(manifest):
+    """What deltas may start from: the digests (hex) of the app that runs, if it matters."""
+    if any(form.encoding == "delta" for form in manifest.forms()):
+        from .running import digests
+
+        return digests()
+    return ()
+
+
+def _choose(payload, place, bases):
     """Items for all of a payload's forms; the smallest that this board can use is taken."""
     placed = [form for form in payload.forms if getattr(form, place) is not None]
-    usable = [form for form in placed if form.encoding is None]
+    usable = [form for form in placed if _is_usable(form, payload.kind, bases)]
     if not usable:
         raise ReleaseError(
             "no-form", "the %s payload has no form that this board can use" % payload.kind
         )
     best = min(usable, key=lambda form: form.size)
     return [Item(payload, form, getattr(form, place), form is best) for form in placed]
+
+
+def _is_usable(form, kind, bases):
+    if form.encoding == "delta":
+        return kind == "app" and form.base in bases
+    return form.encoding in (None, "deflate")
 
 
 def _check_room(payloads, force):

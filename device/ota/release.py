@@ -25,13 +25,16 @@ _MAX_MANIFEST = const(8192)
 class Item:
     """Bytes that come: a form of a payload.
 
-    ``name`` (member or URL) and ``size`` are of these bytes; ``kind``, ``sha256``, ``disk`` and
-    ``partition`` of the payload that they give. ``is_taken``: whether this board wants them.
+    ``name`` (member or URL), ``size`` and ``encoding`` are of these bytes; ``kind``, ``sha256``,
+    ``content_size``, ``disk`` and ``partition`` of the payload that they give. ``is_taken``:
+    whether this board wants them.
     """
 
     def __init__(self, payload, form, name, is_taken):
         self.name = name
         self.size = form.size
+        self.encoding = form.encoding
+        self.content_size = payload.size
         self.is_taken = is_taken
         self.kind = payload.kind
         self.sha256 = payload.sha256
@@ -78,8 +81,15 @@ class Release:
         gc.collect()
         if item.kind == "app":
             self._app = app = _open_app(item, self._options)
-            return _Sink(app.write, lambda: _seal(app), done)
-        return _Checked(self._open_content(item), item, done)
+            sink = _Sink(app.write, lambda: _seal(app), done)
+        else:
+            sink = _Checked(self._open_content(item), item, done)
+        if item.encoding:
+            from .frames import Buffered, Frames
+
+            target = self._app if item.kind == "app" else Buffered(sink.write)
+            return Frames(target, item.content_size, sink.close)
+        return sink
 
     def _open_content(self, item):
         if item.kind == "data":
@@ -91,7 +101,7 @@ class Release:
             writer = files.TreeWriter(item.sha256, item.disk, self._staged.values())
             self._staged["tree"] = writer.name
         else:
-            writer = files.CertsWriter(item.sha256, item.size)
+            writer = files.CertsWriter(item.sha256, item.content_size)
             self._staged["certs"] = writer.name
         return writer
 
@@ -107,7 +117,7 @@ class Release:
         self.accept(data, sector, "url")
         for item in self.items:
             place = resolve(url, item.name)
-            if item.is_taken and item.kind == "app":
+            if item.is_taken and item.kind == "app" and not item.encoding:
                 self._fetch_app(place, item, request_args, progress)
             elif item.is_taken:
                 self._fetch_item(place, item.size, self.open(item), request_args, progress, buf)
@@ -196,7 +206,7 @@ def _open_app(item, options):
     """The update of a slot; the switch waits for the other payloads."""
     from .update import OTA
 
-    app = OTA(verbose=False, sha=item.sha256, length=item.size, **options)
+    app = OTA(verbose=False, sha=item.sha256, length=item.content_size, **options)
     app.is_vouched = True
     return app
 
@@ -322,10 +332,19 @@ def _take(release, source, buf, url, request_args, progress):
     while have:
         stage.write(view[:have])
         done += have
+        done += _pass_over(stage, source)
         if progress:
             progress(done, source.size)
         have = _fill(source, view)
     stage.finish()
+
+
+def _pass_over(stage, source):
+    """Leave out what the stage does not want to see; returns how many bytes."""
+    count = stage.skip()
+    if count:
+        source.pass_over(count)
+    return count
 
 
 def _read_signature(url, request_args):

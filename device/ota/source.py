@@ -5,6 +5,7 @@ is not known), ``name``, ``is_joined`` (put together from parts that were fetche
 and ``close()``. What goes wrong is a SourceError. A body that ends before its announced size is an
 error here, not an end.
 
+``pass_over(count)``, which only files and URLs have, leaves the next bytes out.
 ``try_readinto(buf)`` is for asyncio: it answers None where there is nothing yet.
 """
 
@@ -61,6 +62,9 @@ class FileSource:
             raise SourceError("read", "cannot read %s: %s" % (self.name, _reason(error)))
 
     try_readinto = readinto
+
+    def pass_over(self, count):
+        self._file.seek(count, 1)
 
     def close(self):
         if self._file:

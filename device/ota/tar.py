@@ -50,6 +50,18 @@ class TarReader:
                     self._take_header()
             at += count
 
+    def skip(self):
+        """Pass over what comes next as far as nobody wants it; returns how many bytes."""
+        if not self._left:
+            return 0
+        if self._sink:
+            count = getattr(self._sink, "skip", _nothing)()
+            self._left -= count
+            return count
+        count = self._left + self._padding
+        self._left = self._padding = 0
+        return count
+
     def finish(self):
         """No more bytes come."""
         if self._left:
@@ -113,3 +125,7 @@ class TarReader:
         if not digits or any(not 0x30 <= digit <= 0x37 for digit in digits):
             raise self._error("tar", "has a damaged header: a number is not octal")
         return int(digits, 8)
+
+
+def _nothing():
+    return 0

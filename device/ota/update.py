@@ -437,6 +437,14 @@ class OTA:
             )
         self._total = size
 
+    def _pass_over(self):
+        """Leave out what of a bundle this board does not want."""
+        if not self._expect_sha and not self._expect_length:
+            count = self._first.skip()
+            if count:
+                self._source.pass_over(count)
+                self._received += count
+
     def buffer(self):
         """Where to put the next bytes of the file, to `take` them then."""
         buf = self._writer.buffer()
@@ -453,6 +461,8 @@ class OTA:
         except ImageError:
             self._digest.forget()
             raise
+        if self._release and self._source:
+            self._pass_over()
         if self.verbose and not self._received % 65536:
             print("\rBLOCK", self._received // SECTOR, end="")
         # An app inside a larger file is whole before the file ends: the rest is of interest only

@@ -24,6 +24,7 @@ _COMMANDS = {
     "flash": "a firmware onto a board, verified",
     "keygen": "a key to sign releases with",
     "bundle": "a release in one file: firmware, files, certificates",
+    "delta": "from one firmware to the next, as a small file",
     "manifest": "a release as files to publish",
     "sign": "a bundle, a manifest or an app image",
     "serve": "a directory, for boards to update from",

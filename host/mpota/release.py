@@ -14,6 +14,8 @@ from pathlib import Path
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import read_app
 from mpota.formats.bundle import Bundle, Member, disk_size, is_bundle, read_tree, write_tar
+from mpota.formats.delta import make_delta
+from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.signature import PublicKey, check_signature, padded, parse_sector
 from mpota.signing import PrivateKey, sign
@@ -27,21 +29,70 @@ _SCRIPTS = frozenset({"boot.py", "main.py"})
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Bytes that give a content; ``base``: SHA-256 (hex) of what a delta starts from."""
+
+    encoding: str
+    member: str
+    data: bytes
+    base: str | None = None
+
+    def form(self, place: str) -> Form:
+        """The manifest's entry; ``place``: "member" or "url"."""
+        sha256 = hashlib.sha256(self.data).hexdigest()
+        return Form(
+            len(self.data), sha256, encoding=self.encoding, base=self.base, **{place: self.member}
+        )
+
+
+@dataclass(frozen=True)
 class Content:
-    """What one payload brings. ``member`` is its file name in a bundle or beside a manifest."""
+    """What one payload brings. ``member`` is its file name in a bundle or beside a manifest.
+
+    ``encoded``: other forms of it, the smallest first; without ``is_plain`` they are all there is.
+    """
 
     kind: str
     member: str
     data: bytes
     partition: str | None = None
+    encoded: tuple[Encoded, ...] = ()
+    is_plain: bool = True
+
+    @property
+    def members(self) -> dict[str, bytes]:
+        """File names and bytes of its forms, in the order of the manifest."""
+        plain = {self.member: self.data} if self.is_plain else {}
+        return {form.member: form.data for form in self.encoded} | plain
 
     def payload(self, *, as_url: bool = False) -> Payload:
         """The manifest's entry; ``as_url``: to be fetched from beside the manifest."""
         sha256 = hashlib.sha256(self.data).hexdigest()
-        place = {"url": self.member} if as_url else {"member": self.member}
+        place = "url" if as_url else "member"
         disk = disk_size(read_tree(self.data)) if self.kind == "files" else None
-        form = Form(len(self.data), sha256, **place)
-        return Payload(self.kind, len(self.data), sha256, (form,), self.partition, disk)
+        forms = [form.form(place) for form in self.encoded]
+        if self.is_plain:
+            forms.append(Form(len(self.data), sha256, **{place: self.member}))
+        return Payload(self.kind, len(self.data), sha256, tuple(forms), self.partition, disk)
+
+    def compressed(self) -> Content:
+        """The same with a compressed form in place of the plain one, if that is smaller."""
+        data = compress(self.data).to_bytes()
+        if len(data) >= len(self.data):
+            return self
+        form = Encoded("deflate", f"{self.member}.deflate", data)
+        return replace(self, encoded=(*self.encoded, form), is_plain=False)
+
+    def with_delta(self, old: bytes) -> Content:
+        """The same with a delta from ``old`` too, unless that is larger than it compressed."""
+        delta = make_delta(old, self.data)
+        data = delta.to_bytes()
+        if delta.base is None or len(data) >= len(compress(self.data).to_bytes()):
+            return self
+        base = delta.base.sha256.hex()
+        form = Encoded("delta", f"{self.member}.from-{base[:16]}", data, base)
+        forms = sorted((form, *self.encoded), key=lambda form: len(form.data))
+        return replace(self, encoded=tuple(forms))
 
 
 @dataclass(frozen=True)
@@ -50,7 +101,8 @@ class Sources:
 
     ``firmware``: an app image or a merged firmware; ``directories``: trees laid over each other;
     ``data``: (label, file) for data partitions; ``certs``: CA certificates. ``compiled``: see
-    `files_content`.
+    `files_content`. ``compress``: see `Content.compressed`; ``bases``: firmware of which a delta
+    leads to this one.
     """
 
     firmware: Path | None = None
@@ -58,6 +110,8 @@ class Sources:
     certs: tuple[Path, ...] = ()
     data: tuple[tuple[str, Path], ...] = ()
     compiled: bool = False
+    compress: bool = False
+    bases: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +134,13 @@ class Contents:
         if sources.certs:
             found.append(certs_content(sources.certs))
         found += [data_content(label, path) for label, path in sources.data]
+        if sources.compress:
+            found = [content.compressed() for content in found]
+        if sources.bases:
+            if chip is None:
+                raise UsageError("a delta needs the firmware that it leads to")
+            for path in sources.bases:
+                found[0] = found[0].with_delta(_base(path, chip))
         return cls(tuple(found), chip)
 
     def payloads(self, *, as_url: bool = False) -> tuple[Payload, ...]:
@@ -94,6 +155,14 @@ def app_content(path: Path) -> tuple[Content, str]:
     """
     app = read_app(read_file(path), path.name)
     return Content("app", "app.bin", app.to_bytes()), app.image.chip.name
+
+
+def _base(path: Path, chip: str) -> bytes:
+    """The app in a firmware file that a delta may start from."""
+    content, found = app_content(path)
+    if found != chip:
+        raise MpotaError(f"{path.name} is for {found}, the firmware of this release for {chip}")
+    return content.data
 
 
 def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Content:
@@ -151,7 +220,7 @@ def bundle(
         manifest,
         data,
         sign(data, keys) if keys else None,
-        {content.member: content.data for content in contents},
+        {name: data for content in contents for name, data in content.members.items()},
     )
     made.check()
     return made
@@ -242,7 +311,7 @@ def publish(
     """
     directory.mkdir(parents=True, exist_ok=True)
     data = manifest.to_bytes()
-    files = {content.member: content.data for content in contents.contents}
+    files = {name: data for content in contents.contents for name, data in content.members.items()}
     if keys:
         files["manifest.sig"] = sign(data, keys)
     files["manifest.json"] = data

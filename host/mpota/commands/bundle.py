@@ -9,6 +9,7 @@ import click
 
 from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import compose, read_private_keys, release_options
+from mpota.formats.manifest import Form
 from mpota.release import bundle
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size
@@ -34,5 +35,14 @@ def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options:
     )
     for payload in manifest.payloads:
         print(f"  {payload.kind:<6}{payload.size:>12,} bytes  {payload.sha256[:16]}...")
+        for form in payload.forms:
+            if form.encoding:
+                print(
+                    f"    {_name(form):<20}{form.size:>10,} bytes  {form.size / payload.size:.1%}"
+                )
     print("  signed" if made.signature else "  not signed: boards that have keys will refuse it")
     print(f"written: {target} ({format_size(len(data))})")
+
+
+def _name(form: Form) -> str:
+    return f"delta from {form.base[:8]}" if form.base else str(form.encoding)

@@ -33,6 +33,15 @@ _OPTIONS = (
     click.option("--mpy", is_flag=True, help="Compile the modules in it by mpy-cross."),
     click.option("--certs", multiple=True, type=_PATH, help="CA certificates, PEM or DER."),
     click.option("--data", multiple=True, metavar="LABEL=FILE", help="A data partition."),
+    click.option("--compress", is_flag=True, help="Compress what it brings."),
+    click.option(
+        "--delta-from",
+        "bases",
+        multiple=True,
+        type=_PATH,
+        metavar="OLD",
+        help="Add a delta for boards that run this firmware.",
+    ),
     click.option("--board", help="Only for boards whose MicroPython says this."),
     click.option("--from-version", help="The oldest release that may be updated."),
     click.option("--counter", type=int, default=0, help="Boards refuse lower ones from then on."),
@@ -58,6 +67,8 @@ def compose(
     mpy: bool,
     certs: tuple[Path, ...],
     data: tuple[str, ...],
+    compress: bool,
+    bases: tuple[Path, ...],
     board: str | None,
     from_version: str | None,
     counter: int,
@@ -72,7 +83,13 @@ def compose(
         raise UsageError("a release needs --name and --version")
     pairs = (split_pair(text, "=", "LABEL=FILE") for text in data)
     sources = Sources(
-        firmware, directories, certs, tuple((label, Path(path)) for label, path in pairs), mpy
+        firmware,
+        directories,
+        certs,
+        tuple((label, Path(path)) for label, path in pairs),
+        mpy,
+        compress,
+        bases,
     )
     contents = Contents.read(sources)
     manifest = Manifest(

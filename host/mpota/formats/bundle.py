@@ -30,7 +30,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mpota.errors import MpotaError
-from mpota.formats.manifest import MAX_SIZE, Manifest
+from mpota.formats.frames import Frames, decompress
+from mpota.formats.manifest import MAX_SIZE, Form, Manifest, Payload
 from mpota.units import SECTOR_SIZE, align_up
 
 MANIFEST_NAME = "manifest.json"
@@ -168,8 +169,10 @@ class Bundle:
                 form.check(self.members[form.member], f"member '{form.member}'")
         for payload in self.manifest.payloads:
             for form in payload.forms:
-                if payload.kind == "files" and form.member and form.encoding is None:
-                    read_tree(self.members[form.member])
+                if form.member and form.encoding in (None, "deflate"):
+                    content = _decode(form, payload, self.members[form.member])
+                    if payload.kind == "files":
+                        read_tree(content)
 
     def to_bytes(self) -> bytes:
         members = [Member(MANIFEST_NAME, self.manifest_bytes)]
@@ -177,6 +180,16 @@ class Bundle:
             members.append(Member(SIGNATURE_NAME, self.signature))
         members += [Member(name, data) for name, data in self.members.items()]
         return write_tar(members)
+
+
+def _decode(form: Form, payload: Payload, data: bytes) -> bytes:
+    """The content that a member gives by itself. Raises MpotaError if it is another one."""
+    if form.encoding is None:
+        return data
+    content = decompress(Frames.from_bytes(data))
+    plain = Form(payload.size, payload.sha256, form.member)
+    plain.check(content, f"member '{form.member}', decompressed,")
+    return content
 
 
 def _parse_header(header: bytes, what: str) -> tuple[str, int, bool]:

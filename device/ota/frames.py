@@ -1,0 +1,187 @@
+"""Takes encoded payloads apart as they stream by: frames of raw deflate.
+
+The format is described in the desk's ``mpota/formats/frames.py``. One frame is collected, then it
+is decoded sector by sector straight into the buffers of the next stage. What the decoder needs is
+allocated once: a DeflateIO goes on from frame to frame, since none of them ends its stream.
+"""
+
+import gc
+import struct
+from io import BytesIO
+
+from deflate import RAW, DeflateIO
+from micropython import const
+
+from .errors import FrameError
+
+MAGIC = b"OTAF"
+SECTOR = const(4096)
+MAX_PACKED = const(8192)  # bytes of a frame as it comes
+
+_VERSION = const(1)
+_DEFLATE = const(1)
+_DELTA = const(2)
+_HEADER_SIZE = const(12)
+_BASE_SIZE = const(36)  # more of a header, of a delta
+_FRAME_SIZE = const(4)
+_MAX_TAIL = const(16)  # bytes of a frame that are read with the next one
+
+
+def is_frames(head):
+    """Whether a file that starts with these bytes is an encoded payload."""
+    return bytes(head[:4]) == MAGIC
+
+
+class Frames:
+    """A stage for an encoded payload. Raises FrameError for damage.
+
+    ``sink`` takes the content: `buffer` gives it 4096 bytes to fill, `take(count)` moves them on.
+    ``size``: of the content, None if it is not known beforehand. ``close()`` is called when all of
+    it has gone on.
+    """
+
+    is_complete = False
+
+    def __init__(self, sink, size=None, close=None):
+        self.at = 0  # bytes of the content that have gone on
+        self.size = size
+        self._sink = sink
+        self._close = close
+        self._decoder = None  # what fills a sector
+        self._wanted = _HEADER_SIZE
+        self._parse = self._parse_header
+        self._sectors = 0  # of the frame at hand
+        self._tail = bytearray(_MAX_TAIL)
+        gc.collect()
+        self._packed = BytesIO(MAX_PACKED + _MAX_TAIL)
+
+    def write(self, buf):
+        """Take the next encoded bytes."""
+        view = memoryview(buf)
+        while view:
+            if not self._wanted:
+                raise _error("bytes behind its last frame")
+            count = min(self._wanted, len(view))
+            self._packed.write(view[:count])
+            self._wanted -= count
+            view = view[count:]
+            if not self._wanted:
+                self._parse()
+
+    def skip(self):
+        """How many of the bytes that come next are not wanted."""
+        return 0
+
+    def finish(self):
+        """No more bytes come."""
+        if self._wanted:
+            raise FrameError(
+                "truncated",
+                "the encoded payload is truncated: it gave %d bytes of %s"
+                % (self.at, "the content" if self.size is None else self.size),
+            )
+        self._packed = self._stream = self._decoder = None
+        if self._close:
+            self._close()
+
+    close = finish
+
+    def _await(self, size, parse):
+        self._wanted = size
+        self._parse = parse
+
+    def _take(self, size):
+        """The field of ``size`` bytes that has just come."""
+        self._packed.seek(-size, 1)
+        field = self._packed.read(size)
+        self._packed.seek(-size, 1)
+        return field
+
+    def _parse_header(self):
+        magic, version, kind, wbits, _, size = struct.unpack("<4sBBBBI", self._take(_HEADER_SIZE))
+        if (magic, version) != (MAGIC, _VERSION) or kind not in (_DEFLATE, _DELTA):
+            raise _error("an unknown header")
+        if not 9 <= wbits <= 15 or not 0 < size < 1 << 30 or self.size not in (None, size):
+            raise _error("a header with window 2**%d, %d bytes" % (wbits, size))
+        self.size = size
+        self._stream = DeflateIO(self._packed, RAW, wbits)
+        if kind == _DELTA:
+            self._await(_BASE_SIZE, self._parse_base)
+        else:
+            self._decoder = _Inflate(self._stream)
+            self._await(_FRAME_SIZE, self._parse_frame)
+
+    def _parse_base(self):
+        from .delta import Delta
+
+        size, digest = struct.unpack("<I32s", self._take(_BASE_SIZE))
+        self._decoder = Delta(self._stream, size, digest)
+        self._await(_FRAME_SIZE, self._parse_frame)
+
+    def _parse_frame(self):
+        size, self._sectors = struct.unpack("<HH", self._take(_FRAME_SIZE))
+        left = (self.size - self.at + SECTOR - 1) // SECTOR
+        if not 0 < size <= MAX_PACKED or not 0 < self._sectors <= left:
+            raise _error("a frame of %d bytes for %d sectors" % (size, self._sectors))
+        self._await(size, self._decode)
+
+    def _decode(self):
+        """A frame has come: pass its content on."""
+        packed = self._packed
+        end = packed.tell()
+        packed.seek(0)
+        self._call(self._decoder.begin, self.at)
+        for _ in range(self._sectors):
+            count = min(SECTOR, self.size - self.at)
+            buf = self._sink.buffer()
+            self._call(self._decoder.fill, buf if count == SECTOR else buf[:count])
+            self.at += count
+            self._sink.take(count)
+        tail = end - packed.tell()
+        if not 0 <= tail <= _MAX_TAIL:
+            raise _error("a frame that is %d bytes longer than its content" % tail)
+        tail = packed.readinto(memoryview(self._tail)[:tail])
+        packed.seek(0)
+        packed.write(memoryview(self._tail)[:tail])
+        self._await(_FRAME_SIZE if self.at < self.size else 0, self._parse_frame)
+
+    def _call(self, step, argument):
+        """One step of the decoder; what it stumbles over is damage."""
+        try:
+            step(argument)
+        except FrameError:
+            raise
+        except (EOFError, IndexError, OSError, ValueError):
+            raise _error("a frame that cannot be decoded, at %d of its content" % self.at)
+
+
+class Buffered:
+    """What `Frames` needs of a sink, for one that has ``write(buf)`` only."""
+
+    def __init__(self, write):
+        self._write = write
+        self._buf = memoryview(bytearray(SECTOR))
+
+    def buffer(self):
+        return self._buf
+
+    def take(self, count):
+        self._write(self._buf[:count])
+
+
+class _Inflate:
+    """The decoder of a compressed payload."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def begin(self, at):
+        pass
+
+    def fill(self, buf):
+        if self._stream.readinto(buf) != len(buf):
+            raise ValueError
+
+
+def _error(what):
+    return FrameError("frame", "the encoded payload is damaged: it has %s" % what)

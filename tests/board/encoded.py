@@ -1,0 +1,57 @@
+"""Apps that differ as builds do, and boards that run the older one."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import boards
+from mpota import sample
+from mpota.formats.partition_table import Partition
+from mpota.release import Content
+from mpota.virtual.board import Board, End
+from mpota.virtual.flash import VirtualFlash
+from ota_board import compiled
+
+SLOT_SIZE = 0x40000
+OTA_1 = boards.OTA_1
+SIZE = 0x34000
+
+
+@functools.cache
+def app(version: str = "v1.26.1", size: int = SIZE) -> bytes:
+    """A sample app that fits the slots of boards.py; the same code in every version, but moved."""
+    return sample.build_app("esp32", version=version, size=size)
+
+
+OLD = app("v1.26.1")
+NEW = app("v1.27.0")
+
+
+@functools.cache
+def base(old: bytes = OLD) -> bytes:
+    """The flash of a board that has ``old`` in ota_0, has made its file system and confirmed."""
+    contents = {
+        boards.BOOTLOADER_OFFSET: sample.build_bootloader("esp32"),
+        0x8000: boards.PartitionTable(boards.OTA_TABLE).to_bytes(),
+        boards.OTA_0.offset: old,
+    }
+    with VirtualFlash.create(boards.FLASH_SIZE, contents) as flash:
+        run = Board(flash).run()
+        assert run.end is End.IDLE, run.console
+        return flash.snapshot()
+
+
+def content(data: bytes = NEW) -> Content:
+    return Content("app", "app.bin", data)
+
+
+def slot(board: Board, size: int, part: Partition = OTA_1) -> bytes:
+    return board.flash.read(part.offset, size)
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+__all__ = ["NEW", "OLD", "app", "base", "compiled", "content", "noise", "slot"]
