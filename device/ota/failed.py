@@ -25,9 +25,12 @@ TRIAL_SIZE = const(36)
 
 def put_on_trial(slot, digest):
     """``slot`` is about to be switched to, with an image of this digest."""
-    nvs = NVS(_NAMESPACE)
-    nvs.set_blob(_TRIAL, struct.pack("<I", slot.info()[2]) + digest)
-    nvs.commit()
+    try:
+        nvs = NVS(_NAMESPACE)
+        nvs.set_blob(_TRIAL, struct.pack("<I", slot.info()[2]) + digest)
+        nvs.commit()
+    except OSError:
+        pass  # a table without nvs, or a full one: otadata alone has to remember a failure
 
 
 def settle(trial):
