@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from mpota.commands.options import Size
+from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
 
 
@@ -25,7 +28,14 @@ from mpota.formats.chips import CHIPS
     type=click.Choice([chip.name for chip in CHIPS]),
     help="What a blank FLASH belongs to (default: what its bootloader is for).",
 )
-def command(flash: Path, firmware: Path | None, flash_size: int | None, chip: str | None) -> None:
+@click.option("--link", metavar="NAME", help="Name the ports: links NAME.repl and NAME.rom.")
+def command(
+    flash: Path,
+    firmware: Path | None,
+    flash_size: int | None,
+    chip: str | None,
+    link: str | None,
+) -> None:
     """Run a virtual board whose flash is the file FLASH, until Ctrl-C.
 
     It has two serial ports: MicroPython's REPL, for mpremote and terminal programs, and the ROM
@@ -37,10 +47,29 @@ def command(flash: Path, firmware: Path | None, flash_size: int | None, chip: st
     with open_flash(flash, firmware, flash_size) as memory:
         row = find_chip(memory, chip)
         with plugged_in(Board(memory), row) as ports:
-            print(f"{row.title}, flash in {flash}; Ctrl-C ends it")
-            print(f"REPL (mpremote):      {ports.console}")
-            print(f"ROM loader (esptool): {ports.loader}", flush=True)
-            _wait_for_ctrl_c()
+            names = {".repl": ports.console, ".rom": ports.loader}
+            with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
+                print(f"{row.title}, flash in {flash}; Ctrl-C ends it")
+                print(f"REPL (mpremote):      {ports.console}")
+                print(f"ROM loader (esptool): {ports.loader}", flush=True)
+                _wait_for_ctrl_c()
+
+
+@contextmanager
+def _links(targets: dict[Path, str]) -> Iterator[None]:
+    """Symbolic links while the ports are there; links that a killed process left are replaced."""
+    try:
+        for path, port in targets.items():
+            if path.is_symlink():
+                path.unlink()
+            path.symlink_to(port)
+        yield
+    except FileExistsError as error:
+        raise UsageError(f"'{error.filename2}' exists, and is no link") from None
+    finally:
+        for path in targets:
+            if path.is_symlink():
+                path.unlink()
 
 
 def _wait_for_ctrl_c() -> None:
