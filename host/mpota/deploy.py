@@ -21,6 +21,7 @@ from typing import Any
 
 from mpota.errors import MpotaError
 from mpota.ports import find_port
+from mpota.units import SECTOR_SIZE, align_up
 
 BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
 
@@ -36,6 +37,8 @@ _WRITE_CHUNK = 2048  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
 
+# What a board prints when it starts, and a script never: the ROM's first line, the prompt.
+_START_SIGNS = (b"\nrst:0x", b'Type "help()" for more information.\r\n>>> ')
 # What tells why an app was left: the bootloader's and ESP-IDF's error lines, a panic.
 _FAILURE_LINE = re.compile(r"^(?:[EW] \(\d+\) .*|Guru Meditation Error.*|abort\(\) was called.*)$")
 
@@ -90,12 +93,19 @@ class Session:
 
     def execute(self, code: str, timeout_s: float = _RUN_TIMEOUT_S) -> str:
         """Run ``code``; what it prints. Raises ScriptError."""
+        output = bytearray()
+
+        def consume(byte: bytes) -> None:
+            output.extend(byte)
+            if has_restarted(output):
+                raise LostBoardError(f"{self.port}: the board has restarted")
+
         with self._reporting():
             self._transport.exec_raw_no_follow(code)
-            output, error = self._transport.follow(timeout_s)
+            _, error = self._transport.follow(timeout_s, consume)
         if error:
             raise ScriptError(error.decode("utf-8", "replace"))
-        return str(output.decode("utf-8", "replace"))
+        return output.rstrip(b"\x04").decode("utf-8", "replace")
 
     def evaluate(self, expression: str, setup: str = "", timeout_s: float = _RUN_TIMEOUT_S) -> Any:
         """The value of an expression, which must be one that JSON can hold. Raises ScriptError."""
@@ -150,6 +160,7 @@ class Session:
         """
         if not files:
             return
+        self._check_room(files)
         self.execute(
             f"{_WRITE}\nfor path in {sorted({*map(_folder, files)})!r}: _make_folders(path)"
         )
@@ -163,6 +174,15 @@ class Session:
         for digest, (path, data) in zip(found, files.items(), strict=True):
             if digest != hashlib.sha256(data).hexdigest():
                 raise MpotaError(f"{self.port}: {path} does not read back as it was written")
+
+    def _check_room(self, files: Mapping[str, bytes]) -> None:
+        free = self.evaluate("s[0] * s[3]", "import os\ns = os.statvfs('/')")
+        needed = sum(align_up(len(data) + 1, SECTOR_SIZE) for data in files.values())
+        if needed > free:
+            raise MpotaError(
+                f"{self.port}: the files need {needed:,} bytes of the board's file system, "
+                f"{free:,} are free"
+            )
 
     def finish_parts(self, paths: Mapping[str, object], remove: tuple[str, ...] = ()) -> None:
         """Give files from `write_parts` their names, and remove others, at once.
@@ -187,7 +207,8 @@ class Session:
 
     def reset(self, settle_s: float) -> str:
         """Reset the board, and `rejoin` it."""
-        self.start("import machine\nmachine.reset()")
+        with contextlib.suppress(LostBoardError):  # the port may go before the last answer comes
+            self.start("import machine, time\ntime.sleep_ms(50)\nmachine.reset()")
         return self.rejoin(settle_s)
 
     def rejoin(self, settle_s: float) -> str:
@@ -297,6 +318,11 @@ def _words(error: Exception) -> str:
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0] or "/"
+
+
+def has_restarted(output: bytes | bytearray) -> bool:
+    """Whether ``output`` ends with what only a board prints that starts, instead of going on."""
+    return output.endswith(_START_SIGNS)
 
 
 def failure_lines(console: str) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines
+from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.errors import MpotaError
 from mpota.firmware import App, read_app
 from mpota.formats.app_desc import find_micropython
@@ -374,6 +374,7 @@ class _Talk:
         self._record: bytearray | None = None
         self._end: bytearray | None = None  # the traceback, once there is no more output
         self._is_over = False
+        self._rest = bytearray()  # what programs on the board print meanwhile
 
     def send(self, data: bytes) -> None:
         self._session.send(data)
@@ -414,6 +415,10 @@ class _Talk:
                 self._record = None
             else:
                 self._record.append(byte)
+        else:
+            self._rest.append(byte)
+            if has_restarted(self._rest):
+                raise LostBoardError("the board has restarted")
 
     def _finish(self, traceback: str) -> None:
         self._is_over = True

@@ -31,7 +31,7 @@ OTA_TABLE = PartitionTable(
         Partition("otadata", DATA, 0, 0xD000, 0x2000),
         Partition("ota_0", APP, 0x10, 0x10000, 0x40000),
         Partition("ota_1", APP, 0x11, 0x50000, 0x40000),
-        Partition("vfs", DATA, 0x81, 0x90000, 0x60000),
+        Partition("vfs", DATA, 0x81, 0x90000, 0x100000),
     )
 )
 
@@ -52,7 +52,7 @@ def app(version: str = "v1.26.1", size: int = APP_SIZE) -> bytes:
     return build_app(CHIP, version=version, size=size)
 
 
-def ota_flash(size: int = 1 * MiB) -> VirtualFlash:
+def ota_flash(size: int = 2 * MiB) -> VirtualFlash:
     """A chip with two OTA slots, v1.26.1 in the first."""
     firmware = build_firmware(CHIP, flash_size=size, table=OTA_TABLE, app=app())
     return VirtualFlash.create(size, {0x1000: firmware})

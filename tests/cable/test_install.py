@@ -126,3 +126,13 @@ def test_what_is_no_key_is_refused(
 
 def test_a_port_that_is_not_there_is_named(mpota: Callable[..., str]) -> None:
     assert "/dev/nothing" in mpota("install", "/dev/nothing", exit_code=1)
+
+
+def test_a_full_file_system_is_named_before_anything_is_written(
+    board: Bench, mpota: Callable[..., str]
+) -> None:
+    board.say("exec", "f = open('big', 'w')\nfor _ in range(235): f.write('x' * 4096)\nf.close()")
+    board.flash.restart_count()
+    shown = mpota("install", board.port.path, exit_code=1)
+    assert "the files need " in shown
+    assert board.flash.operations == []

@@ -19,7 +19,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def firmware(tmp_path: Path) -> Path:
     path = tmp_path / "firmware.bin"
-    path.write_bytes(build_firmware(CHIP, flash_size=1 * MiB, table=OTA_TABLE, app=app()))
+    path.write_bytes(build_firmware(CHIP, flash_size=2 * MiB, table=OTA_TABLE, app=app()))
     return path
 
 
@@ -51,7 +51,7 @@ def test_mpremote_and_esptool_work_on_one_flash_which_keeps_what_they_write(
     flash = tmp_path / "flash.bin"
     with _running(flash, "--firmware", firmware) as (console, loader):
         _run("mpremote", "connect", console, "exec", "open('kept', 'w').close()")
-        assert "Detected flash size: 1MB" in _run("esptool", "--port", loader, "flash-id")
+        assert "Detected flash size: 2MB" in _run("esptool", "--port", loader, "flash-id")
         assert "kept" in _run("mpremote", "connect", console, "fs", "ls")
     with _running(flash) as (console, _):
         assert "kept" in _run("mpremote", "connect", console, "fs", "ls")
