@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,7 +99,11 @@ def test_the_program_on_the_board_runs_again_afterwards(
     installed: Bench, mpota: Callable[..., str]
 ) -> None:
     installed.write("main.py", "f = open('runs', 'a')\nf.write('x')\nf.close()")
+    installed.flash.restart_count()
     mpota("install", installed.port.path)
+    deadline = time.monotonic() + 20
+    while not installed.flash.operations and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert installed.say("resume", "exec", "print(open('runs').read())") == "x\n"
 
 

@@ -177,8 +177,8 @@ def test_ctrl_c_interrupts_what_runs_and_the_prompt_is_back(shared: Bench) -> No
     with Line(shared.port.path) as line:
         line.send(b"\r\x03\x02")
         line.until(b"information.\r\n>>> ")
-        line.send(b"while True: pass\r\r")
-        line.until(b"... \r\n")
+        line.send(b"def f():\r  print('on')\r  while True: pass\r\rf()\r")
+        line.until(b"f()\r\non\r\n")
         line.send(b"\x03")
         assert b"KeyboardInterrupt: \r\n>>> " in line.until(b">>> ")
 
