@@ -25,8 +25,10 @@ sys.path.insert(0, sys.argv[1])
 import ota.manifest, ota.tar
 from ota.errors import OTAError
 
-TOKENS = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\\\", b"\\\\u12", b"0", b"-1", b"1e9", b"null",
-          b"true", b"\\xff", b"\\0", b" ", b'"size"', b"9" * 30, b"[" * 40, b"../", b"ustar", b"5", b"7")
+TOKENS = (
+    b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\\\", b"\\\\u12", b"0", b"-1", b"1e9", b"null",
+    b"true", b"\\xff", b"\\0", b" ", b'"size"', b"9" * 30, b"[" * 40, b"../", b"ustar", b"5", b"7",
+)
 
 def mutate(data, other):
     data = bytearray(data)
