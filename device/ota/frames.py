@@ -37,16 +37,19 @@ class Frames:
 
     ``sink`` takes the content: `buffer` gives it 4096 bytes to fill, `take(count)` moves them on.
     ``size``: of the content, None if it is not known beforehand. ``close()`` is called when all of
-    it has gone on.
+    it has gone on. ``mark`` (mark.py): the content goes on where it broke off.
     """
 
     is_complete = False
 
-    def __init__(self, sink, size=None, close=None):
+    def __init__(self, sink, size=None, close=None, mark=None):
         self.at = 0  # bytes of the content that have gone on
         self.size = size
         self._sink = sink
         self._close = close
+        self._mark = mark
+        self._place = 0  # bytes of whole frames that have come, and of the header
+        self._left_out = 0  # bytes that come and are not wanted
         self._decoder = None  # what fills a sector
         self._wanted = _HEADER_SIZE
         self._parse = self._parse_header
@@ -57,8 +60,20 @@ class Frames:
 
     def write(self, buf):
         """Take the next encoded bytes."""
-        view = memoryview(buf)
+        try:
+            self._take_in(memoryview(buf))
+        except FrameError:
+            if self._mark:
+                self._mark.forget()
+            raise
+
+    def _take_in(self, view):
         while view:
+            if self._left_out:
+                count = min(self._left_out, len(view))
+                self._left_out -= count
+                view = view[count:]
+                continue
             if not self._wanted:
                 raise _error("bytes behind its last frame")
             count = min(self._wanted, len(view))
@@ -70,7 +85,9 @@ class Frames:
 
     def skip(self):
         """How many of the bytes that come next are not wanted."""
-        return 0
+        count = self._left_out
+        self._left_out = 0
+        return count
 
     def finish(self):
         """No more bytes come."""
@@ -90,7 +107,7 @@ class Frames:
         self._wanted = size
         self._parse = parse
 
-    def _take(self, size):
+    def _field(self, size):
         """The field of ``size`` bytes that has just come."""
         self._packed.seek(-size, 1)
         field = self._packed.read(size)
@@ -98,7 +115,7 @@ class Frames:
         return field
 
     def _parse_header(self):
-        magic, version, kind, wbits, _, size = struct.unpack("<4sBBBBI", self._take(_HEADER_SIZE))
+        magic, version, kind, wbits, _, size = struct.unpack("<4sBBBBI", self._field(_HEADER_SIZE))
         if (magic, version) != (MAGIC, _VERSION) or kind not in (_DEFLATE, _DELTA):
             raise _error("an unknown header")
         if not 9 <= wbits <= 15 or not 0 < size < 1 << 30 or self.size not in (None, size):
@@ -109,20 +126,35 @@ class Frames:
             self._await(_BASE_SIZE, self._parse_base)
         else:
             self._decoder = _Inflate(self._stream)
-            self._await(_FRAME_SIZE, self._parse_frame)
+            self._begin(_HEADER_SIZE)
 
     def _parse_base(self):
         from .delta import Delta
 
-        size, digest = struct.unpack("<I32s", self._take(_BASE_SIZE))
+        size, digest = struct.unpack("<I32s", self._field(_BASE_SIZE))
         self._decoder = Delta(self._stream, size, digest)
+        self._begin(_HEADER_SIZE + _BASE_SIZE)
+
+    def _begin(self, header_size):
+        """The frames come, the first of which may be there already."""
+        self._place = header_size
+        if self._mark:
+            at, place = self._mark.recall()
+            if at:
+                if at >= self.size or at % SECTOR or place <= header_size:
+                    raise _error("a place in it that cannot be gone on from")
+                self.at = at
+                self._place = place
+                self._left_out = place - header_size
+        self._packed.seek(0)
         self._await(_FRAME_SIZE, self._parse_frame)
 
     def _parse_frame(self):
-        size, self._sectors = struct.unpack("<HH", self._take(_FRAME_SIZE))
+        size, self._sectors = struct.unpack("<HH", self._field(_FRAME_SIZE))
         left = (self.size - self.at + SECTOR - 1) // SECTOR
         if not 0 < size <= MAX_PACKED or not 0 < self._sectors <= left:
             raise _error("a frame of %d bytes for %d sectors" % (size, self._sectors))
+        self._frame_size = size
         self._await(size, self._decode)
 
     def _decode(self):
@@ -143,6 +175,9 @@ class Frames:
         tail = packed.readinto(memoryview(self._tail)[:tail])
         packed.seek(0)
         packed.write(memoryview(self._tail)[:tail])
+        self._place += _FRAME_SIZE + self._frame_size
+        if self._mark:
+            self._mark.note(self.at, self._place)
         self._await(_FRAME_SIZE if self.at < self.size else 0, self._parse_frame)
 
     def _call(self, step, argument):

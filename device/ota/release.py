@@ -81,14 +81,21 @@ class Release:
         gc.collect()
         if item.kind == "app":
             self._app = app = _open_app(item, self._options)
+            from .mark import Mark, Plain
+
+            mark = Mark(item, app)
+            app.mark = mark
             sink = _Sink(app.write, lambda: _seal(app), done)
+            if not item.encoding:
+                return Plain(app, mark, sink.close)
         else:
+            mark = None
             sink = _Checked(self._open_content(item), item, done)
         if item.encoding:
             from .frames import Buffered, Frames
 
             target = self._app if item.kind == "app" else Buffered(sink.write)
-            return Frames(target, item.content_size, sink.close)
+            return Frames(target, item.content_size, sink.close, mark)
         return sink
 
     def _open_content(self, item):
@@ -144,12 +151,17 @@ class Release:
         try:
             view = memoryview(buf)
             left = size
+            skip = getattr(sink, "skip", _none)
             count = _fill(source, view)
             while count:
                 left -= count
                 if left < 0:
                     break
                 sink.write(view[:count])
+                count = skip()
+                if count:
+                    source.pass_over(count)
+                    left -= count
                 if progress:
                     progress(size - left, size)
                 count = _fill(source, view)
@@ -246,6 +258,10 @@ class _Sink:
     def close(self):
         self._close()
         self._done()
+
+
+def _none():
+    return 0
 
 
 class _Nowhere:

@@ -17,6 +17,7 @@ _RESERVE = const(2048)  # heap to leave alone then, besides the 4 KiB of the blo
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
+_NAMED = const(4)  # places of lost bytes that an error names
 
 
 class _Key:
@@ -103,6 +104,11 @@ class SlotWriter:
             done += count
             if self._fill == self._room:
                 self._flush()
+
+    @property
+    def written(self):
+        """Bytes up to the end of what the flash holds."""
+        return self._at
 
     def buffer(self):
         """Where the next bytes will stand, up to the end of a sector: fill it, then write it."""
@@ -219,16 +225,21 @@ class SlotWriter:
 
     def _name_lost(self, index):
         """What is missing in a sector, in words."""
-        base = self._at + index * SECTOR
-        found = bytearray(SECTOR)
-        self._partition.readblocks(base // SECTOR, found)
-        lost = [at for at in range(SECTOR) if found[at] != self._sectors[index][at]]
-        places = ", ".join(["0x%x" % (base + at) for at in lost[:4]])
+        size = len(self._check)
+        lost = 0
+        places = ""
+        for piece in range(index * SECTOR // size, (index + 1) * SECTOR // size):
+            self._read(piece)
+            for at in range(size):
+                if self._check[at] != self._pieces[piece][at]:
+                    if lost < _NAMED:
+                        places += "%s0x%x" % (", " if places else "", self._at + piece * size + at)
+                    lost += 1
         return "flash lost %d bytes of %s, twice, at offset %s%s" % (
-            len(lost),
+            lost,
             self._name,
             places,
-            ", ..." if len(lost) > 4 else "",
+            ", ..." if lost > _NAMED else "",
         )
 
 

@@ -41,6 +41,7 @@ class OTA:
     """
 
     is_vouched = False  # by a signed manifest
+    mark = None  # of a release: mark.py
 
     def __init__(
         self,
@@ -227,12 +228,25 @@ class OTA:
             self._failed = Failed(self.part, self._board)
             self._failed.check_header(image)
 
+    def _forget(self):
+        """What stands in the slot is of no use to a later download."""
+        if self._digest.trail:
+            self._digest.trail.forget()
+        if self.mark:
+            from .mark import forget
+
+            forget()
+
     def _forget_slot(self):
         """A record in otadata ends with the content it speaks of.
 
         Else a complete image that was then refused could be rolled back to as the former one
         (esp_ota_begin does the same: esp_ota_invalidate_inactive_ota_data_slot).
         """
+        if not self.mark:
+            from .mark import forget
+
+            forget()
         found = otadata.find_record(self.part)
         if found:
             otadata.erase(found[0])
@@ -262,7 +276,7 @@ class OTA:
             self._writer = self._buf = None  # with its buffers: what comes now needs the heap
             self._check_whole()
         except ImageError:
-            self._digest.forget()
+            self._forget()
             raise
         self._is_over = True
 
@@ -319,7 +333,7 @@ class OTA:
                 "ESP-IDF does not accept the image in %s (checksum, or a chip revision that it is "
                 "not made for)" % name,
             )
-        self._digest.forget()
+        self._forget()
         if self.verbose:
             print("OTA Partition '%s' updated successfully." % name)
             boot = Partition(Partition.BOOT).info()[4]
@@ -437,6 +451,18 @@ class OTA:
             )
         self._total = size
 
+    @property
+    def written(self):
+        """Bytes that the slot holds, read back and found right."""
+        return self._writer.written
+
+    def keep(self, size):
+        """Take the first ``size`` bytes, whole sectors, from the slot, where they are already."""
+        for block in range(size // SECTOR):
+            buf = self.buffer()
+            self.part.readblocks(block, buf)
+            self.take(SECTOR)
+
     def _pass_over(self):
         """Leave out what of a bundle this board does not want."""
         if not self._expect_sha and not self._expect_length:
@@ -459,7 +485,7 @@ class OTA:
         try:
             self.write(buf if count == len(buf) else buf[:count])
         except ImageError:
-            self._digest.forget()
+            self._forget()
             raise
         if self._release and self._source:
             self._pass_over()
@@ -479,11 +505,6 @@ class _Digest:
         self.image = None
         self.trail = None  # of a download: resume.py
         self._pos = 0
-
-    def forget(self):
-        """What stands in the slot is of no use to a later download."""
-        if self.trail:
-            self.trail.forget()
 
     def write(self, buf):
         if self.trail:

@@ -164,11 +164,16 @@ def _pack_most(content: bytes, at: int, guess: int) -> tuple[int, bytes]:
     while len(packed) > MAX_PACKED:
         sectors -= 1
         packed = pack(sectors)
-    while sectors < most:
-        more = pack(sectors + 1)
+    step, too_many = 1, most + 1
+    while sectors + 1 < too_many:
+        if sectors + step >= too_many:
+            step = max((too_many - sectors) // 2, 1)
+        more = pack(sectors + step)
         if len(more) > MAX_PACKED:
-            break
-        sectors, packed = sectors + 1, more
+            too_many = sectors + step
+        else:
+            sectors, packed = sectors + step, more
+            step *= 2
     return sectors, packed
 
 
