@@ -115,7 +115,7 @@ class Peripheral:
         )
         # MicroPython has no (*services, own).
         handles = ble.gatts_register_services(tuple(services) + (own,))  # noqa: RUF005
-        self._control, self._data = handles[-1]
+        self._handles = self._control, self._data = handles[-1]
         size = min(self._max_mtu - _ATT_HEADER, _MAX_VALUE)
         ble.gatts_set_buffer(self._control, size)
         ble.gatts_set_buffer(self._data, size)
@@ -151,9 +151,12 @@ class Peripheral:
 
     def poll(self):
         """Do what there is to do: several times a second, the more often the faster."""
-        while self._handle_next():
-            pass
-        self.receiver.poll()
+        try:
+            while self._handle_next():
+                pass
+            self.receiver.poll()
+        except MemoryError as error:
+            self.receiver.fail(error)
         if self._refused is not None:
             _Link(self, self._refused).refuse()
             self._refused = None
@@ -190,19 +193,13 @@ class Peripheral:
     # --- events: on a board in NimBLE's task, between two bytecodes of whatever runs
 
     def _irq(self, event, data):
+        if event == _IRQ_GATTS_WRITE and data[1] in self._handles:
+            try:
+                self._take_write(data[0], data[1])
+            except MemoryError:  # the packet is lost, and will be asked for
+                self._ring.lost += 1
+            return None
         conn = data[0]
-        if event == _IRQ_GATTS_WRITE and data[1] == self._data:
-            if conn == self._conn:
-                self._ring.put(_ON_DATA, conn, self._ble.gatts_read(data[1]))
-            return None
-        if event == _IRQ_GATTS_WRITE and data[1] == self._control:
-            if self._conn is None:
-                self._conn = conn
-            if conn == self._conn:
-                self._ring.put(_ON_CONTROL, conn, self._ble.gatts_read(data[1]))
-            else:
-                self._refused = conn
-            return None
         if event == _IRQ_CENTRAL_CONNECT:
             self._mtus[conn] = _MIN_MTU
             self._is_advertising = False  # NimBLE has stopped it
@@ -216,6 +213,16 @@ class Peripheral:
         elif event == _IRQ_PASSKEY_ACTION and data[1] == _PASSKEY_DISPLAY and self._passkey:
             self._ble.gap_passkey(conn, _PASSKEY_DISPLAY, self._passkey)
         return self._other_irq(event, data) if self._other_irq else None
+
+    def _take_write(self, conn, handle):
+        """Copy what was written into the ring. A message binds a connection that is the first."""
+        if self._conn is None and handle == self._control:
+            self._conn = conn
+        if conn == self._conn:
+            kind = _ON_DATA if handle == self._data else _ON_CONTROL
+            self._ring.put(kind, conn, self._ble.gatts_read(handle))
+        elif handle == self._control:
+            self._refused = conn
 
     # --- the rest: in the app's own time
 

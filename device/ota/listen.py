@@ -77,6 +77,8 @@ class Listener:
                 await writer.drain()
         except (OSError, EOFError):
             pass  # it has gone
+        except MemoryError as error:
+            self.receiver.fail(error)
         except asyncio.CancelledError:
             if not link.is_closed:
                 raise

@@ -159,10 +159,8 @@ class Receiver:
             return  # refused, and not gone yet
         try:
             self._handle(data)
-        except OTAError as error:
-            self._refuse(error)
-        except (MemoryError, OSError) as error:
-            self._refuse(PushError("board", "the board cannot take it: %r" % error))
+        except (OTAError, OSError, MemoryError) as error:
+            self.fail(error)
 
     def _handle(self, data):
         kind = data[0] if data else 0
@@ -212,8 +210,7 @@ class Receiver:
         wanted = size, bytes(sha)
         is_known = wanted in (self._wanted, self._finished)
         if not (flags & _RESUME and is_known):
-            self._open(wanted)
-            self._recall(flags & _RESUME)
+            self._open(wanted, flags & _RESUME)
         self._is_begun = True
         self._asked = False
         self._tell(_READY)
@@ -248,40 +245,42 @@ class Receiver:
 
     # --- the update
 
-    def _open(self, wanted):
+    def _open(self, wanted, is_resumed):
         """Start anew. What can be said before the first byte is said here."""
-        from .update import OTA
-
         if Receiver._holder:
             Receiver._holder._drop()
         self._finished = None
         self.is_done = False
-        self._size, sha = wanted
+        self._size, sha = self._wanted = wanted
         self._position = self._faults = 0
         gc.collect()
-        self._window = memoryview(bytearray(min(_WINDOW, self._size)))
+        if self._needs_signature:  # it has to be one, and there is no memory to give away
+            self._update = _Bundle(sha, memoryview(bytearray(_WINDOW)), self._options)
+        else:
+            self._open_image(sha, is_resumed)
+        self._window = self._update.buffer()
+        Receiver._holder = self
+
+    def _open_image(self, sha, is_resumed):
+        from .update import OTA
+
         options = {"verbose": False, "block_size": _WINDOW}
         options.update(self._options)
         self._update = _Image(OTA(sha=sha.hex(), length=self._size, **options))
-        self._wanted = wanted
-        Receiver._holder = self
-
-    def _recall(self, is_welcome):
-        """Take from the slot what an attempt before the last reset has brought of the same file."""
         trail = self._update.make_trail()
-        for _ in trail.recall(self._wanted[1].hex()):
+        for _ in trail.recall(sha.hex()):
             pass
-        if not is_welcome or self._needs_signature or trail.total != self._size:
+        if not is_resumed or trail.total != self._size:
             trail.begin(self._size, None)
             return
         try:
             for at in range(0, trail.size, _WINDOW):
-                trail.read(at, self._window)
-                self._update.write(self._window)
-        except OTAError:  # the slot's content is no good after all
+                window = self._update.buffer()
+                trail.read(at, window)
+                self._update.take(window)
+        except OTAError:  # what the slot holds is no good after all
             trail.forget()
-            self._open(self._wanted)
-            self._recall(False)
+            self._open_image(sha, False)
             return
         self._position = trail.size
 
@@ -343,29 +342,29 @@ class Receiver:
         try:
             if self._position == size:
                 self._start(window)
-            self._update.write(window)
+            self._update.take(window)
+            if self._position < self._size:
+                self._window = self._update.buffer()
             if self._progress:
                 self._progress(self._position, self._size)
-        except OTAError as error:
+        except (OTAError, OSError, MemoryError) as error:
             self._drop()
-            self._refuse(error)
-        except (MemoryError, OSError) as error:
-            self._drop()
-            self._refuse(PushError("board", "the board cannot take it: %r" % error))
+            self.fail(error)
 
     def _start(self, head):
         """The first window tells what it is."""
         from .bundle import is_bundle
 
-        if is_bundle(head):
+        if not is_bundle(head):
+            if self._needs_signature:
+                raise ReleaseError(
+                    "unsigned", "this board has keys: it takes signed bundles only, no images"
+                )
+        elif not self._needs_signature:
             self._update.abort()
             self._update = None
-            gc.collect()  # its buffers
-            self._update = _Bundle(self._wanted[1], self._options)
-        elif self._needs_signature:
-            raise ReleaseError(
-                "unsigned", "this board has keys: it takes signed bundles only, no images"
-            )
+            gc.collect()  # all of it but the window
+            self._update = _Bundle(self._wanted[1], self._window, self._options)
 
     def _grant(self):
         """Tell the client how far it may go, once that is worth a message."""
@@ -412,6 +411,16 @@ class Receiver:
         self._last_words = message + self._prove(b"done", message + self._finished[1])
         self.link.send(self._last_words)
 
+    def fail(self, error):
+        """End the session because of an error on the board: OTAError, OSError, MemoryError."""
+        if isinstance(error, MemoryError):
+            self._drop()  # then there is some, to say it with
+            gc.collect()
+            error = PushError("board", "the board has not enough memory")
+        elif isinstance(error, OSError):
+            error = PushError("board", "the board cannot take it: %r" % error)
+        self._refuse(error)
+
     def _refuse(self, error):
         """Say why not, and hang up. An update that the link failed stays for its client."""
         link = self.link
@@ -440,32 +449,50 @@ class _Image:
 
     def __init__(self, update):
         self._update = update
+        self._own = None
         self.make_trail = update.make_trail
-        self.write = update.write
         self.finish = update.close
         self.abort = update.abort
+
+    def buffer(self):
+        """Room for a window: the writer's own, where the file stands there as it comes."""
+        place = self._update.buffer()
+        if len(place) == _WINDOW:
+            return place
+        self._own = self._own or memoryview(bytearray(_WINDOW))
+        return self._own
+
+    def take(self, window):
+        if self._own:
+            self._update.write(window)
+        else:
+            self._update.take(len(window))
 
 
 class _Bundle:
     """A release in one file."""
 
-    def __init__(self, sha, options):
+    def __init__(self, sha, buf, options):
         from .bundle import Bundle
         from .release import Release
 
         self._release = Release(
             options.get("force", False),
             options.get("verify", True),
-            options.get("block_size", 4096),
+            options.get("block_size", _WINDOW),
         )
         self._stage = Bundle(self._release)
         self._sha = sha256()
         self._due = sha
+        self._buf = buf
         self.abort = self._release.abort
 
-    def write(self, data):
-        self._sha.update(data)
-        self._stage.write(data)
+    def buffer(self):
+        return self._buf
+
+    def take(self, window):
+        self._sha.update(window)
+        self._stage.write(window)
 
     def finish(self):
         found = self._sha.digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import struct
 from collections.abc import Awaitable, Callable
 
 import ota_board
@@ -13,11 +14,11 @@ import releases
 from mpota import ble, cli
 from mpota.errors import MpotaError
 from mpota.push import RefusedError
-from mpota.virtual.board import End
+from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
 from mpota.wire import LostLinkError, Update
-from plain import ABORT, AGAIN, END, READY, Plain, code, text
+from plain import ABORT, AGAIN, DONE, END, READY, STATUS, WELCOME, Plain, code, text
 from reach import (
     LARGE_SIZE,
     NAME,
@@ -286,7 +287,7 @@ def test_where_keys_are_installed_only_signed_bundles_are_taken() -> None:
     unsigned = releases.make(releases.app(size=0x10000)).to_bytes()
     with in_reach() as (radio, board):
         ota_board.output(board, f"import ota; ota.keys.add({key.public.digest.hex()!r})")
-        powered = Powered(board, peripheral(), timeout_s=120)
+        powered = Powered(board, peripheral())
         for what in (NEW, unsigned):
             with pytest.raises(RefusedError) as refused:
                 push(radio, Update("x", what))
@@ -296,6 +297,19 @@ def test_where_keys_are_installed_only_signed_bundles_are_taken() -> None:
         run = powered.wait()
     assert sent.board.signed_only
     assert (run.labels, run.traceback) == (BOTH, "")
+
+
+def test_a_client_that_is_written_from_the_protocol_page_alone_brings_an_update() -> None:
+    async def client(plain: Plain) -> None:
+        assert (await plain.greet())[0] == WELCOME
+        assert await plain.begin(NEW) == struct.pack("<BIH", READY, 0, 4096)
+        assert await plain.send(NEW) == struct.pack("<BIH", STATUS, len(NEW), 0)
+        assert await plain.end(restart=1) == bytes((DONE, 1))
+
+    with in_reach() as (radio, board):
+        powered = Powered(board, peripheral())
+        talk(radio, client)
+        assert powered.wait().labels == BOTH
 
 
 def test_a_secret_is_asked_for_over_ble_as_well() -> None:
@@ -393,9 +407,10 @@ asyncio.run(main())
 # --- memory
 
 
-def test_an_update_takes_less_than_24_kib_of_heap() -> None:
+def heap_peak(board: Board, radio: Radio, what: Update) -> int:
+    """Bytes above idle that an update takes, modules that it needs at first left out."""
     script = f"""
-import gc, ota.ble, ota.update, ota.image, ota.slot, ota.memory, ota.otadata, ota.bundle, ota.home
+import gc, ota.ble, ota.update, ota.bundle, ota.resume, ota.memory
 gc.collect()
 base = gc.mem_alloc()
 peak = 0
@@ -407,12 +422,36 @@ p = ota.ble.Peripheral({NAME!r}, progress=progress, reboot=False)
 p.run()
 print("peak", peak)
 """
+    powered = Powered(board, script)
+    push(radio, what)
+    run = powered.wait()
+    assert (run.end, run.traceback) == (End.IDLE, "")
+    return int(run.output.split()[-1])
+
+
+def test_an_update_takes_less_than_24_kib_of_heap() -> None:
     with in_reach() as (radio, board):
-        powered = Powered(board, script)
+        assert 12 * 1024 < heap_peak(board, radio, update()) < 24 * 1024
+
+
+@pytest.mark.parametrize("heap_size", [56 * 1024, 60 * 1024, 64 * 1024])
+def test_a_board_that_lacks_memory_says_so_and_goes_on(heap_size: int) -> None:
+    with in_reach() as (radio, board):
+        board.heap_size = heap_size
+        powered = Powered(board, peripheral(", silence=2"))
+        with pytest.raises(RefusedError, match="not enough memory") as refused:
+            push(radio, update(), attempts=1)
+        assert refused.value.code == "board"
+        stop(radio)
+        assert powered.wait().labels == ("ota_0",)
+
+
+def test_a_heap_of_72_kib_is_enough_for_all_with_the_modules_in_it() -> None:
+    with in_reach() as (radio, board):
+        board.heap_size = 72 * 1024
+        powered = Powered(board, peripheral())
         push(radio, update())
-        run = powered.wait()
-    assert run.traceback == ""
-    assert 12 * 1024 < int(run.output.split()[-1]) < 24 * 1024
+        assert powered.wait().labels == BOTH
 
 
 # --- the command

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import boards
 import ota_board
 import pytest
 import releases
@@ -55,6 +56,17 @@ def test_a_real_firmware_arrives_and_boots() -> None:
         assert (run.labels, run.traceback) == (BOTH, "")
         assert board.flash.read(0x1E0000, len(new.data)) == new.data
     assert (sent.sent_size, sent.connections) == (len(new.data), 1)
+
+
+def test_of_a_merged_firmware_the_app_alone_is_written() -> None:
+    end = 0x10000 + len(NEW)
+    merged = bytearray(b"\xff" * end)
+    for offset, content in ota_board.contents(NEW).items():
+        merged[offset : offset + len(content)] = content
+    with listening() as (powered, board, port):
+        push_tcp(port, Update("merged.bin", bytes(merged[boards.BOOTLOADER_OFFSET :])))
+        assert powered.wait().labels == BOTH
+        assert ota_board.slot_content(board, len(NEW)) == NEW
 
 
 def test_without_a_secret_and_without_keys_nothing_listens() -> None:

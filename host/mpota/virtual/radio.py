@@ -47,8 +47,9 @@ _PDU_SIZE = 251
 _BUFFER_COUNT = 24
 _ENCRYPTED = 0x1000  # flags of a characteristic: extmod/modbluetooth.h
 _AUTHENTICATED = 0x2000
-_ATT_CID = 4
+_ATT_HEADER_SIZE = 3  # opcode and handle
 _L2CAP_HEADER_SIZE = 4
+_LINK_HEADER_SIZE = 10  # preamble, access address, header, CRC: Core Specification, 6.B.2.1
 _HOLD_S = 0.02
 _INTERVAL_MS = 20
 
@@ -74,13 +75,26 @@ class Noise:
 
 @dataclass
 class Traffic:
-    """What went over the air since the radio was made, both ways; without the link layer's own."""
+    """What went over the air since the radio was made, both ways, in bytes.
 
-    pdus: int = 0  # of ATT
-    att_size: int = 0  # bytes of them
-    l2cap_size: int = 0  # with the headers of L2CAP
+    ``values``: of attributes; ``att``: with the headers of ATT, and its responses; ``l2cap``: with
+    those of L2CAP; ``link``: with those of the link layer (1M PHY) that its PDUs with content have.
+    """
+
+    values: int = 0
+    att: int = 0
+    l2cap: int = 0
+    link: int = 0
     lost: int = 0  # writes that were dropped
     overflows: int = 0  # of these, those that found no buffer
+
+    def count(self, value_size: int, header_size: int = _ATT_HEADER_SIZE) -> None:
+        att_size = value_size + header_size
+        l2cap_size = att_size + _L2CAP_HEADER_SIZE
+        self.values += value_size
+        self.att += att_size
+        self.l2cap += l2cap_size
+        self.link += l2cap_size + -(-l2cap_size // _PDU_SIZE) * _LINK_HEADER_SIZE
 
 
 class Radio:
@@ -185,11 +199,6 @@ class Radio:
     def chance(self, share: float) -> bool:
         return share > 0 and self._random.random() < share
 
-    def count(self, pdu_size: int) -> None:
-        self.traffic.pdus += 1
-        self.traffic.att_size += pdu_size
-        self.traffic.l2cap_size += pdu_size + _L2CAP_HEADER_SIZE
-
 
 class _Peripheral:
     """The board's host and controller."""
@@ -261,11 +270,11 @@ class _Peripheral:
         is_lossy = bool(flags & Characteristic.Properties.WRITE_WITHOUT_RESPONSE)
 
         def write(connection: Any, value: bytes) -> None:
-            self._radio.count(3 + len(value))
+            self._radio.traffic.count(len(value))
             if is_lossy:
                 self._take_command(handle, value)
             else:
-                self._radio.count(1)  # the response
+                self._radio.traffic.count(0, header_size=1)  # the response
                 self._take_request(handle, value)
 
         made: Characteristic[bytes] = Characteristic(
@@ -350,7 +359,7 @@ class _Peripheral:
         if connection is None:
             return
         value = value[: connection.att_mtu - 3]
-        radio.count(3 + len(value))
+        radio.traffic.count(len(value))
         if not radio.chance(radio.noise.deaf):
             await self._device.notify_subscriber(connection, characteristic, value)
 

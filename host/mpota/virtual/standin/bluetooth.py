@@ -4,6 +4,7 @@
 # Either way: u16 size of what follows, kind (a character), payload.
 
 import _thread
+import gc
 import json
 import select
 import socket
@@ -188,7 +189,7 @@ class _BLE:
         while self._socket is own:
             try:
                 poll.poll(1000)
-            except OSError:
+            except (OSError, MemoryError):
                 continue
             if self._socket is not own:
                 return
@@ -202,6 +203,8 @@ class _BLE:
         try:
             if self._socket is own and not link.is_busy():
                 self._receive()
+        except MemoryError:  # of what is C on a board: the next time
+            gc.collect()
         finally:
             self._scheduled.release()
 
@@ -220,8 +223,12 @@ class _BLE:
                     return
                 _buf[self._have : self._have + len(part)] = part
                 self._have += len(part)
-            size, self._have = self._have, 0
-            written += self._handle(_buf[2], _buf[3:size])
+            try:
+                written += self._handle(_buf[2], _buf[3 : self._have])
+            except MemoryError:
+                gc.collect()
+                written += self._handle(_buf[2], _buf[3 : self._have])
+            self._have = 0
         if written:
             self._send("T", struct.pack("<H", written))
 
