@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpota.errors import MpotaError
+from mpota.findings import DOWNLOAD, EXTRACT, Finding, finding
 from mpota.firmware import Firmware, FlashReader
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
@@ -18,7 +19,6 @@ from mpota.formats.app_desc import (
     find_micropython,
     has_rollback,
 )
-from mpota.formats.chips import find_chip
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage.file import FileImage
@@ -27,8 +27,6 @@ from mpota.units import BLOCK_SIZE, MiB, align_up
 from mpota.virtual.bootloader import (
     BootloaderInfo,
     BootResult,
-    Cause,
-    Fault,
     ImageVerdict,
     address_faults,
     boot,
@@ -41,15 +39,6 @@ from mpota.virtual.bootloader import (
 _ALONE_OFFSET = BLOCK_SIZE  # where an image without a firmware is taken to stand
 _MAX_SLOT = 16 * MiB
 _MAX_BOOTLOADER_END = 0x20000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it should be: where, why, and what to do about it."""
-
-    where: str
-    cause: str
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -120,10 +109,13 @@ def check_flash(
     if any(has_rollback(slot.version) is False for slot in slots):
         result = boot(MemoryFlash(flash, size), table_offset=table_offset, rollback=False)
     of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
-    findings = [_finding(f, "boot", None) for f in result.faults if id(f) not in of_images]
+    findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
     for slot in slots:
         if not slot.is_blank or (slot.partition == result.selected and not result.starts):
-            findings += [_finding(f, slot.partition.label, slot) for f in slot.verdict.faults]
+            findings += [
+                finding(f, slot.partition.label, has_app_desc=slot.has_app_desc)
+                for f in slot.verdict.faults
+            ]
     damage = _damage(flash, memory, result, table_offset) if is_file else None
     if damage is not None:
         findings.append(damage)
@@ -156,7 +148,9 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
     flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT))
     verdict = verify_image(flash, slot.offset, slot.size, info)
     checked = Slot(slot, verdict, data)
-    findings = [_finding(fault, slot.label, checked) for fault in verdict.faults]
+    findings = [
+        finding(fault, slot.label, has_app_desc=checked.has_app_desc) for fault in verdict.faults
+    ]
     if not checked.has_app_desc:
         findings += _collisions(data, info, checked)
     if verdict.is_bootable:
@@ -249,7 +243,7 @@ def _damage(
         if result.starts is not None and not is_dump:
             Firmware.from_flash(flash, "file", table_offset).check_ends([result.starts])
     except MpotaError as error:
-        return Finding("file", str(error), _DOWNLOAD)
+        return Finding("file", str(error), DOWNLOAD)
     return None
 
 
@@ -261,7 +255,7 @@ def _collisions(data: bytes, info: BootloaderInfo, slot: Slot) -> Iterator[Findi
         return
     for fault in address_faults(segments, info):
         if fault.text not in slot.verdict.console:
-            yield Finding(slot.partition.label, f"also: {fault.text}", _EXTRACT)
+            yield Finding(slot.partition.label, f"also: {fault.text}", EXTRACT)
 
 
 def _tail_findings(data: bytes, slot: Partition) -> list[Finding]:
@@ -274,141 +268,6 @@ def _tail_findings(data: bytes, slot: Partition) -> list[Finding]:
             "use the app image alone: mpota extract",
         )
     ]
-
-
-def _finding(fault: Fault, where: str, slot: Slot | None) -> Finding:
-    cause, remedy = _words(fault, slot)
-    return Finding(where, cause, remedy)
-
-
-_EXTRACT = "write the app image alone: `mpota extract FIRMWARE` takes it out of a merged file"
-_DOWNLOAD = "download or build the file again and compare its SHA-256"
-_TABLE = "write a table that validates: `mpota table` checks it, `mpota resize` makes one"
-
-# Cause in plain words and remedy; the numbers of the fault fill the braces.
-_WORDS = {
-    Cause.BOOTLOADER_MISSING: (
-        "there is no bootloader at {offset:#x}",
-        "flash a merged firmware at the chip's bootloader offset: `mpota flash`",
-    ),
-    Cause.BOOTLOADER_CORRUPT: ("the bootloader at {offset:#x} is damaged", _DOWNLOAD),
-    Cause.TABLE_MAGIC: (
-        "entry {index} of the partition table starts with {found:#06x}: there is no table, "
-        "or one that is damaged",
-        _TABLE,
-    ),
-    Cause.TABLE_MD5: ("the partition table was changed without its MD5", _TABLE),
-    Cause.TABLE_TWO_MD5: ("the partition table has two MD5 entries", _TABLE),
-    Cause.TABLE_FLASH_SIZE: (
-        "partition {index} goes to {end:#x}, the bootloader takes the flash for {limit:#x} bytes",
-        "set the flash size: `mpota resize -f`",
-    ),
-    Cause.TABLE_NO_END: ("the partition table has no end", _TABLE),
-    Cause.OTADATA_SIZE: ("otadata has {size:#x} bytes, the bootloader wants {limit:#x}", _TABLE),
-    Cause.OTADATA_WRITE: ("otadata at {offset:#x} could not be written", "replace the flash chip"),
-    Cause.OTADATA_INVALID: (
-        "no otadata record selects a slot",
-        "erase otadata, so that the first slot boots",
-    ),
-    Cause.PARTITION_SIZE: (
-        "the partition has {size:#x} bytes, more than this bootloader can map",
-        "make it 16 MiB at most",
-    ),
-    Cause.OFFSET_ALIGNMENT: ("the partition starts at {offset:#x}, no multiple of 4", _TABLE),
-    Cause.MAGIC: ("there is no image: it starts with {found:#04x}, images with 0xe9", _EXTRACT),
-    Cause.CHIP: (
-        "the image is for {found_chip}, the bootloader for {expected_chip}",
-        "use the firmware for {expected_chip}",
-    ),
-    Cause.MIN_REVISION: (
-        "the image needs chip revision {limit_revision}, the chip is {found_revision}",
-        "use a firmware for this revision",
-    ),
-    Cause.MAX_REVISION: (
-        "the image is for chips up to revision {limit_revision}, the chip is {found_revision}",
-        "use a firmware for this revision",
-    ),
-    Cause.MIN_BLOCK_REVISION: (
-        "the image needs efuse block revision {limit_revision}, the chip has {found_revision}",
-        "use a firmware for this revision",
-    ),
-    Cause.MAX_BLOCK_REVISION: (
-        "the image is for efuse block revisions up to {limit_revision}, "
-        "the chip has {found_revision}",
-        "use a firmware for this revision",
-    ),
-    Cause.SEGMENT_COUNT: ("the header says {found} segments, {limit} are the limit", _DOWNLOAD),
-    Cause.SEGMENT_LENGTH: (
-        "segment {segment} says it has {length:#x} bytes: "
-        "the image is truncated, shifted or partly erased",
-        _DOWNLOAD,
-    ),
-    Cause.APP_DESC: ("the image has no app description: it is no app", _EXTRACT),
-    Cause.MAP_ALIGNMENT: (
-        "segment {segment} maps {load_addr:#x} onto flash {data_offset:#x}, which differ within a "
-        "page of {page_size:#x}: the image is shifted, or stands at the wrong offset",
-        "app partitions start at multiples of 0x10000",
-    ),
-    Cause.OVERLAPS_STACK: (
-        "segment {segment} would load over the bootloader's stack {region_start:#x}-"
-        "{region_end:#x}",
-        "link the app below it, or use the bootloader that the app was built with",
-    ),
-    Cause.OVERLAPS_DATA: (
-        "segment {segment} would load over the bootloader's data {region_start:#x}-{region_end:#x}",
-        "link the app below it, or use the bootloader that the app was built with",
-    ),
-    Cause.OVERLAPS_LOADER: (
-        "segment {segment} would load over the bootloader's code {region_start:#x}-{region_end:#x}",
-        "link the app below it, or use the bootloader that the app was built with",
-    ),
-    Cause.BAD_ADDRESS: (
-        "segment {segment} would load to {start:#x}, where the chip has no memory for it",
-        _DOWNLOAD,
-    ),
-    Cause.CHECKSUM: (
-        "the segments give checksum {calculated:#04x}, the image says {found:#04x}: "
-        "bytes were lost or changed",
-        _DOWNLOAD,
-    ),
-    Cause.LENGTH: (
-        "the image is {length:,} bytes, the partition holds {limit:,}",
-        "make the app partitions larger: `mpota resize --app-size`",
-    ),
-    Cause.DIGEST: ("the appended SHA-256 does not fit: bytes were lost or changed", _DOWNLOAD),
-    Cause.TWO_MAPPED_SEGMENTS: (
-        "the image has more segments to map than the bootloader can: the last one wins, "
-        "and the app will crash",
-        "build the app again: its linker script is for another chip",
-    ),
-    Cause.NO_BOOTABLE_APP: (
-        "no app partition holds an app that boots",
-        "write an app image into one: `mpota write FIRMWARE NAME=FILE`",
-    ),
-}
-_MEMORY_CAUSES = (
-    Cause.OVERLAPS_STACK,
-    Cause.OVERLAPS_DATA,
-    Cause.OVERLAPS_LOADER,
-    Cause.BAD_ADDRESS,
-    Cause.APP_DESC,
-)
-
-
-def _words(fault: Fault, slot: Slot | None) -> tuple[str, str]:
-    values: dict[str, object] = dict(fault.values)
-    values["end"] = fault.values.get("offset", 0) + fault.values.get("size", 0)
-    for key in ("found", "limit", "expected"):
-        number = fault.values.get(key, 0)
-        chip = find_chip(number)
-        values[f"{key}_chip"] = chip.title if chip else f"chip id {number}"
-        values[f"{key}_revision"] = f"v{number // 100}.{number % 100}"
-    cause, remedy = _WORDS[fault.cause]
-    cause = cause.format(**values)
-    if slot is not None and fault.cause in _MEMORY_CAUSES and not slot.has_app_desc:
-        cause = f"this is a merged firmware or a bootloader, not an app image: {cause}"
-        remedy = _EXTRACT
-    return cause, remedy.format(**values)
 
 
 def _slot_json(slot: Slot) -> dict[str, Any]:

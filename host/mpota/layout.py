@@ -37,6 +37,7 @@ _MIN_FILE_SYSTEM = 64 * KiB
 # ports/esp32/partitions-8MiBplus-ota.csv.
 _ROOMY_FLASH = 8 * MiB
 _ROOMY_APP = 0x270000
+_USUAL_APP = 0x180000  # ports/esp32/partitions-4MiB-ota.csv
 _ROMFS_SIZE = 0x20000
 
 # Subtypes for names that do not say theirs, as in mp-image-tool-esp32's table strings.
@@ -260,8 +261,8 @@ class Layout:
     def _slot_size(self, room: int, count: int, app_size: int | None) -> int:
         """Bytes for each of ``count`` app partitions in ``room`` bytes, the file system included.
 
-        Room to grow is a quarter of the app, more where the flash is large; an eighth of the
-        flash stays with the file system unless the app needs it.
+        Room to grow is a quarter of the app, and at least what MicroPython's own tables have; an
+        eighth of the flash stays with the file system unless the app needs it.
         """
         needed = align_up(self.app_size, BLOCK_SIZE)
         if app_size is not None:
@@ -278,9 +279,8 @@ class Layout:
                 )
             size = app_size
         else:
-            wanted = align_down(self.app_size * 5 // 4, BLOCK_SIZE)
-            if self.flash_size >= _ROOMY_FLASH:
-                wanted = max(wanted, _ROOMY_APP)
+            usual = _ROOMY_APP if self.flash_size >= _ROOMY_FLASH else _USUAL_APP
+            wanted = max(align_down(self.app_size * 5 // 4, BLOCK_SIZE), usual)
             fair = align_down((room - self.flash_size // 8) // count, BLOCK_SIZE)
             size = max(needed, min(wanted, fair))
         if count * size + _MIN_FILE_SYSTEM > room:
