@@ -5,7 +5,8 @@
 Overhead is what goes over the air, both ways and with what is sent twice, over the file's size: as
 the protocol has it (offsets, digests, credit), with the headers of ATT, of L2CAP, and of the link
 layer (1M PHY). `bare` is what writes without response alone would cost, nothing noticed and
-nothing asked for: no protocol can have less. The time is that of the models, not of a radio.
+nothing asked for: no protocol can have less. Heap is the peak above idle, the modules left out. The
+time is that of the models, not of a radio.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SMALL_MTU = 23
 LIMIT = 0.03  # of protocol and ATT, at an MTU of 247 without loss
 
 _SCRIPT = f"""
-import gc, ota.ble, ota.update, ota.bundle
+import gc, ota.ble, ota.update, ota.bundle, ota.resume, ota.memory
 gc.collect()
 idle, peak = gc.mem_alloc(), 0
 def progress(done, total):
