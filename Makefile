@@ -25,6 +25,8 @@ lint: $(READY)
 	$(RUN)/mypy
 
 bench: $(READY)
+	# Peers that are built from C: without a compiler they are left out.
+	-$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN)/python -m bench
 
 $(READY): pyproject.toml .ci/venv

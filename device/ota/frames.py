@@ -18,6 +18,7 @@ MAGIC = b"OTAF"
 SECTOR = const(4096)
 MAX_PACKED = const(8192)  # bytes of a frame as it comes
 
+_MAX_DELTA = const(4640)  # of a delta: what it unpacks to is less
 _VERSION = const(1)
 _DEFLATE = const(1)
 _DELTA = const(2)
@@ -56,7 +57,7 @@ class Frames:
         self._sectors = 0  # of the frame at hand
         self._tail = bytearray(_MAX_TAIL)
         gc.collect()
-        self._packed = BytesIO(MAX_PACKED + _MAX_TAIL)
+        self._packed = BytesIO(_BASE_SIZE)
 
     def write(self, buf):
         """Take the next encoded bytes."""
@@ -97,7 +98,7 @@ class Frames:
                 "the encoded payload is truncated: it gave %d bytes of %s"
                 % (self.at, "the content" if self.size is None else self.size),
             )
-        self._packed = self._stream = self._decoder = None
+        self._packed = self._decoder = None
         if self._close:
             self._close()
 
@@ -121,19 +122,25 @@ class Frames:
         if not 9 <= wbits <= 15 or not 0 < size < 1 << 30 or self.size not in (None, size):
             raise _error("a header with window 2**%d, %d bytes" % (wbits, size))
         self.size = size
-        self._stream = DeflateIO(self._packed, RAW, wbits)
+        self._max_packed = MAX_PACKED if kind == _DEFLATE else _MAX_DELTA
+        self._wbits = wbits
         if kind == _DELTA:
             self._await(_BASE_SIZE, self._parse_base)
         else:
-            self._decoder = _Inflate(self._stream)
+            self._decoder = _Inflate(self._open_stream())
             self._begin(_HEADER_SIZE)
 
     def _parse_base(self):
         from .delta import Delta
 
         size, digest = struct.unpack("<I32s", self._field(_BASE_SIZE))
-        self._decoder = Delta(self._stream, size, digest)
+        self._decoder = Delta(self._open_stream(), size, digest)
         self._begin(_HEADER_SIZE + _BASE_SIZE)
+
+    def _open_stream(self):
+        """What inflates the frames that will come, one after the other, into `_packed`."""
+        self._packed = BytesIO(self._max_packed + _MAX_TAIL)
+        return DeflateIO(self._packed, RAW, self._wbits)
 
     def _begin(self, header_size):
         """The frames come, the first of which may be there already."""
@@ -146,13 +153,12 @@ class Frames:
                 self.at = at
                 self._place = place
                 self._left_out = place - header_size
-        self._packed.seek(0)
         self._await(_FRAME_SIZE, self._parse_frame)
 
     def _parse_frame(self):
         size, self._sectors = struct.unpack("<HH", self._field(_FRAME_SIZE))
         left = (self.size - self.at + SECTOR - 1) // SECTOR
-        if not 0 < size <= MAX_PACKED or not 0 < self._sectors <= left:
+        if not 0 < size <= self._max_packed or not 0 < self._sectors <= left:
             raise _error("a frame of %d bytes for %d sectors" % (size, self._sectors))
         self._frame_size = size
         self._await(size, self._decode)

@@ -74,7 +74,7 @@ class SlotWriter:
                 is_tight = free < _ERASE_BLOCK + 2 * SECTOR
                 self._use(_ERASE_BLOCK, _MIDDLE_PIECE if is_tight else SECTOR)
             elif free >= 2 * SECTOR:
-                self._use(SECTOR, SECTOR)
+                self._use(SECTOR, _MIDDLE_PIECE)
         except MemoryError:  # there is enough, but not in one piece
             self._use(SECTOR, _SMALL_PIECE)
 

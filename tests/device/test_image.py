@@ -118,7 +118,7 @@ class Flash:  # a partition in which every sector is stored in the same place
     def info(self):
         return (0, 0x11, 0x50000, 0x40000, "ota_1", False)
     def readblocks(self, block, buf, offset=0):
-        buf[self.all] = self.sector if len(buf) == SECTOR else self.parts[offset // 512]
+        buf[self.all] = self.parts[len(buf)][offset // len(buf)]
     def writeblocks(self, block, buf):
         self.sector[self.all] = buf
 class Key:
@@ -132,7 +132,9 @@ class Digest:
     def write(self, buf):
         self.sha.update(buf)
 flash = Flash()
-flash.parts = [memoryview(flash.sector)[at : at + 512] for at in range(0, SECTOR, 512)]
+view = memoryview(flash.sector)
+flash.parts = {size: [view[at : at + size] for at in range(0, SECTOR, size)]
+               for size in (512, 1024, SECTOR)}
 writer = SlotWriter(flash, Digest(), block_size=block_size)
 image = AppImage(writer, Board(Partition(Partition.RUNNING)), Partition("ota_1"))
 """

@@ -15,7 +15,7 @@ from mpota.commands.delta import command as delta_command
 from mpota.difference import find_stretches
 from mpota.errors import MpotaError
 from mpota.formats.delta import MAX_UNPACKED, apply_delta, make_delta
-from mpota.formats.frames import MAX_PACKED, Frames, compress, inflate
+from mpota.formats.frames import MAX_PACKED_DELTA, Frames, compress, inflate
 from mpota.units import SECTOR_SIZE
 
 OLD = sample.build_app("esp32", version="v1.26.1", size=0x34000)
@@ -56,7 +56,7 @@ def test_a_delta_gives_the_new_file(old: bytes, new: bytes) -> None:
     delta = make_delta(old, new)
     assert apply_delta(old, Frames.from_bytes(delta.to_bytes())) == new
     for frame in delta.frames:
-        assert len(frame.packed) <= MAX_PACKED
+        assert len(frame.packed) <= MAX_PACKED_DELTA
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ All numbers are little-endian. A header, and for a delta what it starts from::
 
 Then the frames. Each gives some whole sectors of the content, the last one what is left::
 
-     0   2  size of what follows, at most 8192
+     0   2  size of what follows, at most 8192, of a delta 4640
      2   2  sectors of 4096 bytes that it gives
      4   .  raw deflate (RFC 1951)
 
@@ -37,6 +37,7 @@ VERSION = 1
 DEFLATE, DELTA = 1, 2
 WINDOW_BITS = 12
 MAX_PACKED = 8192
+MAX_PACKED_DELTA = 4640
 MAX_SIZE = (1 << 30) - 1
 
 _HEADER = struct.Struct("<4sBBBBI")
@@ -89,7 +90,8 @@ class Frames:
                 raise MpotaError("encoded payload is truncated in its header")
             base = Base(*_BASE.unpack_from(data, at))
             at += _BASE.size
-        return cls(size, tuple(_parse_frames(data, at, size)), base, window_bits)
+        limit = MAX_PACKED if base is None else MAX_PACKED_DELTA
+        return cls(size, tuple(_parse_frames(data, at, size, limit)), base, window_bits)
 
     def to_bytes(self) -> bytes:
         kind = DEFLATE if self.base is None else DELTA
@@ -177,14 +179,14 @@ def _pack_most(content: bytes, at: int, guess: int) -> tuple[int, bytes]:
     return sectors, packed
 
 
-def _parse_frames(data: bytes, at: int, size: int) -> Iterable[Frame]:
+def _parse_frames(data: bytes, at: int, size: int, limit: int) -> Iterable[Frame]:
     left = size
     while left > 0:
         if len(data) < at + _FRAME.size:
             raise MpotaError(f"encoded payload is truncated, {left:,} bytes of content are missing")
         packed_size, sectors = _FRAME.unpack_from(data, at)
         at += _FRAME.size
-        if not 0 < packed_size <= MAX_PACKED or not 0 < sectors <= -(-left // SECTOR_SIZE):
+        if not 0 < packed_size <= limit or not 0 < sectors <= -(-left // SECTOR_SIZE):
             raise MpotaError(
                 f"encoded payload is damaged: a frame of {packed_size:,} bytes, {sectors} sectors"
             )
