@@ -54,10 +54,11 @@ class SlotWriter:
     def _use(self, size, piece_size):
         """Take a block of ``size`` bytes, to be read back in pieces of ``piece_size``."""
         buf = memoryview(bytearray(size))
-        self._check = memoryview(bytearray(piece_size))
-        self._sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
-        self._pieces = [buf[at : at + piece_size] for at in range(0, size, piece_size)]
-        self._buf = buf
+        check = memoryview(bytearray(piece_size))
+        sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
+        pieces = [buf[at : at + piece_size] for at in range(0, size, piece_size)]
+        # All is there, or this has raised MemoryError and left what was.
+        self._buf, self._check, self._sectors, self._pieces = buf, check, sectors, pieces
         self._size = size
         self._room = size - self._at % size  # the first block ends where one may
 
@@ -76,7 +77,7 @@ class SlotWriter:
             elif free >= 2 * SECTOR:
                 self._use(SECTOR, _MIDDLE_PIECE)
         except MemoryError:  # there is enough, but not in one piece
-            self._use(SECTOR, _SMALL_PIECE)
+            pass
 
     def write(self, buf):
         """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
