@@ -16,7 +16,7 @@ from .errors import FrameError
 
 MAGIC = b"OTAF"
 SECTOR = const(4096)
-MAX_PACKED = const(6144)  # bytes of a frame as it comes
+MAX_PACKED = const(6656)  # bytes of a frame as it comes
 
 _MAX_DELTA = const(4640)  # of a delta: what it unpacks to is less
 _VERSION = const(1)

@@ -11,7 +11,7 @@ All numbers are little-endian. A header, and for a delta what it starts from::
 
 Then the frames. Each gives some whole sectors of the content, the last one what is left::
 
-     0   2  size of what follows, at most 6144, of a delta 4640
+     0   2  size of what follows, at most 6656, of a delta 4640
      2   2  sectors of 4096 bytes that it gives
      4   .  raw deflate (RFC 1951)
 
@@ -36,7 +36,7 @@ MAGIC = b"OTAF"
 VERSION = 1
 DEFLATE, DELTA = 1, 2
 WINDOW_BITS = 12
-MAX_PACKED = 6144
+MAX_PACKED = 6656
 MAX_PACKED_DELTA = 4640
 MAX_SIZE = (1 << 30) - 1
 
