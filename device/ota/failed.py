@@ -12,25 +12,13 @@ import struct
 
 from esp32 import NVS, Partition
 from machine import PWRON_RESET, reset_cause
-from micropython import const
 
 from . import otadata
 from .errors import ImageError, StateError
 
 _NAMESPACE = "ota"
 _KEY = "retried"  # the digest of the image that has had its second chance
-_TRIAL = "trial"  # where the image stands that is to boot next (u32 flash offset), and its digest
-TRIAL_SIZE = const(36)
-
-
-def put_on_trial(slot, digest):
-    """``slot`` is about to be switched to, with an image of this digest."""
-    try:
-        nvs = NVS(_NAMESPACE)
-        nvs.set_blob(_TRIAL, struct.pack("<I", slot.info()[2]) + digest)
-        nvs.commit()
-    except OSError:
-        pass  # a table without nvs, or a full one: otadata alone has to remember a failure
+_TRIAL = "trial"  # finish.py: put_on_trial
 
 
 def settle(trial):

@@ -22,7 +22,6 @@ from .url import is_url
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
 _FRAMES_MAGIC = b"OTAF"  # of a compressed image or a delta
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
-_VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 
 class OTA:
@@ -281,33 +280,14 @@ class OTA:
         self._is_over = True
 
     def _check_whole(self):
-        if self._expect_length not in (None, self._received):
-            raise ImageError(
-                "length", "Received %d bytes (expect %d)." % (self._received, self._expect_length)
-            )
-        if self._sha:
-            sha = self._sha.digest().hex()
-            if sha != self._expect_sha:
-                raise ImageError("sha", "SHA mismatch recv=%s expect=%s." % (sha, self._expect_sha))
-        image = self._image
-        if image is None:  # of a bundle, which has checked its own
-            return
-        if image.digest:
-            digest = self._digest.sha.digest()
-            if digest != image.digest:
-                raise ImageError(
-                    "digest",
-                    "the image is damaged: its SHA-256 is %s, it carries %s"
-                    % (digest.hex(), image.digest.hex()),
-                )
-            if self._failed:
-                self._failed.check_digest(digest)
-        if self._trust and self._trust.trusted:
-            from .signature import check_app
+        from .finish import check_file, check_image
 
-            check_app(self.part, image.size, self._trust.trusted, self._trust.retired)
-        if self.verbose:
-            print("\nSHA-256 of the image in flash: %s" % (image.digest or b"").hex())
+        sha = self._sha.digest() if self._sha else None
+        check_file(self._received, self._expect_length, sha, self._expect_sha)
+        if self._image:  # a bundle has checked its own
+            check_image(self.part, self._image, self._digest.sha, self._failed, self._trust)
+            if self.verbose:
+                print("\nSHA-256 of the image in flash: %s" % (self._image.digest or b"").hex())
 
     def switch(self):
         """Make the slot, whole and checked, the next to boot."""
@@ -318,27 +298,14 @@ class OTA:
             from .files import carry_over
 
             carry_over(self.part)
-        if self._image.digest:
-            from .failed import put_on_trial
+        from .finish import set_boot
 
-            put_on_trial(self.part, self._image.digest)
-        name = self.part.info()[4]
-        try:
-            self.part.set_boot()
-        except OSError as error:
-            if error.errno != _VALIDATE_FAILED:
-                raise
-            raise StateError(
-                "not-bootable",
-                "ESP-IDF does not accept the image in %s (checksum, or a chip revision that it is "
-                "not made for)" % name,
-            )
+        set_boot(self.part, self._image.digest)
         self._forget()
         if self.verbose:
-            print("OTA Partition '%s' updated successfully." % name)
-            boot = Partition(Partition.BOOT).info()[4]
-            print("Micropython will boot from '%s' partition on next boot." % boot)
-            print("Remember to call ota.rollback.cancel() after successful reboot.")
+            from .finish import tell
+
+            tell(self.part)
 
     def abort(self):
         """Stop: `write` and `close` raise StateError, and the running app stays selected."""

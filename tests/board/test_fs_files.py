@@ -54,7 +54,7 @@ def dump(tmp_path):
 @pytest.mark.parametrize(
     ("options", "size", "labels"),
     [
-        (("--layout", "ota"), 0x3B0000, ("ota_0",)),
+        (("--layout", "ota"), 0xF0000, ("ota_0",)),
         (("-f", "8M"), 0x790000, ("factory",)),
         (("--set", "factory=0x300000"), 0xF0000, ("factory",)),
     ],
