@@ -68,9 +68,7 @@ def small_firmware(
     chip: str = "esp32", table: PartitionTable = TABLE, table_offset: int = 0x8000
 ) -> bytes:
     """A merged firmware of some 160 KB, for a 4 MB flash."""
-    return sample.build_firmware(
-        chip, table=table, app=small_app(chip), table_offset=table_offset
-    )
+    return sample.build_firmware(chip, table=table, app=small_app(chip), table_offset=table_offset)
 
 
 @dataclass(frozen=True)
