@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.image import Image
@@ -47,8 +47,7 @@ class Source(Protocol):
     def content(self, partition: Partition) -> bytes: ...
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """What becomes of one partition: ``old`` or ``new`` is None if it was added or deleted.
 
     ``effects`` are the words for it: ``moved``, ``grown``, ``shrunk``, ``content reset``, ...

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 from mpota.changes import Change, Difference
 from mpota.errors import MpotaError
@@ -13,14 +14,13 @@ from mpota.layout import Layout
 from mpota.units import SECTOR_SIZE, align_down
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """Contents for partitions of the new table by label, and changes for what it has no entry for.
 
     ``labels`` are the places in which files are kept.
     """
 
-    contents: Mapping[str, bytes] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = MappingProxyType({})
     changes: tuple[Change, ...] = ()
     labels: frozenset[str] = frozenset()
 
@@ -33,7 +33,7 @@ class Kept:
             return row
         lost = ("content reset", "added, blank")
         effects = tuple(effect for effect in row.effects if effect not in lost)
-        return replace(row, effects=(*effects, "files kept"))
+        return row._replace(effects=(*effects, "files kept"))
 
 
 def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_files: bool) -> Kept:

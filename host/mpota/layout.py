@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.otadata import OTADATA_SIZE
@@ -315,8 +316,7 @@ class Layout:
         )
 
 
-@dataclass(frozen=True)
-class NewPartition:
+class NewPartition(NamedTuple):
     """A partition to add: see `Layout.add`."""
 
     label: str
@@ -325,8 +325,7 @@ class NewPartition:
     offset: int | None = None
 
 
-@dataclass(frozen=True)
-class Edits:
+class Edits(NamedTuple):
     """What to do to a layout, in this order; names are those of the table at that moment.
 
     ``arrange`` is the name of a layout, ``table`` a ready-made one; ``sizes`` and ``renames``

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mpota.changes import Change, Difference, changes_for, differences
@@ -242,7 +242,7 @@ def _with_kept(row: Difference, kept: Mapping[str, bytes]) -> Difference:
     if row.new is None or row.new.label not in kept:
         return row
     effects = tuple("content kept" if e == "content reset" else e for e in row.effects)
-    return replace(row, effects=effects)
+    return row._replace(effects=effects)
 
 
 def _resize_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str]:

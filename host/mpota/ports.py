@@ -14,10 +14,10 @@ from mpota.errors import MpotaError, UsageError
 
 DEFAULT_BAUD = 460800
 
-_SHORT = re.compile(r"([uac])(\d{1,3})")
+_SHORT = r"([uac])(\d{1,3})"
 _SHORT_PREFIX = {"u": "/dev/ttyUSB", "a": "/dev/ttyACM", "c": "COM"}
-_WINDOWS = re.compile(r"(\\\\\.\\)?COM\d{1,3}", re.IGNORECASE)
-_URL = re.compile(r"(rfc2217|socket):/+.+")
+_WINDOWS = r"(?i)(\\\\\.\\)?COM\d{1,3}"
+_URL = r"(rfc2217|socket):/+.+"
 _ESPRESSIF_VID = 0x303A
 
 
@@ -31,7 +31,7 @@ def is_port(text: str | os.PathLike[str]) -> bool:
     except OSError:
         pass
     known = (_SHORT, _WINDOWS, _URL)
-    return name == "auto" or any(pattern.fullmatch(name) for pattern in known)
+    return name == "auto" or any(re.fullmatch(pattern, name) for pattern in known)
 
 
 def find_port(text: str | os.PathLike[str]) -> str:
@@ -48,9 +48,9 @@ def find_port(text: str | os.PathLike[str]) -> str:
         )
     if name == "auto":
         return _only_port()
-    if _URL.fullmatch(name):
+    if re.fullmatch(_URL, name):
         return re.sub(":/+", "://", name, count=1)
-    short = _SHORT.fullmatch(name)
+    short = re.fullmatch(_SHORT, name)
     if short and not Path(name).exists():
         return f"{_SHORT_PREFIX[short[1]]}{int(short[2])}"
     return name

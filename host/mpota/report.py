@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ MAP_WIDTH = 64
 
 
 def print_json(value: object) -> None:
+    import json
+
     print(json.dumps(value, indent=2))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mpota.changes import Change
 from mpota.check import Slot, check_flash
@@ -91,7 +91,7 @@ def _proven_app(firmware: Firmware, flash_size: int) -> Partition | None:
             flash = MemoryFlash(firmware.flash, flash_size)
             offset = partition.offset + active * SECTOR_SIZE
             flash.erase(offset, SECTOR_SIZE)
-            flash.write(offset, replace(record, ota_state=OtaState.ABORTED).to_bytes())
+            flash.write(offset, record._replace(ota_state=OtaState.ABORTED).to_bytes())
             proven = boot(flash, table_offset=firmware.table_offset).starts
             if proven is not None:
                 return proven
@@ -130,7 +130,7 @@ def mark_slot(firmware: Firmware, state: OtaState) -> Change:
             f"{firmware.name}: no otadata record selects a slot, there is none to mark",
             "select one with --boot",
         )
-    record = replace(records[active], ota_state=state)
+    record = records[active]._replace(ota_state=state)
     partition = firmware.table.otadata
     assert partition is not None
 

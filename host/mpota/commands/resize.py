@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mpota import report
-from mpota.commands.live import change_board, connected
 from mpota.commands.options import (
     Size,
     baud_option,
@@ -22,15 +19,12 @@ from mpota.commands.options import (
     yes_option,
 )
 from mpota.edit import find_layout, resize
-from mpota.errors import MpotaError, UsageError
+from mpota.errors import UsageError
 from mpota.firmware import Firmware
 from mpota.layout import LAYOUTS, Edits, NewPartition
 from mpota.ports import is_port
 from mpota.storage.file import beside, check_output, write_file
 from mpota.units import format_flash_size, parse_size
-
-if TYPE_CHECKING:
-    from mpota.storage.board import BoardFlash
 
 
 @click.command()
@@ -109,10 +103,11 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
-        with connected(str(firmware), baud) as board:
-            words = " ".join(("resize", *done, *adds))
-            options = _Options(backup, table_offset, keep_files is not False, dry_run, yes)
-            _resize_board(board, edits, words, options)
+        from mpota.commands.resize_board import Options, resize_board
+
+        words = " ".join(("resize", *done, *adds))
+        options = Options(baud, backup, table_offset, keep_files is not False, dry_run, yes)
+        resize_board(str(firmware), edits, words, options)
         return
     target = output or beside(firmware, "-".join(("", *done)) + ".bin")
     if not dry_run:
@@ -128,46 +123,6 @@ def command(
         return
     write_file(target, result.data)
     print(f"written: {target} ({len(result.data):,} bytes)")
-
-
-@dataclass(frozen=True)
-class _Options:
-    backup: Path | None
-    table_offset: int
-    keep_files: bool
-    dry_run: bool
-    yes: bool
-
-
-def _resize_board(board: BoardFlash, edits: Edits, words: str, options: _Options) -> None:
-    """``words`` tell one change from another: a journal is gone on with only by its own."""
-    from mpota import backup as backups
-    from mpota.live import plan_resize
-
-    backup = options.backup
-    journal = (
-        backups.unfinished_path(backup) if backup else backups.find_unfinished(Path(), board.mac)
-    )
-    if journal is not None and journal.exists():
-        print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
-        if not options.dry_run:
-            path = backups.resume(board, journal, words)
-            print(f"done: all of it is written and verified; what it overwrote is in {path}")
-        return
-    path = backup or backups.default_path(Path(), board.mac)
-    check_output(path)
-    try:
-        firmware = Firmware.from_flash(board, board.name, options.table_offset)
-    except MpotaError as error:
-        hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
-        raise MpotaError(str(error), error.hint or hint) from None
-    change = plan_resize(board, firmware, edits, keep_files=options.keep_files)
-
-    def write() -> None:
-        backups.change_with_backup(board, change.plan, path, words, options.table_offset)
-        print(f"backup: {path}")
-
-    change_board(board, change, dry_run=options.dry_run, yes=options.yes, write=write)
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 APP_DESC_OFFSET = 32  # behind the image header and the first segment's header
 APP_DESC_MAGIC = 0xABCD5432
@@ -16,8 +16,7 @@ _APP_DESC = struct.Struct("<II8s32s32s16s16s32s32sHHB")
 _BOOTLOADER_DESC = struct.Struct("<B3xI32s24s")
 
 
-@dataclass(frozen=True)
-class AppDesc:
+class AppDesc(NamedTuple):
     """``esp_app_desc_t`` (esp_app_desc.h). MicroPython leaves version and project_name empty.
 
     ``mmu_page_size`` is the logarithm to base 2, 0 where the release did not write it.
@@ -35,8 +34,7 @@ class AppDesc:
     mmu_page_size: int
 
 
-@dataclass(frozen=True)
-class BootloaderDesc:
+class BootloaderDesc(NamedTuple):
     """``esp_bootloader_desc_t`` (esp_bootloader_desc.h), ESP-IDF 5.2 and later."""
 
     version: int
@@ -44,8 +42,7 @@ class BootloaderDesc:
     date_time: str
 
 
-@dataclass(frozen=True)
-class MicroPythonText:
+class MicroPythonText(NamedTuple):
     """The texts that MicroPython prints at its prompt, None where the image does not hold them."""
 
     version: str | None  # v1.26.1
@@ -91,15 +88,15 @@ def find_bootloader_desc(image: bytes | memoryview) -> BootloaderDesc | None:
 
 # mpconfig.h, MICROPY_BANNER_NAME_AND_VERSION: "MicroPython v1.26.1 on 2025-09-11"; a build
 # between releases says "v1.27.0-preview.12.gabcdef-dirty".
-_VERSION = re.compile(rb"MicroPython ([!-~]{1,64}) on (\d{4}-\d\d-\d\d)")
+_VERSION = rb"MicroPython ([!-~]{1,64}) on (\d{4}-\d\d-\d\d)"
 # mpconfig.h, MICROPY_BANNER_MACHINE, behind it at the prompt: "; <board> with <ESP32-something>"
-_BOARD = re.compile(rb"; ([ -~]{1,100}? with ESP32[\w-]*)")
+_BOARD = rb"; ([ -~]{1,100}? with ESP32[\w-]*)"
 
 
 def find_micropython(image: bytes | memoryview) -> MicroPythonText:
     """MicroPython's version and board texts in an app image."""
-    version = _VERSION.search(image)
-    board = _BOARD.search(image)
+    version = re.search(_VERSION, image)
+    board = re.search(_BOARD, image)
     return MicroPythonText(
         version[1].decode() if version else None,
         version[2].decode() if version else None,

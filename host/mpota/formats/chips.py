@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from mpota.errors import MpotaError, UsageError
 from mpota.units import MiB, format_flash_size
@@ -20,8 +20,7 @@ _FREQ_60 = MappingProxyType({0xF: "60m", 0x0: "30m", 0x1: "20m", 0x2: "15m"})
 _FREQ_48 = MappingProxyType({0xF: "48m", 0x0: "24m", 0x1: "16m", 0x2: "12m"})
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """A row of the chip table.
 
     ``name`` is esptool's (``esp32s3``), ``title`` Espressif's (``ESP32-S3``); ``chip_id`` stands

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import FLASH_SIZES, Chip, chip_by_id
@@ -36,8 +37,7 @@ SIGNATURE_BLOCK_SIZE = 1216  # esp_secure_boot.h, ets_secure_boot_sig_block_t
 _SIGNATURE_CRC_OFFSET = 1196
 
 
-@dataclass(frozen=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """``esp_image_header_t`` without its magic byte. Sizes in bytes, addresses as loaded."""
 
     segment_count: int
@@ -92,8 +92,7 @@ class ImageHeader:
         return FLASH_SIZES[self.spi_size] if self.spi_size < len(FLASH_SIZES) else None
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """``data_size`` bytes at ``data_offset`` of the image go to ``load_addr``."""
 
     load_addr: int
@@ -201,7 +200,7 @@ class Image:
 
         Raises UsageError for a size that the header cannot say.
         """
-        header = replace(self.header, spi_size=self.chip.flash_size_code(size))
+        header = self.header._replace(spi_size=self.chip.flash_size_code(size))
         body = header.to_bytes() + self.data[HEADER_SIZE : self.body_size]
         digest = hashlib.sha256(body).digest() if header.hash_appended else b""
         return Image(body + digest, header, self.segments)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from mpota.errors import MpotaError
 from mpota.units import SECTOR_SIZE
@@ -32,8 +32,7 @@ class OtaState(IntEnum):
     UNDEFINED = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class OtaRecord:
+class OtaRecord(NamedTuple):
     """``esp_ota_select_entry_t``. ``ota_state`` may hold a number that is no OtaState."""
 
     ota_seq: int

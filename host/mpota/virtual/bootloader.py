@@ -408,7 +408,7 @@ class _PowerOn:
         if self.rollback:
             for which, record in enumerate(records):
                 if record.ota_state == OtaState.PENDING_VERIFY:
-                    records[which] = replace(record, ota_state=OtaState.ABORTED)
+                    records[which] = record._replace(ota_state=OtaState.ABORTED)
                     self.write_otadata(otadata, which, records[which])
         if all(record.is_invalid for record in records) or self.state.app_count == 0:
             return self.select_default(records)
@@ -421,7 +421,7 @@ class _PowerOn:
             return _FACTORY_INDEX
         record = records[active]
         if self.rollback and record.ota_state == OtaState.NEW:
-            record = replace(record, ota_state=OtaState.PENDING_VERIFY)
+            record = record._replace(ota_state=OtaState.PENDING_VERIFY)
             self.write_otadata(otadata, active, record)
         return selected_slot(record.ota_seq, self.state.app_count)
 

@@ -1,0 +1,63 @@
+"""What ``mpota resize`` does on the port of a board; for a file none of this is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from mpota import backup as backups
+from mpota.commands.live import change_board, connected
+from mpota.errors import MpotaError
+from mpota.firmware import Firmware
+from mpota.layout import Edits
+from mpota.live import plan_resize
+from mpota.storage.board import BoardFlash
+from mpota.storage.file import check_output
+
+
+class Options(NamedTuple):
+    """The options of `mpota resize` that are for boards, or mean something else there."""
+
+    baud: int
+    backup: Path | None
+    table_offset: int
+    keep_files: bool
+    dry_run: bool
+    yes: bool
+
+
+def resize_board(port: str, edits: Edits, words: str, options: Options) -> None:
+    """``words`` tell one change from another: a journal is gone on with only by its own."""
+    with connected(port, options.baud) as board:
+        journal = _find_journal(board, options.backup)
+        if journal is None:
+            _start(board, edits, words, options)
+            return
+        print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
+        if not options.dry_run:
+            path = backups.resume(board, journal, words)
+            print(f"done: all of it is written and verified; what it overwrote is in {path}")
+
+
+def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
+    if backup is None:
+        return backups.find_unfinished(Path(), board.mac)
+    journal = backups.unfinished_path(backup)
+    return journal if journal.exists() else None
+
+
+def _start(board: BoardFlash, edits: Edits, words: str, options: Options) -> None:
+    path = options.backup or backups.default_path(Path(), board.mac)
+    check_output(path)
+    try:
+        firmware = Firmware.from_flash(board, board.name, options.table_offset)
+    except MpotaError as error:
+        hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
+        raise MpotaError(str(error), error.hint or hint) from None
+    change = plan_resize(board, firmware, edits, keep_files=options.keep_files)
+
+    def write() -> None:
+        backups.change_with_backup(board, change.plan, path, words, options.table_offset)
+        print(f"backup: {path}")
+
+    change_board(board, change, dry_run=options.dry_run, yes=options.yes, write=write)
