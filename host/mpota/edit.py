@@ -15,7 +15,7 @@ from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
 from mpota.keep import kept_files
 from mpota.layout import LAYOUTS, Edits, Layout
-from mpota.storage.file import FileImage, read_file
+from mpota.storage.file import read_file
 from mpota.units import MiB, format_flash_size
 
 
@@ -45,10 +45,7 @@ def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Edi
     kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
     changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
     data = apply_to_file(firmware, changes, layout.flash_size)
-    result = Firmware.from_flash(
-        FileImage(firmware.flash.base, data), firmware.name, layout.table_offset
-    )
-    result.check_contents()
+    result = firmware.with_data(data, layout.table_offset)
     return Edited(
         firmware.chip,
         data,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +97,7 @@ class Firmware:
     table: PartitionTable
     table_offset: int = DEFAULT_TABLE_OFFSET
     _apps: dict[Partition, App] = field(default_factory=dict, repr=False, compare=False)
+    _known_apps: tuple[App, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def open(
@@ -129,6 +130,17 @@ class Firmware:
         bootloader = _read_bootloader(flash, name, table_offset)
         table = _read_table(flash, name, table_offset)
         return cls(name, flash, bootloader, table, table_offset)
+
+    def with_data(self, data: bytes, table_offset: int) -> Firmware:
+        """The firmware once the bytes of its file are ``data``, checked as by `from_bytes`.
+
+        An app that is in both is not verified twice: comparing bytes is faster than hashing them.
+        """
+        contents = FileImage(self.flash.base, data)
+        firmware = Firmware.from_flash(contents, self.name, table_offset)
+        firmware = replace(firmware, _known_apps=tuple(self._apps.values()))
+        firmware.check_contents()
+        return firmware
 
     @property
     def chip(self) -> Chip:
@@ -184,7 +196,8 @@ class Firmware:
                 raise MpotaError(
                     f"app is for {app.image.chip.title}, the bootloader for {self.chip.title}"
                 )
-            app.image.check("app")
+            if app not in self._known_apps:
+                app.image.check("app")
         except MpotaError as error:
             raise MpotaError(f"{self.name}: {partition.label}: {error}", error.hint) from None
         self._apps[partition] = app
