@@ -7,6 +7,7 @@ advertises until an update has come, and restarts into it. Apps with a main loop
 docs/PROTOCOL.md says what goes over the air.
 """
 
+from errno import ENOMEM
 from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
 import bluetooth
@@ -85,6 +86,8 @@ class Peripheral:
         self._fragments = 0
         self._mtus = {}  # connection -> MTU
         self._conn = None  # of the client that is served
+        self._link = _Link(self)  # to it
+        self._is_starved = False  # an event came that there was no memory for
         self._refused = None  # a connection whose client has to hear that
         self._hang_up_at = None
         self._restart_at = None
@@ -113,14 +116,20 @@ class Peripheral:
                 (bluetooth.UUID(DATA), _FLAG_WRITE_NO_RESPONSE | flags),
             ),
         )
-        # MicroPython has no (*services, own).
-        handles = ble.gatts_register_services(tuple(services) + (own,))  # noqa: RUF005
+        services = list(services)
+        services.append(own)
+        handles = ble.gatts_register_services(services)
         self._handles = self._control, self._data = handles[-1]
         size = min(self._max_mtu - _ATT_HEADER, _MAX_VALUE)
         ble.gatts_set_buffer(self._control, size)
         ble.gatts_set_buffer(self._data, size)
         if self._name is None:
             self._name = "mpota-" + ble.config("mac")[1][4:].hex()
+        uuid = bytes(reversed(bytes.fromhex(SERVICE.replace("-", ""))))
+        name = self._name.encode()[:29]
+        # AD structures: Core Specification Supplement, part A: flags, all 128-bit UUIDs; the name.
+        self._advertised = b"\x02\x01\x06" + bytes((1 + len(uuid), 0x07)) + uuid
+        self._scan_response = bytes((1 + len(name), 0x09)) + name
         self._advertise()
         return handles[:-1]
 
@@ -155,17 +164,37 @@ class Peripheral:
             while self._handle_next():
                 pass
             self.receiver.poll()
-        except MemoryError as error:
-            self.receiver.fail(error)
-        if self._refused is not None:
-            _Link(self, self._refused).refuse()
-            self._refused = None
+            self._refuse()
+        except MemoryError:
+            self._is_starved = True
+        if self._is_starved:
+            self._is_starved = False
+            self._give_up()
         now = ticks_ms()
         if self._hang_up_at is not None and ticks_diff(now, self._hang_up_at) >= 0:
             self._hang_up()
         if not self._mtus and not self._is_advertising:
             self._advertise()
         self._restart_if_due(now)
+
+    def _refuse(self):
+        """Tell a client that another one is served."""
+        conn, self._refused = self._refused, None
+        if conn is not None:
+            link = _Link(self)
+            link.conn = conn
+            send_error(link, busy())
+
+    def _give_up(self):
+        """There is no memory for what the client wants: end its session, and let it know why."""
+        conn = self._conn
+        if self.receiver.link is None and conn is not None and self._hang_up_at is None:
+            self._open(conn)  # there was none for its first message
+        self.receiver.fail(MemoryError())
+
+    def _open(self, conn):
+        self._link.conn = conn
+        self.receiver.open(self._link)
 
     def _has_to_restart(self):
         receiver = self.receiver
@@ -182,27 +211,30 @@ class Peripheral:
             machine.reset()
 
     def _advertise(self):
-        uuid = bytes(reversed(bytes.fromhex(SERVICE.replace("-", ""))))
-        # AD structures: Core Specification Supplement, part A: flags, all 128-bit UUIDs; the name.
-        data = b"\x02\x01\x06" + bytes((1 + len(uuid), 0x07)) + uuid
-        name = self._name.encode()[:29]
-        response = bytes((1 + len(name), 0x09)) + name
         self._is_advertising = True
-        self._ble.gap_advertise(_INTERVAL_US, data, resp_data=response)
+        self._ble.gap_advertise(_INTERVAL_US, self._advertised, resp_data=self._scan_response)
 
     # --- events: on a board in NimBLE's task, between two bytecodes of whatever runs
 
     def _irq(self, event, data):
-        if event == _IRQ_GATTS_WRITE and data[1] in self._handles:
-            try:
+        """What is raised here would be the last event: modbluetooth.c: invoke_irq_handler."""
+        is_own = event == _IRQ_GATTS_WRITE and data[1] in self._handles
+        try:
+            if is_own:
                 self._take_write(data[0], data[1])
-            except MemoryError:  # the packet is lost, and will be asked for
-                self._ring.lost += 1
+            else:
+                self._take_event(event, data)
+        except MemoryError:
+            self._is_starved = is_own  # the rest can be done without: see `_mtu`
+        if is_own or not self._other_irq:
             return None
+        return self._other_irq(event, data)
+
+    def _take_event(self, event, data):
         conn = data[0]
         if event == _IRQ_CENTRAL_CONNECT:
-            self._mtus[conn] = _MIN_MTU
             self._is_advertising = False  # NimBLE has stopped it
+            self._mtus[conn] = _MIN_MTU
         elif event == _IRQ_CENTRAL_DISCONNECT:
             self._mtus.pop(conn, None)
             if conn == self._conn:
@@ -211,8 +243,10 @@ class Peripheral:
         elif event == _IRQ_MTU_EXCHANGED:
             self._mtus[conn] = data[1]
         elif event == _IRQ_PASSKEY_ACTION and data[1] == _PASSKEY_DISPLAY and self._passkey:
-            self._ble.gap_passkey(conn, _PASSKEY_DISPLAY, self._passkey)
-        return self._other_irq(event, data) if self._other_irq else None
+            try:
+                self._ble.gap_passkey(conn, _PASSKEY_DISPLAY, self._passkey)
+            except OSError:  # it has gone
+                pass
 
     def _take_write(self, conn, handle):
         """Copy what was written into the ring. A message binds a connection that is the first."""
@@ -231,16 +265,18 @@ class Peripheral:
         record = self._ring.peek()
         if record is None:
             return False
-        kind = record[0]
-        if kind == _ON_DATA:
-            self.receiver.data(record[3:])
-        elif kind == _ON_CONTROL:
-            self._take_fragment(record[1] | record[2] << 8, record[3:])
-        else:
-            self._hang_up_at = None
-            self._size = self._fragments = 0
-            self.receiver.lost()
-        self._ring.drop()
+        try:
+            kind = record[0]
+            if kind == _ON_DATA:
+                self.receiver.data(record[3:])
+            elif kind == _ON_CONTROL:
+                self._take_fragment(record[1] | record[2] << 8, record[3:])
+            else:
+                self._hang_up_at = None
+                self._size = self._fragments = 0
+                self.receiver.lost()
+        finally:
+            self._ring.drop()
         return True
 
     def _take_fragment(self, conn, fragment):
@@ -266,7 +302,7 @@ class Peripheral:
             message = memoryview(self._message)[:end]
             self._size = self._fragments = 0
         if self.receiver.link is None:
-            self.receiver.open(_Link(self, conn))
+            self._open(conn)
         self.receiver.message(message)
 
     def _mtu(self, conn):
@@ -285,17 +321,18 @@ class Peripheral:
 class _Link:
     """The control characteristic of one connection: see Receiver."""
 
-    def __init__(self, peripheral, conn):
+    conn = None
+
+    def __init__(self, peripheral):
         self._peripheral = peripheral
-        self._conn = conn
 
     @property
     def credit(self):
-        payload = self._peripheral._mtu(self._conn) - _ATT_HEADER - _OFFSET_SIZE
+        payload = self._peripheral._mtu(self.conn) - _ATT_HEADER - _OFFSET_SIZE
         return min(_MAX_CREDIT, _MAX_PACKETS * payload)
 
     def send(self, message):
-        room = self._peripheral._mtu(self._conn) - _ATT_HEADER - 1
+        room = self._peripheral._mtu(self.conn) - _ATT_HEADER - 1
         count = (len(message) + room - 1) // room
         for number in range(count):
             head = number if number == count - 1 else number | _MORE
@@ -305,12 +342,10 @@ class _Link:
 
     def _notify(self, fragment):
         """False if it cannot be sent: NimBLE has had no buffer for a second, or nobody is there."""
-        from errno import ENOMEM
-
         peripheral = self._peripheral
         for _ in range(100):
             try:
-                peripheral._ble.gatts_notify(self._conn, peripheral._control, fragment)
+                peripheral._ble.gatts_notify(self.conn, peripheral._control, fragment)
                 return True
             except OSError as error:
                 if error.errno != ENOMEM:
@@ -320,9 +355,6 @@ class _Link:
 
     def close(self):
         self._peripheral._hang_up_at = ticks_add(ticks_ms(), _HANG_UP_MS)
-
-    def refuse(self):
-        send_error(self, busy())
 
 
 class _Ring:
@@ -337,7 +369,6 @@ class _Ring:
         self._view = memoryview(self._buf)
         self._limit = size
         self._put = self._get = 0
-        self.lost = 0
 
     def put(self, kind, conn, data):
         size = _RECORD_HEAD + len(data)
@@ -346,13 +377,11 @@ class _Ring:
         if at >= first:
             if at + room > self._limit:  # it does not fit behind the others: from the start again
                 if room >= first:
-                    self.lost += 1
                     return
                 if at + 2 <= self._limit:
                     self._buf[at] = self._buf[at + 1] = 0
                 at = 0
         elif at + room >= first:
-            self.lost += 1
             return
         buf = self._buf
         buf[at] = size & 0xFF
@@ -360,7 +389,8 @@ class _Ring:
         buf[at + 2] = kind
         buf[at + 3] = conn & 0xFF
         buf[at + 4] = conn >> 8
-        buf[at + _RECORD_HEAD : at + size] = data
+        if data:  # the end of a connection must be told without memory for a slice
+            buf[at + _RECORD_HEAD : at + size] = data
         self._put = at + size  # last: from now on it is there
 
     def peek(self):

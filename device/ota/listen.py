@@ -6,6 +6,7 @@ Nothing listens unless the app asks for it so. docs/PROTOCOL.md says what goes o
 """
 
 import asyncio
+import gc
 
 from micropython import const
 
@@ -48,14 +49,26 @@ class Listener:
 
     async def serve(self):
         """Listen, as long as the task runs."""
-        server = await asyncio.start_server(self._talk, *self._address, _BACKLOG)
+        server = await self._listen()
         try:
             while True:
+                if server is None or server.task.done():
+                    # A client came for whom there was no memory: asyncio/stream.py: Server._serve.
+                    server = None
+                    gc.collect()  # closes its socket
+                    try:
+                        server = await self._listen()
+                    except (OSError, MemoryError):  # the next time, then
+                        pass
                 self.receiver.poll()
                 await asyncio.sleep_ms(_POLL_MS)
         finally:
-            server.close()
+            if server:
+                server.close()
             self.receiver.close()
+
+    def _listen(self):
+        return asyncio.start_server(self._talk, *self._address, _BACKLOG)
 
     def name(self):
         """The name that the board answers to on the network.
@@ -75,10 +88,8 @@ class Listener:
             else:
                 send_error(link, busy())
                 await writer.drain()
-        except (OSError, EOFError):
-            pass  # it has gone
-        except MemoryError as error:
-            self.receiver.fail(error)
+        except (OSError, EOFError, MemoryError):
+            pass  # it has gone, or cannot even be told why it has to go
         except asyncio.CancelledError:
             if not link.is_closed:
                 raise
@@ -97,19 +108,26 @@ class Listener:
         receiver = self.receiver
         head = memoryview(bytearray(_HEAD_SIZE))
         while receiver.link is link:
-            await _read(reader, head)
-            size = head[0] | head[1] << 8
-            limit = _MAX_FRAME if head[2] == _DATA else MAX_MESSAGE
-            if head[2] > _DATA or not 0 < size <= limit:
-                receiver.message(b"")
-                break
-            body = self._buf[:size]
-            await _read(reader, body)
-            if head[2] == _DATA:
-                receiver.data(body)
-            else:
-                receiver.message(body)
+            try:
+                await self._take_frame(reader, head)
+            except MemoryError as error:
+                receiver.fail(error)
             await link.flush()
+
+    async def _take_frame(self, reader, head):
+        receiver = self.receiver
+        await _read(reader, head)
+        size = head[0] | head[1] << 8
+        limit = _MAX_FRAME if head[2] == _DATA else MAX_MESSAGE
+        if head[2] > _DATA or not 0 < size <= limit:
+            receiver.message(b"")
+            return
+        body = self._buf[:size]
+        await _read(reader, body)
+        if head[2] == _DATA:
+            receiver.data(body)
+        else:
+            receiver.message(body)
 
 
 async def _read(reader, buf):

@@ -52,6 +52,9 @@ _GREETING_MS = const(10000)  # until an update has begun: nobody may keep the ot
 _MAX_FAULTS = const(8)  # of one window
 _MAX_LOCK_S = const(64)
 
+_BUNDLE_MAGIC = b"manifest.json\0"  # see bundle.py, which takes memory
+_NO_MEMORY = b"\x85\x05boardthe board has not enough memory"  # an ERROR that takes none to make
+
 
 class PushError(OTAError):
     """What went wrong between the board and who sends.
@@ -100,6 +103,7 @@ class Receiver:
         self.link = None
         self._nonces = None  # of the client and of the board, until they are used
         self._update = None
+        self._reason = None  # why the session is over: an ERROR that has to be sent
         self._wanted = None  # (size, SHA-256) of it
         self._finished = None  # the same of the last one that was completed
         self._locked_until = self._lock_s = 0
@@ -112,7 +116,7 @@ class Receiver:
         if self.link:
             return False
         self.link = link
-        self._nonces = self._last_words = None
+        self._nonces = self._last_words = self._reason = None
         self._is_begun = False
         self._touch()
         return True
@@ -125,7 +129,9 @@ class Receiver:
     def poll(self):
         """To be called several times a second: what is due after a time without news."""
         quiet = ticks_diff(ticks_ms(), self._heard)
-        if self.link is None:
+        if self.link is not None and self._reason:
+            self._hang_up()
+        elif self.link is None:
             if self._update and quiet > self._keep_ms:
                 self._drop()
         elif quiet > self._silence_ms or (quiet > _GREETING_MS and not self._is_begun):
@@ -155,7 +161,7 @@ class Receiver:
 
     def message(self, data):
         """One whole control message has come."""
-        if self.link is None:
+        if self.link is None or self._reason:
             return  # refused, and not gone yet
         try:
             self._handle(data)
@@ -255,13 +261,14 @@ class Receiver:
         self._position = self._faults = 0
         gc.collect()
         if self._needs_signature:  # it has to be one, and there is no memory to give away
-            self._update = _Bundle(sha, memoryview(bytearray(_WINDOW)), self._options)
+            self._update = _Bundle(sha, None, self._options)
         else:
             self._open_image(sha, is_resumed)
         self._window = self._update.buffer()
         Receiver._holder = self
 
     def _open_image(self, sha, is_resumed):
+        from . import resume  # noqa: F401  before the buffers divide the heap
         from .update import OTA
 
         options = {"verbose": False, "block_size": _WINDOW}
@@ -285,11 +292,14 @@ class Receiver:
         self._position = trail.size
 
     def _drop(self):
-        if self._update:
-            self._update.abort()
-            self._update = self._wanted = self._window = None
-            Receiver._holder = None
+        update = self._update
         self._is_begun = False
+        if update:
+            self._update = self._wanted = self._window = Receiver._holder = None
+            try:
+                update.abort()
+            except MemoryError:  # then the next release, or a confirmation, removes what it left
+                pass
 
     def data(self, packet):
         """One data packet has come: a memoryview, good until this returns."""
@@ -353,9 +363,7 @@ class Receiver:
 
     def _start(self, head):
         """The first window tells what it is."""
-        from .bundle import is_bundle
-
-        if not is_bundle(head):
+        if bytes(head[: len(_BUNDLE_MAGIC)]) != _BUNDLE_MAGIC:
             if self._needs_signature:
                 raise ReleaseError(
                     "unsigned", "this board has keys: it takes signed bundles only, no images"
@@ -416,26 +424,39 @@ class Receiver:
         if isinstance(error, MemoryError):
             self._drop()  # then there is some, to say it with
             gc.collect()
-            error = PushError("board", "the board has not enough memory")
-        elif isinstance(error, OSError):
+            self._reason = _NO_MEMORY
+            self._hang_up()
+            return
+        if isinstance(error, OSError):
             error = PushError("board", "the board cannot take it: %r" % error)
         self._refuse(error)
 
     def _refuse(self, error):
         """Say why not, and hang up. An update that the link failed stays for its client."""
+        self._reason = _pack_error(error)
+        self._hang_up()
+
+    def _hang_up(self):
         link = self.link
         if link is None:
             return
         self._is_begun = False
-        send_error(link, error)
+        try:
+            link.send(self._reason)
+        except MemoryError:  # `poll` tries again
+            return
         self.lost()
         link.close()
 
 
 def send_error(link, error):
+    link.send(_pack_error(error))
+
+
+def _pack_error(error):
     code = error.code.encode()
     text = str(error).encode()[: MAX_MESSAGE - 2 - len(code)]
-    link.send(bytes((_ERROR, len(code))) + code + text)
+    return bytes((_ERROR, len(code))) + code + text
 
 
 def busy():
@@ -484,7 +505,7 @@ class _Bundle:
         self._stage = Bundle(self._release)
         self._sha = sha256()
         self._due = sha
-        self._buf = buf
+        self._buf = buf or memoryview(bytearray(_WINDOW))  # last: code divides the heap
         self.abort = self._release.abort
 
     def buffer(self):

@@ -32,13 +32,16 @@ _DEFAULT_MTU = const(256)
 _DEFAULT_SIZE = const(20)  # MP_BLUETOOTH_DEFAULT_ATTR_LEN
 _FIRST_HANDLE = const(16)  # the GAP and GATT services come before
 _ADDRESS = b"\x24\x0a\xc4\xc0\xff\xf0"
+_AGAIN_MS = const(20)
 _IPPROTO_TCP = const(6)
 _TCP_NODELAY = const(1)
 
 # Set by boot_app.py: where the radio listens, 0 if there is none.
 _port = 0
 
-_buf = memoryview(bytearray(4096))  # events that have come; made before the app's heap is measured
+# Made before the app's heap is measured.
+_buf = memoryview(bytearray(4096))  # the event that comes
+_taken = bytearray(5)
 _ble = None
 
 
@@ -69,12 +72,14 @@ class _BLE:
     def __init__(self):
         self._socket = None
         self._handler = None
-        self._values = {}  # handle -> [room, value]
+        self._values = {}  # handle -> [buffer, size of the value in it]
         self._conns = set()
         self._mtu = _DEFAULT_MTU
         self._name = b"MPY ESP32"
         self._have = 0  # bytes in _buf
+        self._taken = 0  # writes that the radio has not been told of
         self._scheduled = _thread.allocate_lock()
+        self._delivery = self._deliver
 
     def active(self, is_active=None):
         if is_active and self._socket is None:
@@ -91,7 +96,7 @@ class _BLE:
         self._socket = socket.socket()
         self._socket.connect(socket.getaddrinfo("127.0.0.1", _port)[0][-1])
         self._socket.setsockopt(_IPPROTO_TCP, _TCP_NODELAY, 1)
-        self._have = 0
+        self._have = self._taken = 0
         _thread.start_new_thread(self._wait, (self._socket,))
 
     def config(self, *names, **values):
@@ -152,26 +157,33 @@ class _BLE:
                 handle += 3 if flags & (FLAG_NOTIFY | FLAG_INDICATE) else 2
                 handles.append(value_handle)
                 characteristics.append((characteristic[0]._text, flags, value_handle))
-                self._values[value_handle] = [_DEFAULT_SIZE, b""]
+                self._values[value_handle] = [bytearray(_DEFAULT_SIZE), 0]
             found.append(tuple(handles))
             description.append((service[0]._text, characteristics))
         self._send("R", json.dumps(description).encode())
         return tuple(found)
 
     def gatts_set_buffer(self, handle, size, append=False):
-        self._values[handle][0] = size
+        self._values[handle] = [bytearray(size), 0]
 
     def gatts_read(self, handle):
-        return self._values[handle][1]
+        buf, size = self._values[handle]
+        return bytes(memoryview(buf)[:size])
 
     def gatts_write(self, handle, data, send_update=False):
-        self._values[handle][1] = bytes(data)
+        self._put(handle, data)
+
+    def _put(self, handle, data):
+        value = self._values[handle]
+        size = min(len(data), len(value[0]))  # what does not fit is cut off
+        value[0][:size] = data[:size]
+        value[1] = size
 
     def gatts_notify(self, conn, handle, data=None):
         if conn not in self._conns:
             raise OSError(ENOTCONN)
         if data is None:
-            data = self._values[handle][1]
+            data = self.gatts_read(handle)
         self._send("N", struct.pack("<HH", conn, handle) + data)
 
     def _send(self, kind, payload):
@@ -181,6 +193,7 @@ class _BLE:
 
     # Events: the thread waits for them; the handler runs between two bytecodes of the main thread,
     # as on a board it does with the GIL. What waits in the socket meanwhile is what NimBLE holds.
+    # All that is C on a board works there without the heap: what finds none here is done again.
 
     def _wait(self, own):
         link.mask_thread()
@@ -188,14 +201,14 @@ class _BLE:
         poll.register(own, select.POLLIN)
         while self._socket is own:
             try:
-                poll.poll(1000)
+                poll.poll(_AGAIN_MS if self._is_behind() else 1000)
             except (OSError, MemoryError):
                 continue
             if self._socket is not own:
                 return
             self._scheduled.acquire()
             try:
-                micropython.schedule(self._deliver, own)
+                micropython.schedule(self._delivery, own)
             except RuntimeError:  # the queue is full
                 self._scheduled.release()
 
@@ -203,47 +216,46 @@ class _BLE:
         try:
             if self._socket is own and not link.is_busy():
                 self._receive()
-        except MemoryError:  # of what is C on a board: the next time
+        except MemoryError:
             gc.collect()
         finally:
             self._scheduled.release()
 
+    def _is_behind(self):
+        return self._have or self._taken
+
     def _receive(self):
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        written = 0
-        while poll.poll(0):
+        while self._have or poll.poll(0):
             # At most one event is read at a time, else a board without power would have had them.
             while self._have < 2 or self._have < self._due():
                 due = self._due() if self._have >= 2 else 2
-                part = self._socket.recv(due - self._have)
-                if not part:
+                count = self._socket.readinto(_buf[self._have : due])
+                if not count:
                     self._socket.close()
                     self._socket = None
                     return
-                _buf[self._have : self._have + len(part)] = part
-                self._have += len(part)
-            try:
-                written += self._handle(_buf[2], _buf[3 : self._have])
-            except MemoryError:
-                gc.collect()
-                written += self._handle(_buf[2], _buf[3 : self._have])
+                self._have += count
+            self._handle(_buf[2], _buf[3 : self._have])
             self._have = 0
-        if written:
-            self._send("T", struct.pack("<H", written))
+        if self._taken:
+            struct.pack_into("<HBH", _taken, 0, 3, ord("T"), self._taken)
+            self._socket.write(_taken)
+            self._taken = 0
 
     def _due(self):
         return 2 + (_buf[0] | _buf[1] << 8)
 
     def _handle(self, kind, payload):
+        # MemoryError: the app does not know of it.
         (conn,) = struct.unpack_from("<H", payload)
         if kind == ord("W"):
             (handle,) = struct.unpack_from("<H", payload, 2)
-            value = self._values[handle]
-            value[1] = bytes(payload[4 : 4 + value[0]])  # what does not fit is cut off
+            self._put(handle, payload[4:])
             self._call(_IRQ_GATTS_WRITE, (conn, handle))
-            return 1
-        if kind == ord("C"):
+            self._taken += 1
+        elif kind == ord("C"):
             self._conns.add(conn)
             self._call(_IRQ_CENTRAL_CONNECT, (conn, payload[2], payload[3:9]))
         elif kind == ord("D"):
@@ -255,7 +267,6 @@ class _BLE:
             self._call(_IRQ_ENCRYPTION_UPDATE, (conn, 1, payload[2], 0, 16))
         elif kind == ord("K"):
             self._call(_IRQ_PASSKEY_ACTION, (conn, 3, 0))
-        return 0
 
     def _call(self, event, data):
         if self._handler is None:
