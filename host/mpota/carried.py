@@ -10,8 +10,7 @@ _PACKAGE = Path(__file__).parent
 def data_directory(name: str) -> Path:
     """``partitions`` (CSV tables) or ``device`` (holds ``ota``, the package for boards).
 
-    A wheel has them inside the package, a checkout at its top level (pyproject.toml,
-    ``package-dir``).
+    A wheel has them inside the package, a checkout at its top level (pyproject.toml, ``sources``).
     """
     installed = _PACKAGE / name
     return installed if installed.is_dir() else _PACKAGE.parents[1] / name

@@ -22,7 +22,7 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("host", "device", "partitions"):
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         if (REPOSITORY / name).exists():
             shutil.copy(REPOSITORY / name, source)
         else:
