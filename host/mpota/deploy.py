@@ -31,7 +31,7 @@ _READ_TIMEOUT_S = 5.0
 _SLICE_S = 0.1  # of the time that `receive` waits
 _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
-_POLL_S = 0.05
+_POLL_S = 0.05  # to the next try to open a port: nothing portable tells that one came or is free
 _BUSY_S = 2.0
 _WRITE_CHUNK = 2048  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
@@ -208,6 +208,7 @@ class Session:
     def reset(self, settle_s: float) -> str:
         """Reset the board, and `rejoin` it."""
         with contextlib.suppress(LostBoardError):  # the port may go before the last answer comes
+            # The board sleeps so that its answer is out of the UART before the reset.
             self.start("import machine, time\ntime.sleep_ms(50)\nmachine.reset()")
         return self.rejoin(settle_s)
 

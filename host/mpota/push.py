@@ -32,7 +32,7 @@ _ACK_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot() over a whole image
 _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
-_RETRY_CHECK_S = 0.5
+_RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to be asked again
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
 
 

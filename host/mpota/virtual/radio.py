@@ -150,7 +150,7 @@ class Radio:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self) -> None:
-        self._link = LocalLink()  # type: ignore[no-untyped-call]
+        self._link = LocalLink()  # type: ignore[no-untyped-call]  # bumble has no types
         self.desk = self._device("desk", _DESK_ADDRESS)
         self.desk.pairing_config_factory = lambda connection: PairingConfig(
             mitm=True, bonding=False, delegate=_Typing(self)

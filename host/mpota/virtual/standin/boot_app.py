@@ -58,13 +58,13 @@ def start(requests_fd, answers_fd, flash_fd):
 
 def _set_up_modules(config):
     # Importing them here makes them known before the board's own files come into sight.
-    import ssl  # noqa: F401
+    import ssl  # noqa: F401 - made known
 
     import bluetooth
     import esp
     import esp32
     import machine
-    import network  # noqa: F401
+    import network  # noqa: F401 - made known
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]

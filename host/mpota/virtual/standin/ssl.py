@@ -2,7 +2,7 @@
 # unix port has that alone.
 
 import tls
-from tls import *  # noqa: F403
+from tls import *  # noqa: F403 - whatever this MicroPython's tls has
 
 
 class SSLContext:
