@@ -324,7 +324,8 @@ n.commit()
         ("n.erase_key('nothing')", "ESP_ERR_NVS_NOT_FOUND"),
         ("n.get_blob('blob', bytearray(2))", "ESP_ERR_NVS_INVALID_LENGTH"),
         ("n.set_i32('a-key-of-16-char', 1)", "ESP_ERR_NVS_KEY_TOO_LONG"),
-        ("n.set_blob('big', bytes(40000)); n.commit()", "ESP_ERR_NVS_NOT_ENOUGH_SPACE"),
+        ("n.set_blob('big', bytes(12001)); n.commit()", "ESP_ERR_NVS_VALUE_TOO_LONG"),
+        ("n.set_blob('big', bytes(12000)); n.commit()", "ESP_ERR_NVS_NOT_ENOUGH_SPACE"),
     ],
 )
 def test_nvs_fails_as_esp_idf_does(board, call, name):

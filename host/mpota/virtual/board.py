@@ -281,7 +281,9 @@ class _Process:
         self.watchdog = watchdog  # when it bites, None: it does not run
         self._is_idle = False
         self._is_resettable = False  # by a timer or the watchdog
-        nvs = (p for p in self._partitions if p.type_name == "data" and p.subtype_name == "nvs")
+        # nvs_flash_init: ESP-IDF's default partition.
+        names = ("data", "nvs", "nvs")
+        nvs = (p for p in self._partitions if (p.type_name, p.subtype_name, p.label) == names)
         self._nvs = Nvs(self._flash, next(nvs, None))
         self._output = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,106 +1,112 @@
-"""The app's non-volatile storage, in the nvs partition, in a format of its own.
+"""NVS as MicroPython's `esp32.NVS` uses it (``nvs_api.cpp``), over ESP-IDF's format.
 
-Not ESP-IDF's format: content that another system left there is not understood and counts as
-empty. Each commit writes all entries, with a CRC, into the half of the partition that does not
-hold the current ones, so a power cut leaves the old set or the new one, never a mixture. ESP-IDF
-stores at `nvs_set_*` already; here nothing is stored before `commit()`, which is stricter.
+Stricter than ESP-IDF in one point: that stores at ``nvs_set_*`` and ``nvs_erase_key`` already, and
+``nvs_commit`` does nothing. Here nothing is stored before `Nvs.commit`, so that a forgotten one is
+noticed; then the changes are stored one by one, each as ESP-IDF would.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+from typing import NamedTuple
 
-from mpota.formats.partition_table import Partition
+from mpota.formats.nvs import ItemType
+from mpota.formats.partition_table import FLAGS, Partition
 from mpota.storage import Flash
-from mpota.units import SECTOR_SIZE, align_down, align_up
+from mpota.virtual.nvs_page import NEW_VERSION_FOUND, NO_FREE_PAGES, NOT_FOUND, NvsError
+from mpota.virtual.nvs_storage import Storage
 
 ESP_OK = 0
-ESP_ERR_NVS_NOT_FOUND = 0x1102
-ESP_ERR_NVS_NOT_ENOUGH_SPACE = 0x1105
+ESP_ERR_NVS_NOT_FOUND = NOT_FOUND
 ESP_ERR_NVS_PART_NOT_FOUND = 0x110F
 
-_MAGIC = b"mpNV"
-_HEADER = struct.Struct("<4sIII")  # magic, generation, size of the entries, CRC-32 of all of it
-_ENTRY = struct.Struct("<BBBI")  # sizes of namespace and key, type, size of the value
+_TYPES = {ord("i"): ItemType.I32, ord("b"): ItemType.BLOB}
+
+
+class _Change(NamedTuple):
+    namespace: bytes
+    key: bytes
+    kind: int
+    value: bytes | None  # None: the key is erased
 
 
 class Nvs:
-    """Entries (namespace, key) -> (type, value).
+    """The values of keys in namespaces, in the partition ``partition``, None if there is none.
 
-    ``partition`` is the nvs partition, None if the table has none; one of less than two sectors
-    counts as none. The methods answer an ``esp_err_t``.
+    The methods answer an ``esp_err_t``; ``kind`` is ``ord("i")`` for an i32, ``ord("b")`` for a
+    blob. Values are bytes as they are stored.
     """
 
     def __init__(self, flash: Flash, partition: Partition | None) -> None:
-        self._flash = flash
-        self._half_size = align_down(partition.size // 2, SECTOR_SIZE) if partition else 0
-        self._partition = partition if self._half_size else None
-        self._generation = 0
-        self._entries: dict[tuple[bytes, bytes], tuple[int, bytes]] = {}
-        if self._partition is not None:
-            self._load(self._partition)
+        """What comes at boot: main.c, boardctrl_startup."""
+        self._storage = None if partition is None else _init(flash, partition)
+        self._changes: list[_Change] = []
 
     def set(self, namespace: bytes, key: bytes, kind: int, value: bytes) -> int:
-        if self._partition is None:
+        if self._storage is None:
             return ESP_ERR_NVS_PART_NOT_FOUND
-        self._entries[namespace, key] = (kind, value)
+        self._changes.append(_Change(namespace, key, kind, value))
         return ESP_OK
 
     def get(self, namespace: bytes, key: bytes, kind: int) -> tuple[int, bytes]:
         """(error, value). A value of another type is not found."""
-        found, value = self._entries.get((namespace, key), (None, b""))
-        return (ESP_OK, value) if found == kind else (ESP_ERR_NVS_NOT_FOUND, b"")
+        if self._storage is None:
+            return ESP_ERR_NVS_PART_NOT_FOUND, b""
+        for change in reversed(self._changes):
+            if (change.namespace, change.key) == (namespace, key):
+                is_found = change.value is not None and change.kind == kind
+                return (ESP_OK, change.value or b"") if is_found else (ESP_ERR_NVS_NOT_FOUND, b"")
+        number = self._storage.namespace(namespace)
+        if number is None:
+            return ESP_ERR_NVS_NOT_FOUND, b""
+        try:
+            return ESP_OK, self._storage.read(number, _TYPES[kind], key)
+        except NvsError as error:
+            return error.code, b""
 
     def erase(self, namespace: bytes, key: bytes) -> int:
-        removed = self._entries.pop((namespace, key), None)
-        return ESP_ERR_NVS_NOT_FOUND if removed is None else ESP_OK
-
-    def commit(self) -> int:
-        """Erase the other half, write the entries, and the header with the CRC last."""
-        if self._partition is None:
-            return ESP_ERR_NVS_PART_NOT_FOUND
-        entries = b"".join(
-            _ENTRY.pack(len(namespace), len(key), kind, len(value)) + namespace + key + value
-            for (namespace, key), (kind, value) in self._entries.items()
-        )
-        if _HEADER.size + len(entries) > self._half_size:
-            return ESP_ERR_NVS_NOT_ENOUGH_SPACE
-        generation = self._generation + 1
-        offset = self._partition.offset + generation % 2 * self._half_size
-        self._flash.erase(offset, align_up(_HEADER.size + len(entries), SECTOR_SIZE))
-        self._flash.write(offset + _HEADER.size, entries)
-        self._flash.write(offset, _header(generation, entries))
-        self._generation = generation
+        if not self._is_known(namespace, key):
+            return ESP_ERR_NVS_NOT_FOUND
+        self._changes.append(_Change(namespace, key, 0, None))
         return ESP_OK
 
-    def _load(self, partition: Partition) -> None:
-        """Take over the newest half that is whole."""
-        for number in (0, 1):
-            data = self._flash.read(partition.offset + number * self._half_size, self._half_size)
-            magic, generation, size, _ = _HEADER.unpack_from(data)
-            entries = data[_HEADER.size : _HEADER.size + size]
-            is_whole = magic == _MAGIC and data[: _HEADER.size] == _header(generation, entries)
-            if is_whole and generation > self._generation:
-                self._generation = generation
-                self._entries = _parse(entries)
+    def commit(self) -> int:
+        """Store what was set and erased; after an error the rest is forgotten."""
+        if self._storage is None:
+            return ESP_ERR_NVS_PART_NOT_FOUND
+        changes, self._changes = self._changes, []
+        try:
+            for change in changes:
+                namespace = self._storage.create_namespace(change.namespace)
+                if change.value is None:
+                    self._storage.erase(namespace, change.key)
+                else:
+                    self._storage.write(namespace, _TYPES[change.kind], change.key, change.value)
+        except NvsError as error:
+            return error.code
+        return ESP_OK
+
+    def _is_known(self, namespace: bytes, key: bytes) -> bool:
+        """Whether the key has a value of any type."""
+        for change in reversed(self._changes):
+            if (change.namespace, change.key) == (namespace, key):
+                return change.value is not None
+        if self._storage is None:
+            return False
+        number = self._storage.namespace(namespace)
+        return number is not None and self._storage.has(number, key)
 
 
-def _header(generation: int, entries: bytes) -> bytes:
-    crc = zlib.crc32(entries, generation)
-    return _HEADER.pack(_MAGIC, generation, len(entries), crc)
-
-
-def _parse(data: bytes) -> dict[tuple[bytes, bytes], tuple[int, bytes]]:
-    entries = {}
-    at = 0
-    while at < len(data):
-        namespace_size, key_size, kind, value_size = _ENTRY.unpack_from(data, at)
-        at += _ENTRY.size
-        namespace = data[at : at + namespace_size]
-        at += namespace_size
-        key = data[at : at + key_size]
-        at += key_size
-        entries[namespace, key] = (kind, data[at : at + value_size])
-        at += value_size
-    return entries
+def _init(flash: Flash, partition: Partition) -> Storage | None:
+    """nvs_flash_init; if the partition has to be erased for it, main.c does so, and tries again."""
+    if partition.flags & (FLAGS["encrypted"] | FLAGS["readonly"]):
+        return None
+    try:
+        return Storage(flash, partition.offset, partition.size)
+    except NvsError as error:
+        if error.code not in (NO_FREE_PAGES, NEW_VERSION_FOUND):
+            return None
+    flash.erase(partition.offset, partition.size)
+    try:
+        return Storage(flash, partition.offset, partition.size)
+    except NvsError:
+        return None
