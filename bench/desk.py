@@ -115,7 +115,7 @@ def make_firmware(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("firmware", nargs="?", type=Path, help="with a vfs partition")
-    parser.add_argument("-n", "--runs", type=int, default=15)
+    parser.add_argument("-n", "--runs", type=int, default=25)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
