@@ -453,6 +453,27 @@ def test_each_power_cut_leaves_the_old_or_the_new_value(flash, mode):
     assert cuts > 500
 
 
+def test_esp_idfs_defect_costs_a_blob_and_nothing_else(flash):
+    nvs = Nvs(flash, partition())
+    nvs.set(b"ota", b"n", I32, b"1234")
+    nvs.set(b"ota", b"trust", BLOB, b"old")
+    nvs.commit()
+    start = flash.snapshot()
+    found = []
+    for op in range(8):
+        flash.restore(start)
+        nvs = Nvs(flash, partition())
+        flash.cut = Cut(op, CutMode.AFTER)
+        nvs.set(b"ota", b"trust", BLOB, b"new")
+        with pytest.raises(PowerCut):
+            nvs.commit()
+        nvs = Nvs(flash, partition(), loses_blobs=True)
+        assert nvs.get(b"ota", b"n", I32) == (0, b"1234")
+        found.append(nvs.get(b"ota", b"trust", BLOB)[1].decode())
+    # head and data of the chunk, each written and marked; then the index
+    assert found == ["old", "old", "old", "", "old", "new", "new", "new"]
+
+
 def test_a_power_cut_while_another_one_is_repaired_does_no_harm(flash):
     write_all(Storage(flash, OFFSET, 0x3000), CROWDED)
     repairs = 0

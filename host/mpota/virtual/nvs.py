@@ -33,12 +33,15 @@ class Nvs:
     """The values of keys in namespaces, in the partition ``partition``, None if there is none.
 
     The methods answer an ``esp_err_t``; ``kind`` is ``ord("i")`` for an i32, ``ord("b")`` for a
-    blob. Values are bytes as they are stored.
+    blob. Values are bytes as they are stored. With ``loses_blobs`` a power cut can cost a blob both
+    its values, as it can with ESP-IDF since 5.1 (``nvs_page.py``: `Page._lose_blob`).
     """
 
-    def __init__(self, flash: Flash, partition: Partition | None) -> None:
+    def __init__(
+        self, flash: Flash, partition: Partition | None, *, loses_blobs: bool = False
+    ) -> None:
         """What comes at boot: main.c, boardctrl_startup."""
-        self._storage = None if partition is None else _init(flash, partition)
+        self._storage = None if partition is None else _init(flash, partition, loses_blobs)
         self._changes: list[_Change] = []
 
     def set(self, namespace: bytes, key: bytes, kind: int, value: bytes) -> int:
@@ -96,17 +99,17 @@ class Nvs:
         return number is not None and self._storage.has(number, key)
 
 
-def _init(flash: Flash, partition: Partition) -> Storage | None:
+def _init(flash: Flash, partition: Partition, loses_blobs: bool) -> Storage | None:
     """nvs_flash_init; if the partition has to be erased for it, main.c does so, and tries again."""
     if partition.flags & (FLAGS["encrypted"] | FLAGS["readonly"]):
         return None
     try:
-        return Storage(flash, partition.offset, partition.size)
+        return Storage(flash, partition.offset, partition.size, loses_blobs=loses_blobs)
     except NvsError as error:
         if error.code not in (NO_FREE_PAGES, NEW_VERSION_FOUND):
             return None
     flash.erase(partition.offset, partition.size)
     try:
-        return Storage(flash, partition.offset, partition.size)
+        return Storage(flash, partition.offset, partition.size, loses_blobs=loses_blobs)
     except NvsError:
         return None

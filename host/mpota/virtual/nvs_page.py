@@ -14,6 +14,7 @@ from mpota.formats.nvs import (
     VERSION,
     EntryState,
     Item,
+    ItemType,
     PageHeader,
     PageState,
     parse_states,
@@ -47,10 +48,10 @@ class Page:
     ``states`` of the entries are held as ESP-IDF holds them; entries are read from the flash.
     ``next_free``: the entry that the next item gets, 126 if there is none.
 
-    Raises NvsError(NEW_VERSION_FOUND).
+    With ``loses_blobs`` as ESP-IDF since 5.1: `_lose_blob`. Raises NvsError(NEW_VERSION_FOUND).
     """
 
-    def __init__(self, flash: Flash, offset: int) -> None:
+    def __init__(self, flash: Flash, offset: int, *, loses_blobs: bool = False) -> None:
         self._flash = flash
         self._offset = offset
         self.states = [EntryState.EMPTY] * ENTRY_COUNT
@@ -63,6 +64,8 @@ class Page:
         if self.state is PageState.ACTIVE:
             self._recover_end()
             self._recover_active()
+            if loses_blobs:
+                self._lose_blob()
         elif self.state in _LOADED:
             self._recover_full()
 
@@ -191,6 +194,24 @@ class Page:
             elif self.states[index] is not EntryState.ERASED:
                 self.erase_item(index)
             index += span
+
+    def _lose_blob(self) -> None:
+        """A defect of ESP-IDF 5.1 to 6.0 at least: mLoadEntryTable takes the last item for a
+        duplicate of a chunk of the same blob, though one is of the old and one of the new value.
+
+        If the power goes when the new chunk is written and its index is not, both values are lost.
+        """
+        items = list(self.items())
+        if not items or items[-1][1].type is not ItemType.BLOB_DATA:
+            return
+        last_index, last = items[-1]
+        if last_index + last.span != self.next_free:
+            return
+        for index, item in items[:-1]:
+            same_key = (item.namespace, item.key) == (last.namespace, last.key)
+            if item.type is ItemType.BLOB_DATA and same_key:
+                self.erase_item(index)
+                return
 
     def _recover_full(self) -> None:
         """Erase items that are not whole: a power cut broke their erasure off."""

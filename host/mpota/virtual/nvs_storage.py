@@ -43,11 +43,13 @@ class Storage:
 
     Loading it finishes or undoes what a power cut interrupted. Values are bytes as they are
     stored: numbers little-endian, strings with the NUL at their end. All methods raise NvsError.
+    With ``loses_blobs`` it has a defect of ESP-IDF's: `Page`.
     """
 
-    def __init__(self, flash: Flash, offset: int, size: int) -> None:
+    def __init__(self, flash: Flash, offset: int, size: int, *, loses_blobs: bool = False) -> None:
         """Raises NvsError(NO_FREE_PAGES) and NvsError(NEW_VERSION_FOUND): it has to be erased."""
-        pages = [Page(flash, offset + at) for at in range(0, size, SECTOR_SIZE)]
+        offsets = range(offset, offset + size, SECTOR_SIZE)
+        pages = [Page(flash, at, loses_blobs=loses_blobs) for at in offsets]
         is_free = (PageState.UNINITIALIZED, PageState.CORRUPT)
         self._free = [page for page in pages if page.state in is_free]
         self._pages = [page for page in pages if page.state not in is_free]
