@@ -9,6 +9,7 @@ from .connection import POLL_MS
 from .errors import SourceError
 from .http import Client
 
+_PIECE = const(4096)  # bytes that a broken connection may take with it
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 
 
@@ -77,13 +78,27 @@ class HttpSource:
         yield from self._connect()
 
     def readinto(self, buf):
-        """Fill ``buf`` as far as the file goes; the number of bytes, 0 at the end.
+        """Fill ``buf``, a memoryview, as far as the file goes; the number of bytes, 0 at the end.
 
         Raises SourceError when it cannot go on.
         """
         if not self._is_blocking:
             self._is_blocking = True
             self.client.block(True)
+        return self._wait_for(buf) if len(buf) <= _PIECE else self._fill(buf)
+
+    def _fill(self, buf):
+        """By pieces: what has come is not lost with the connection, the next call finds out."""
+        have = 0
+        while have < len(buf):
+            piece = buf[have : have + _PIECE]
+            count = self.try_readinto(piece) if have else self._wait_for(piece)
+            if not count:
+                break
+            have += count
+        return have
+
+    def _wait_for(self, buf):
         while True:
             count = self.try_readinto(buf)
             if count is not None:
@@ -93,16 +108,10 @@ class HttpSource:
 
     def try_readinto(self, buf):
         """As `readinto`, but what there is; None if there is nothing yet."""
-        if self._task:
-            try:
-                next(self._task)
-                return None
-            except StopIteration:
-                self._task = None
-                self.client.block(self._is_blocking)
+        if self._task and not self._has_connected():
+            return None
         if self.given < self._kept:
-            count = min(len(buf), self._kept - self.given)
-            self._trail.read(self.given, buf if count == len(buf) else memoryview(buf)[:count])
+            count = self._read_kept(buf)
         else:
             try:
                 count = self._skip_body(buf) if self.skip else self._read_body(buf)
@@ -111,6 +120,20 @@ class HttpSource:
                 return None
         if count:
             self.given += count
+        return count
+
+    def _has_connected(self):
+        try:
+            next(self._task)
+            return False
+        except StopIteration:
+            self._task = None
+            self.client.block(self._is_blocking)
+            return True
+
+    def _read_kept(self, buf):
+        count = min(len(buf), self._kept - self.given)
+        self._trail.read(self.given, buf if count == len(buf) else memoryview(buf)[:count])
         return count
 
     def pass_over(self, count):

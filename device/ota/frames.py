@@ -1,7 +1,7 @@
 """Takes encoded payloads apart as they stream by: frames of raw deflate.
 
 The format is described in the desk's ``mpota/formats/frames.py``. One frame is collected, then it
-is decoded sector by sector straight into the buffers of the next stage. What the decoder needs is
+is decoded straight into the buffers of the next stage. What the decoder needs is
 allocated once: a DeflateIO goes on from frame to frame, since none of them ends its stream.
 """
 
@@ -36,7 +36,7 @@ def is_frames(head):
 class Frames:
     """A stage for an encoded payload. Raises FrameError for damage.
 
-    ``sink`` takes the content: `buffer` gives it 4096 bytes to fill, `take(count)` moves them on.
+    ``sink`` takes the content: `buffer` gives whole sectors to fill, `take(count)` moves them on.
     ``size``: of the content, None if it is not known beforehand. ``close()`` is called when all of
     it has gone on. ``mark`` (mark.py): the content goes on where it broke off.
     """
@@ -169,11 +169,13 @@ class Frames:
         end = packed.tell()
         packed.seek(0)
         self._call(self._decoder.begin, self.at)
-        for _ in range(self._sectors):
-            count = min(SECTOR, self.size - self.at)
+        left = min(self._sectors * SECTOR, self.size - self.at)
+        while left:
             buf = self._sink.buffer()
-            self._call(self._decoder.fill, buf if count == SECTOR else buf[:count])
+            count = min(len(buf), left)
+            self._call(self._decoder.fill, buf if count == len(buf) else buf[:count])
             self.at += count
+            left -= count
             self._sink.take(count)
         tail = end - packed.tell()
         if not 0 <= tail <= _MAX_TAIL:

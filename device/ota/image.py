@@ -11,7 +11,7 @@ import struct
 from micropython import const
 
 from .errors import ImageError
-from .memory import Memory, chip_name
+from .modules import unload
 
 SECTOR = const(4096)
 _HEADER_SIZE = const(24)
@@ -40,7 +40,11 @@ class Board:
         self.header = bytearray(_HEADER_SIZE)
         running.readblocks(0, self.header, 0)
         self.chip_id, self.min_rev, self.max_rev = _chip_limits(self.header)
-        self.memory = Memory(self.chip_id)
+        from .chips import load_memory
+
+        self.memory = load_memory(self.chip_id)
+        del load_memory
+        unload("chips")
 
     def check_chip(self, header, what):
         """Raises ImageError unless ``header`` is of an image for this chip and its revision.
@@ -50,6 +54,8 @@ class Board:
         """
         chip_id, min_rev, max_rev = _chip_limits(header)
         if chip_id != self.chip_id:
+            from .chips import chip_name
+
             raise ImageError(
                 "wrong-chip",
                 "%s is for %s, this board is %s"

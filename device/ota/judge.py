@@ -10,9 +10,9 @@ from esp32 import Partition
 from micropython import const
 
 from . import boot, files, keys, otadata, signature
+from .chips import chip_name
 from .errors import ReleaseError, StateError
 from .manifest import Manifest, version_key
-from .memory import chip_name
 from .release import Item
 
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set

@@ -1,133 +1,47 @@
 """Where an app may be loaded: the chip's memory less what the bootloader in this flash uses.
 
 The bootloader refuses an app that would be loaded over itself (``esp_image_format.c:
-verify_load_addresses``), set_boot() does not look. Where a bootloader stands in RAM differs between
-chips and ESP-IDF releases, so its segments are read from the flash.
+verify_load_addresses``), set_boot() does not look.
 """
-
-import gc
-import struct
 
 from micropython import const
 
-_MAGIC = const(0xE9)
-_MAX_SEGMENTS = const(16)
 _FIRST_LOADED = const(0x10000000)  # below: padding, never loaded (should_load)
-# STACK_LOAD_HEADROOM, and what lies on the stack when it is checked (an estimate).
-_STACK_HEADROOM = const(0x8000 + 0x400)
-
-# One row a chip, from soc.h and bootloader.memory.ld.in; addresses in units of 16 bytes (the last
-# of 4), so that they are small integers: chip id, name, bootloader's offset in flash, ranges
-# mapped from flash, ranges of RAM (the first one is the data bus), the same RAM on both buses
-# (instruction address, data address), the ROM stack's start (the highest of all releases).
-# fmt: off
-_CHIPS = (
-    (0, "ESP32", 0x100, (0x3F40000, 0x3F80000, 0x400D000, 0x4040000),
-     (0x3FFAE00, 0x4000000, 0x4008000, 0x400AA00, 0x400C000, 0x400C200,
-      0x3FF8000, 0x3FF8200, 0x5000000, 0x5000200), None, 0x3FFE3F20 >> 2),
-    (2, "ESP32-S2", 0x100, (0x3F00000, 0x3FF8000, 0x4008000, 0x4080000),
-     (0x3FFB000, 0x4000000, 0x4002000, 0x4007000, 0x4007000, 0x4007200,
-      0x3FF9E00, 0x3FFA000, 0x5000000, 0x5000200), (0x4002000, 0x3FFB000), 0x3FFFE70C >> 2),
-    (9, "ESP32-S3", 0, (0x3C00000, 0x3E00000, 0x4200000, 0x4400000),
-     (0x3FC8800, 0x3FD0000, 0x4037000, 0x403E000, 0x600FE00, 0x6010000,
-      0x5000000, 0x5000200), (0x4037800, 0x3FC8800), 0x3FCEB710 >> 2),
-    (12, "ESP32-C2", 0, (0x3C00000, 0x3C40000, 0x4200000, 0x4240000),
-     (0x3FCA000, 0x3FCE000, 0x4037C00, 0x403C000), (0x4038000, 0x3FCA000), 0x3FCDEB70 >> 2),
-    (5, "ESP32-C3", 0, (0x3C00000, 0x3C80000, 0x4200000, 0x4280000),
-     (0x3FC8000, 0x3FCE000, 0x4037C00, 0x403E000, 0x5000000, 0x5000200),
-     (0x4038000, 0x3FC8000), 0x3FCDE710 >> 2),
-    (23, "ESP32-C5", 0x200, (0x4200000, 0x4400000),
-     (0x4080000, 0x4086000, 0x5000000, 0x5000400), None, 0x4085E5A0 >> 2),
-    (13, "ESP32-C6", 0, (0x4200000, 0x4300000),
-     (0x4080000, 0x4088000, 0x5000000, 0x5000400), None, 0x4087E610 >> 2),
-    (20, "ESP32-C61", 0, (0x4200000, 0x4400000), (0x4080000, 0x4085000), None, 0x4084EA70 >> 2),
-    (16, "ESP32-H2", 0, (0x4200000, 0x4300000),
-     (0x4080000, 0x4085000, 0x5000000, 0x5000100), None, 0x4084F380 >> 2),
-    (18, "ESP32-P4", 0x200, (0x4000000, 0x4400000, 0x4800000, 0x4C00000),
-     (0x4FF0000, 0x4FFC000, 0x5010800, 0x5011000, 0x3010000, 0x3010200), None, 0x4FF3CFC0 >> 2),
-)
-# fmt: on
-_ESP32 = const(0)
-_ESP32_P4 = const(18)
-_P4_V3_STACK = const(0x4FFBCFC0 >> 2)  # SOC_ROM_STACK_START_REV2: of bootloaders built for v3 chips
-_ESP32_DATA = const(0x3FFF0000)
-_ESP32_SRAM1 = const(0x3FFE0000)
-_ESP32_SRAM1_END = const(0x3FFF6000)  # above it is IRAM of newer releases: SOC_IRAM_HIGH
-_PAGE = const(0x1000)
-
-
-def chip_name(chip_id):
-    """Espressif's name of the chip, or the number for one that this version does not know."""
-    for row in _CHIPS:
-        if row[0] == chip_id:
-            return row[1]
-    return "chip id %d" % chip_id
 
 
 class Memory:
-    """The memory of one chip and of the bootloader in this board's flash.
+    """The memory of one chip and of the bootloader in this board's flash: see chips.py.
 
-    Of a chip that is not in the table nothing is known, and every address passes.
+    Addresses in ``mapped``, ``ram`` and ``alias`` are in units of 16 bytes.
     """
 
-    def __init__(self, chip_id):
-        self._mapped = self._ram = ()
-        self._alias = None
-        self._used = []  # (by what, start, end), on the data bus
-        self.bootloader_offset = None
-        for row in _CHIPS:
-            if row[0] == chip_id:
-                self.bootloader_offset = row[2] << 4
-                self._mapped, self._ram, self._alias = row[3], row[4], row[5]
-                self._find_used(chip_id, row[6] << 2)
+    bootloader_offset = None  # in flash
+    mapped = ram = ()
+    alias = None
 
-    def _find_used(self, chip_id, stack):
-        segments = read_segments(self.bootloader_offset)
-        data = [s for s in segments if self._ram[0] << 4 <= s[0] < self._ram[1] << 4]
-        code = [s for s in segments if s not in data]
-        if not self._alias and chip_id != _ESP32:  # one bus: the data lies above all code
-            data.sort()
-            code, data = data[:-1], data[-1:]
-        if chip_id == _ESP32_P4 and data and data[0][0] > stack:
-            stack = _P4_V3_STACK << 2
-        self._used.append(("the bootloader's stack", stack - _STACK_HEADROOM, stack))
-        # An app may overwrite iram_seg, not the loader (iram_loader_seg), which is the larger.
-        loader = max(code, key=lambda s: s[1] - s[0]) if code else None
-        if loader:
-            loader = self._on_data_bus(loader[0]), self._on_data_bus(loader[1])
-            self._used.append(("the bootloader's loader", loader[0], loader[1]))
-        for start, end in data:
-            # .bss lies in front and is in no segment: dram_seg starts at a fixed address on the
-            # ESP32, whole pages after the loader's start on the others.
-            if chip_id == _ESP32:
-                start = min(start, _ESP32_DATA)
-            elif loader:
-                start -= (start - loader[0]) % _PAGE
-            self._used.append(("the bootloader's data", start, end))
-        if chip_id == _ESP32:
-            # SRAM1 is D/IRAM, and what lies here is no IRAM on the other bus: not loaded either.
-            self._used.append(("SRAM1", _ESP32_SRAM1, _ESP32_SRAM1_END))
+    def __init__(self):
+        self.used = []  # (by what, start, end), on the data bus
 
-    def _on_data_bus(self, address):
-        if self._alias:
-            base = self._alias[0] << 4
-            if base <= address <= self._ram[3] << 4:
-                return address - base + (self._alias[1] << 4)
+    def on_data_bus(self, address):
+        if self.alias:
+            base = self.alias[0] << 4
+            if base <= address <= self.ram[3] << 4:
+                return address - base + (self.alias[1] << 4)
         return address
 
     def is_mapped(self, address):
         """Whether a segment for this address is mapped from flash, not loaded (should_map)."""
-        return _is_in(self._mapped, address, address)
+        return _is_in(self.mapped, address, address)
 
     def find_conflict(self, start, end):
         """Why the bootloader would not load a segment to start..end, None if it would."""
-        if not self._ram or start == end or start < _FIRST_LOADED or self.is_mapped(start):
+        if not self.ram or start == end or start < _FIRST_LOADED or self.is_mapped(start):
             return None
-        if not _is_in(self._ram, start, end - 1):
+        if not _is_in(self.ram, start, end - 1):
             return "is not in memory that an app can be loaded to"
-        start = self._on_data_bus(start)
-        end = self._on_data_bus(end)
-        for what, used_start, used_end in self._used:
+        start = self.on_data_bus(start)
+        end = self.on_data_bus(end)
+        for what, used_start, used_end in self.used:
             if start < used_end and end > used_start:
                 return "overlaps %s (0x%08x-0x%08x)" % (what, used_start, used_end)
         return None
@@ -137,32 +51,3 @@ def _is_in(ranges, first, last):
     first >>= 4
     last >>= 4
     return any(ranges[i] <= first and last < ranges[i + 1] for i in range(0, len(ranges), 2))
-
-
-def read_segments(offset):
-    """(start, end) in RAM of each segment of the image at a flash address.
-
-    Empty if there is no image, or none that can be read (encrypted flash).
-    """
-    import esp
-
-    header = bytearray(8)
-    try:
-        esp.flash_read(offset, header)
-        if header[0] != _MAGIC or not 1 <= header[1] <= _MAX_SEGMENTS:
-            return []
-        segments = []
-        offset += 24
-        for _ in range(header[1]):
-            esp.flash_read(offset, header)
-            start, size = struct.unpack("<II", header)
-            if size >= 1 << 24:
-                return []
-            segments.append((start, start + size))
-            offset += 8 + size
-        return segments
-    except OSError:
-        return []
-
-
-gc.collect()  # what loading left behind would divide a small heap

@@ -7,7 +7,6 @@ judged, and where keys are installed (keys.py), before a trusted key was found t
 """
 
 import gc
-import sys
 from hashlib import sha256
 
 from esp32 import Partition
@@ -17,6 +16,7 @@ from . import files
 from .bundle import Bundle, is_bundle
 from .errors import OTAError, ReleaseError, SourceError
 from .home import has_home
+from .modules import unload
 
 _SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
@@ -66,7 +66,7 @@ class Release:
 
         self._entry, self.items = judge(data, signature_sector, place, self._force)
         del judge
-        _unload("judge", "manifest", "signature", "keys")
+        unload("judge", "manifest", "signature", "keys", "chips")
 
     # --- taking
 
@@ -234,17 +234,7 @@ def _seal(app):
         if error.code != "unsigned":
             raise
     del check_app
-    _unload("signature")
-
-
-def _unload(*names):
-    """Let go of modules that have done their work."""
-    package = __name__.rpartition(".")[0]
-    attributes = sys.modules[package].__dict__
-    for name in names:
-        sys.modules.pop(package + "." + name, None)
-        attributes.pop(name, None)
-    gc.collect()
+    unload("signature")
 
 
 class _Sink:

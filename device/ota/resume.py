@@ -1,8 +1,8 @@
 """Lets a download go on after a reset or a power cut: the slot holds what has come of it.
 
-Every 64 KiB a record is put into NVS: which file it is, how far it has come, and a digest. When the
-same file is asked for again, the digest is computed anew over what the slot holds, so that only
-what is in fact there counts. In the end the image's own digest decides, as always.
+Every 64 KiB a record is put into NVS: which file it is, how far it has come, and a digest over the
+first sector of each 64 KiB, by which it is seen later whether the slot still holds this file. All
+of it goes through the checks once more then: in the end the image's own digest decides, as always.
 """
 
 import gc
@@ -17,8 +17,7 @@ _KEY = "download"
 _STEP = const(65536)  # bytes between records: what is fetched again at most
 _SECTOR = const(4096)
 
-# slot offset, position, size of the file, digest up to the position, name of the file (SHA-256);
-# then the validator.
+# slot offset, position, size of the file, digest, name of the file (SHA-256); then the validator.
 _RECORD = "<III32s32s"
 _RECORD_SIZE = const(76)
 _MAX_VALIDATOR = const(100)
@@ -27,8 +26,7 @@ _MAX_VALIDATOR = const(100)
 class Trail:
     """The bytes of a file that a slot holds, from the start of both.
 
-    It is a stage: `write` gets the bytes of the slot as they were read back. ``buf``: 4096 bytes
-    to read the slot with.
+    It is a stage: `write` gets the blocks of the slot. ``buf``: 4096 bytes to read it with.
 
     ``size``: how many bytes there are from an earlier download, a multiple of 64 KiB, 0 if none;
     then ``total`` is the size of that file, ``validator`` its ETag or Last-Modified.
@@ -41,7 +39,7 @@ class Trail:
         self._buf = buf
         self._name = None
         self._pos = self._saved = 0
-        self._sha = sha256()
+        self._digest = b""
 
     def recall(self, name):
         """A generator: find out what the slot holds of the file ``name``. It yields 0."""
@@ -56,15 +54,10 @@ class Trail:
         _, _, slot_offset, slot_size, _, _ = self._part.info()
         if (name, offset) != (self._name, slot_offset) or not position < total <= slot_size:
             return
-        sha = sha256()
-        at = 0
-        while at < position:
+        found = b""
+        for at in range(0, position, _STEP):
             self._part.readblocks(at // _SECTOR, buf)
-            sha.update(buf)
-            at += _SECTOR
-            if at % _STEP == 0:
-                found = sha.digest()
-                sha = sha256(found)
+            found = _add(found, buf)
             yield 0
         if position and found == digest:
             self.size = self._saved = position
@@ -82,19 +75,17 @@ class Trail:
         self.size = self._saved = 0
 
     def write(self, buf):
-        """Take the next bytes that are in the slot."""
-        self._sha.update(buf)
-        self._pos += len(buf)
+        """Take the next block that is in the slot: sectors of one 64 KiB."""
         if self._pos % _STEP == 0:
-            digest = self._sha.digest()
-            self._sha = sha256(digest)
-            if self._saved < self._pos < (self.total or 0):
-                self._save(digest)
+            self._digest = _add(self._digest, buf[:_SECTOR])
+        self._pos += len(buf)
+        if self._pos % _STEP == 0 and self._saved < self._pos < (self.total or 0):
+            self._save()
 
-    def _save(self, digest):
+    def _save(self):
         self._saved = self._pos
         offset = self._part.info()[2]
-        data = struct.pack(_RECORD, offset, self._pos, self.total, digest, self._name)
+        data = struct.pack(_RECORD, offset, self._pos, self.total, self._digest, self._name)
         try:
             nvs = NVS(_NAMESPACE)
             nvs.set_blob(_KEY, data + (self.validator or "").encode())
@@ -110,6 +101,13 @@ class Trail:
             nvs.commit()
         except OSError:  # there was none
             pass
+
+
+def _add(digest, sector):
+    """The digest over one sector more."""
+    sha = sha256(digest)
+    sha.update(sector)
+    return sha.digest()
 
 
 gc.collect()  # what loading left behind would divide a small heap

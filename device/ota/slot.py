@@ -13,7 +13,9 @@ SECTOR = const(4096)
 _ERASE_BLOCK = const(65536)
 _SMALL_PIECE = const(512)
 _MIDDLE_PIECE = const(1024)
-_RESERVE = const(2048)  # heap to leave alone then, besides the 4 KiB of the block so far
+# Heap to leave alone then, besides the 4 KiB of the block so far: to make a new connection after a
+# failure, and for the end of the update.
+_RESERVE = const(8192)
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
@@ -31,16 +33,16 @@ _ALL = _Key()[:]  # view[_ALL] = data: an assignment that allocates no slice
 class SlotWriter:
     """A stage that writes what it is given into a partition, from ``start`` on.
 
-    ``readback``: the next stage; its ``write(buf)`` gets every byte as it was read back from the
-    flash, in order. With ``verify`` off nothing is read back and it gets the bytes themselves.
+    ``sink``: the next stage; its ``write(buf)`` gets a block once that was read back from the flash
+    and found right. With ``verify`` off nothing is read back.
     ``block_size``: bytes to erase and write at once, 4096, or 65536 if the heap has them; 0: as
     the heap allows. ``before_erase()`` is called once, before the first erase. Blocks that already
     hold the right bytes are left alone.
     """
 
-    def __init__(self, partition, readback, verify=True, block_size=0, start=0, before_erase=None):
+    def __init__(self, partition, sink, verify=True, block_size=0, start=0, before_erase=None):
         self._partition = partition
-        self._readback = readback
+        self._sink = sink
         self._verify = verify
         self._block_size = block_size
         self._has_grown = False
@@ -52,7 +54,7 @@ class SlotWriter:
         self._use(SECTOR, _SMALL_PIECE)
 
     def _use(self, size, piece_size):
-        """Take a block of ``size`` bytes, to be read back in pieces of ``piece_size``."""
+        """Take a block of ``size`` bytes, to be compared in pieces of ``piece_size``."""
         buf = memoryview(bytearray(size))
         check = memoryview(bytearray(piece_size))
         sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
@@ -88,23 +90,23 @@ class SlotWriter:
             raise SlotError(
                 "flash", "%s holds %d bytes, there are more" % (self._name, self._limit)
             )
-        if size == SECTOR and self._fill % SECTOR == 0:
-            place = self._sectors[self._fill // SECTOR]
-            if buf is not place:
-                place[_ALL] = buf
-            self._fill += SECTOR
-            if self._fill == self._room:
-                self._flush()
-            return
-        done = 0
-        view = memoryview(buf)
-        while done < size:
-            count = min(size - done, self._room - self._fill)
-            self._buf[self._fill : self._fill + count] = view[done : done + count]
-            self._fill += count
-            done += count
-            if self._fill == self._room:
-                self._flush()
+        if buf is self._buf:
+            self._add(size)
+        else:
+            self._write_part(memoryview(buf))
+
+    def _write_part(self, view):
+        """Take bytes that stand elsewhere, or are not a whole block."""
+        while view:
+            count = min(len(view), self._room - self._fill)
+            self._buf[self._fill : self._fill + count] = view[:count]
+            view = view[count:]
+            self._add(count)
+
+    def _add(self, count):
+        self._fill += count
+        if self._fill == self._room:
+            self._flush()
 
     @property
     def written(self):
@@ -112,10 +114,10 @@ class SlotWriter:
         return self._at
 
     def buffer(self):
-        """Where the next bytes will stand, up to the end of a sector: fill it, then write it."""
-        place = self._sectors[self._fill // SECTOR]
-        start = self._fill % SECTOR
-        return place[start:] if start else place
+        """Where the next bytes will stand, up to the end of the block: fill it, then write it."""
+        if self._fill or self._room < self._size:
+            return self._buf[self._fill : self._room]
+        return self._buf
 
     def close(self):
         """Write the last, partial block, filled up with 0xFF, and give the buffers back."""
@@ -130,20 +132,20 @@ class SlotWriter:
         self._buf = self._check = self._sectors = self._pieces = None
 
     def _flush(self):
-        """Bring the block at hand into the flash, and what was read back to the next stage."""
+        """Bring the block at hand into the flash, and then to the next stage."""
         size = self._fill
         count = (size + SECTOR - 1) // SECTOR
-        first = 0  # sectors before this one are right and have been passed on
+        first = 0  # sectors before this one are right already
         if self._verify:
             while first < count and self._is_right(first):
-                self._pass_on(first, size)
                 first += 1
         if first < count:
             self._write_from(first, count)
-            for index in range(first, count):
-                if self._verify and not self._is_right(index):
-                    self._retry(index)
-                self._pass_on(index, size)
+            if self._verify:
+                for index in range(first, count):
+                    if not self._is_right(index):
+                        self._retry(index)
+        self._sink.write(self._buf if size == self._size else self._buf[:size])
         self._at += size
         self._room = self._size
         self._fill = 0
@@ -161,22 +163,6 @@ class SlotWriter:
             if self._check != self._pieces[piece]:
                 return False
         return True
-
-    def _pass_on(self, index, size):
-        """Give the next stage sector ``index``, which `_is_right` has just read."""
-        piece_size = len(self._check)
-        count = SECTOR // piece_size
-        for piece in range(index * count, index * count + count):
-            left = size - piece * piece_size
-            if left <= 0:
-                break
-            if not self._verify:
-                data = self._pieces[piece]
-            else:
-                if count > 1:
-                    self._read(piece)
-                data = self._check
-            self._readback.write(data if left >= piece_size else data[:left])
 
     def _write_from(self, first, count):
         """Write the sectors from ``first`` on, of which that one at least is not right."""

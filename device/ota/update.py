@@ -76,7 +76,6 @@ class OTA:
         if not force:
             self._check_confirmed()
         gc.collect()
-        # The digest over what is read back, up to the image's own.
         self._digest = _Digest()
         self._writer = SlotWriter(
             self.part, self._digest, verify, block_size, before_erase=self._forget_slot
@@ -272,7 +271,8 @@ class OTA:
         try:
             self._first.finish()
             self._writer.close()
-            self._writer = self._buf = None  # with its buffers: what comes now needs the heap
+            self._writer = self._buf = None
+            gc.collect()  # its buffers: what comes now needs the heap
             self._check_whole()
         except ImageError:
             self._forget()
@@ -425,10 +425,13 @@ class OTA:
 
     def keep(self, size):
         """Take the first ``size`` bytes, whole sectors, from the slot, where they are already."""
-        for block in range(size // SECTOR):
+        at = 0
+        while at < size:
             buf = self.buffer()
-            self.part.readblocks(block, buf)
-            self.take(SECTOR)
+            count = min(len(buf), size - at)
+            self.part.readblocks(at // SECTOR, buf[:count], at % SECTOR)
+            self.take(count)
+            at += count
 
     def _pass_over(self):
         """Leave out what of a bundle this board does not want."""
@@ -448,12 +451,7 @@ class OTA:
         """Move ``count`` bytes on from `buffer` into the stages; whether any more are wanted."""
         if not count:
             return False
-        buf = self._buf
-        try:
-            self.write(buf if count == len(buf) else buf[:count])
-        except ImageError:
-            self._forget()
-            raise
+        self._take(count)
         if self._release and self._source:
             self._pass_over()
         if self.verbose and not self._received % 65536:
@@ -463,9 +461,19 @@ class OTA:
         is_whole = self._first and self._first.is_complete
         return not is_whole or self._expect_sha or self._expect_length
 
+    def _take(self, count):
+        buf = self._buf
+        if count < len(buf):
+            buf = buf[:count]
+        try:
+            self.write(buf)
+        except ImageError:
+            self._forget()
+            raise
+
 
 class _Digest:
-    """The last stage: SHA-256 over an image up to the digest that it carries."""
+    """The last stage, of what the flash holds: SHA-256 over an image up to its own digest."""
 
     def __init__(self):
         self.sha = sha256()

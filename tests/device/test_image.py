@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
 
 import boards
 import ota_board
-from ota_board import NEW, output
+from ota_board import output
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +139,14 @@ writer = SlotWriter(flash, Digest(), block_size=block_size)
 image = AppImage(writer, Board(Partition(Partition.RUNNING)), Partition("ota_1"))
 """
     script += f"""
-head = {NEW[:4096]!r}
+head = {boards.app(size=0x38000)[:4096]!r}
 image.write(head)
-body = bytearray(4096)
-image.write(body)
+while writer.written == 0:
+    image.write(writer.buffer())  # as an update does: what comes stands where it is written from
 micropython.heap_lock()
 try:
-    for i in range(20):
-        image.write(body)
+    for i in range({131072 // block_size}):
+        image.write(writer.buffer())
 finally:
     micropython.heap_unlock()
 print("nothing allocated")
