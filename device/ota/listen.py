@@ -6,7 +6,7 @@ Nothing listens unless the app asks for it so. docs/PROTOCOL.md says what goes o
 """
 
 import asyncio
-import gc
+import socket
 
 from micropython import const
 
@@ -22,6 +22,8 @@ _MAX_FRAME = const(1024)
 _CREDIT = const(16384)  # TCP keeps what the board has not taken yet
 _POLL_MS = const(200)
 _RESTART_MS = const(1000)
+_LINGER_MS = const(1000)
+_REST_SIZE = const(256)
 _BACKLOG = const(2)
 
 
@@ -49,26 +51,35 @@ class Listener:
 
     async def serve(self):
         """Listen, as long as the task runs."""
-        server = await self._listen()
+        server = socket.socket()
         try:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(socket.getaddrinfo(*self._address)[0][-1])
+            server.listen(_BACKLOG)
+            server.setblocking(False)
             while True:
-                if server is None or server.task.done():
-                    # A client came for whom there was no memory: asyncio/stream.py: Server._serve.
-                    server = None
-                    gc.collect()  # closes its socket
-                    try:
-                        server = await self._listen()
-                    except (OSError, MemoryError):  # the next time, then
-                        pass
                 self.receiver.poll()
+                self._accept(server)
                 await asyncio.sleep_ms(_POLL_MS)
         finally:
-            if server:
-                server.close()
+            server.close()
             self.receiver.close()
 
-    def _listen(self):
-        return asyncio.start_server(self._talk, *self._address, _BACKLOG)
+    def _accept(self, server):
+        """Take one client, if there is one.
+
+        asyncio.start_server would end for good with the first for whom there is no memory.
+        """
+        try:
+            client, _ = server.accept()
+        except (OSError, MemoryError):
+            return
+        try:
+            client.setblocking(False)
+            stream = asyncio.StreamReader(client)
+            asyncio.create_task(self._talk(stream, stream))  # noqa: RUF006  the loop holds it
+        except MemoryError:
+            client.close()
 
     def name(self):
         """The name that the board answers to on the network.
@@ -83,16 +94,10 @@ class Listener:
     async def _talk(self, reader, writer):
         link = _Link(writer)
         try:
-            if self.receiver.open(link):
-                await self._read_frames(reader, link)
-            else:
-                send_error(link, busy())
-                await writer.drain()
-        except (OSError, EOFError, MemoryError):
+            await self._serve_client(reader, link)
+            await asyncio.wait_for_ms(_drop_rest(reader), _LINGER_MS)
+        except (OSError, EOFError, MemoryError, asyncio.TimeoutError):
             pass  # it has gone, or cannot even be told why it has to go
-        except asyncio.CancelledError:
-            if not link.is_closed:
-                raise
         finally:
             if self.receiver.link is link:
                 self.receiver.lost()
@@ -104,15 +109,27 @@ class Listener:
             await asyncio.sleep_ms(_RESTART_MS)
             machine.reset()
 
+    async def _serve_client(self, reader, link):
+        try:
+            if self.receiver.open(link):
+                await self._read_frames(reader, link)
+            else:
+                send_error(link, busy())
+            await link.flush()
+        except asyncio.CancelledError:
+            if not link.is_closed:
+                raise
+
     async def _read_frames(self, reader, link):
         receiver = self.receiver
         head = memoryview(bytearray(_HEAD_SIZE))
         while receiver.link is link:
             try:
                 await self._take_frame(reader, head)
+                await link.flush()
             except MemoryError as error:
                 receiver.fail(error)
-            await link.flush()
+                await asyncio.sleep_ms(_POLL_MS)  # for others to give memory back
 
     async def _take_frame(self, reader, head):
         receiver = self.receiver
@@ -138,6 +155,16 @@ async def _read(reader, buf):
         if count == 0:
             raise EOFError
         done += count or 0
+
+
+async def _drop_rest(reader):
+    """Read on until the client hangs up: else the close takes back what it has not read yet.
+
+    TCP resets a connection that is closed before all has been read: RFC 2525, 2.17.
+    """
+    buf = bytearray(_REST_SIZE)
+    while await reader.readinto(buf) != 0:
+        pass
 
 
 class _Link:

@@ -434,22 +434,42 @@ def test_an_update_takes_less_than_24_kib_of_heap() -> None:
         assert 12 * 1024 < heap_peak(board, radio, update()) < 24 * 1024
 
 
-@pytest.mark.parametrize("heap_size", [54 * 1024, 56 * 1024])
-def test_a_board_that_lacks_memory_says_so_and_goes_on(heap_size: int) -> None:
-    with in_reach() as (radio, board):
-        board.heap_size = heap_size
-        powered = Powered(board, peripheral(", silence=2"))
-        with pytest.raises(RefusedError, match="not enough memory") as refused:
-            push(radio, update(), attempts=1)
-        assert refused.value.code == "board"
-        stop(radio)
-        assert powered.wait().labels == ("ota_0",)
+def locked(events: tuple[int, ...], count: int) -> str:
+    """`peripheral`, but while ``count`` of those events are handled there is no memory."""
+    return f"""
+import micropython
+left = {count}
+def irq(event, data):
+    global left
+    if event not in {events} or not left:
+        return p._irq(event, data)
+    left -= 1
+    micropython.heap_lock()
+    try:
+        return p._irq(event, data)
+    finally:
+        micropython.heap_unlock()
+""" + peripheral().replace("p.start()\n", "p.start()\np._ble.irq(irq)\n")
 
 
-def test_a_heap_of_72_kib_is_enough_for_all_with_the_modules_in_it() -> None:
+def test_connections_come_and_go_where_no_event_gets_any_memory() -> None:
+    connect, disconnect, mtu = 1, 2, 21
     with in_reach() as (radio, board):
-        board.heap_size = 72 * 1024
-        powered = Powered(board, peripheral())
+        powered = Powered(board, locked((connect, disconnect, mtu), 1000))
+        talk(radio, _announce_nothing)
+        talk(radio, _talk_nonsense)
+        push(radio, update())
+        run = powered.wait()
+    assert run.labels == BOTH
+    assert "Unhandled" not in run.output
+
+
+def test_a_write_for_which_there_is_no_memory_is_answered() -> None:
+    write = 3
+    with in_reach() as (radio, board):
+        powered = Powered(board, locked((write,), 1))
+        with pytest.raises(RefusedError, match="not enough memory"):
+            push(radio, update())
         push(radio, update())
         assert powered.wait().labels == BOTH
 

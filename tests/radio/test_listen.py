@@ -242,6 +242,49 @@ def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
     assert (run_.labels, run_.traceback) == (BOTH, "")
 
 
+def test_who_sends_on_meanwhile_still_hears_why_it_is_refused() -> None:
+    async def run(port: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(bytes(3) + bytes(8000))
+        writer.write_eof()
+        answer = await reader.read()  # to the end: the board must not reset the connection
+        writer.close()
+        return answer
+
+    with listening() as (_, _, port):
+        wait_for(port)
+        assert b"protocol" in asyncio.run(run(port))
+        stop(port)
+
+
+def test_the_listener_goes_on_after_a_client_for_whom_there_was_no_memory() -> None:
+    script = """
+import asyncio
+stream = asyncio.StreamReader
+def starved(*args):
+    asyncio.StreamReader = stream
+    print("starved")
+    raise MemoryError
+class Starving:
+    def accept(size, chip, version):
+        if version == "starve":
+            asyncio.StreamReader = starved
+        return version == "go"
+"""
+    port = free_port()
+    with ota_board.updating_board() as board:
+        options = f", secret={SECRET!r}"
+        script += listener(port, options).replace("accept=accept", "accept=Starving.accept")
+        powered = Powered(board, script)
+        wait_for(port)
+        with pytest.raises(RefusedError, match="does not want version starve"):
+            push_tcp(port, Update("x", b"x", version="starve"))
+        push_tcp(port, Update("new.bin", NEW, version="go"))
+        run = powered.wait()
+    assert "starved" in run.output
+    assert run.labels == BOTH
+
+
 def test_the_app_goes_on_after_a_refused_update() -> None:
     with listening() as (powered, board, port):
         with pytest.raises(RefusedError) as refused:

@@ -1,0 +1,106 @@
+"""Pushes to boards of any heap: they go through, or the sender is told that there is no memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import encoded
+import ota_board
+import pytest
+import releases
+from mpota.formats.delta import make_delta
+from mpota.formats.frames import compress
+from mpota.push import RefusedError
+from mpota.virtual.board import Board, End
+from mpota.wire import Sent, Update
+from reach import SECRET, Powered, free_port, in_reach, listener, peripheral, push, push_tcp
+
+SMALLEST, LARGEST = 44, 116  # KiB
+Push = Callable[[Update], Sent]
+FORMS: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: encoded.NEW,
+    "compressed": lambda: compress(encoded.NEW).to_bytes(),
+    "delta": lambda: make_delta(encoded.OLD, encoded.NEW).to_bytes(),
+    "signed": lambda: releases.make(encoded.content(), keys=(releases.key(),)).to_bytes(),
+}
+# From which size of heap on it has to go through, in KiB: over BLE, over TCP. Some less may do, as
+# the heap happens to be divided.
+ENOUGH = {"plain": (70, 66), "compressed": (104, 94), "delta": (112, 98), "signed": (108, 98)}
+# By default: sizes at which boards once fell silent, and their neighbours; --all-cuts takes all.
+FEW = {
+    "plain": (44, 57, 60, 64, 68),
+    "compressed": (64, 80),
+    "delta": (73, 86),
+    "signed": (44, 90),
+}
+
+
+@functools.cache
+def form(name: str) -> Update:
+    return Update(name, FORMS[name]())
+
+
+@functools.cache
+def content(name: str) -> bytes:
+    """The flash of a board that takes that form."""
+    with ota_board.updating_board(encoded.base()) as board:
+        if name == "signed":
+            ota_board.output(
+                board, f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})"
+            )
+        return board.flash.snapshot()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    all_sizes = tuple(range(SMALLEST, LARGEST + 1))
+    is_all = metafunc.config.getoption("--all-cuts")
+    column = 0 if "ble" in metafunc.function.__name__ else 1
+    rows = [
+        (name, size)
+        for name in FORMS
+        for size in (all_sizes if is_all else (*FEW[name], ENOUGH[name][column]))
+    ]
+    metafunc.parametrize(("name", "size"), rows)
+
+
+def check(board: Board, script: str, name: str, size: int, enough: int, send: Push) -> None:
+    """Push, and then, if the board has refused, have it do something else."""
+    board.heap_size = size * 1024
+    before = ota_board.slot_content(board, len(encoded.OLD), encoded.boards.OTA_0)
+    powered = Powered(board, script)
+    refused = None
+    try:
+        send(form(name))
+    except RefusedError as error:
+        refused = error
+    labels: tuple[str, ...] = ("ota_0", "ota_1")
+    if refused:
+        assert (refused.code, str(refused)) == ("board", "the board has not enough memory")
+        assert size < enough
+        with pytest.raises(RefusedError, match="does not want version stop"):
+            send(Update("stop", b"stop", version="stop"))
+        labels = ("ota_0",)
+    run = powered.wait()
+    assert (run.end, run.labels, run.traceback) == (End.IDLE, labels, "")
+    assert ota_board.slot_content(board, len(encoded.OLD), encoded.boards.OTA_0) == before
+
+
+def test_over_ble_it_goes_through_or_the_sender_is_told(name: str, size: int) -> None:
+    with in_reach(content=content(name)) as (radio, board):
+        script = peripheral(", silence=5")
+        enough = ENOUGH[name][0]
+        check(board, script, name, size, enough, lambda what: push(radio, what, attempts=1))
+
+
+def test_over_tcp_it_goes_through_or_the_sender_is_told(name: str, size: int) -> None:
+    port = free_port()
+    is_open = name == "signed"
+    secret = None if is_open else SECRET.encode()
+    with ota_board.updating_board(content(name)) as board:
+        script = listener(port, ", silence=5" + ("" if is_open else f", secret={SECRET!r}"))
+
+        def send(what: Update) -> Sent:
+            return push_tcp(port, what, secret=secret, attempts=6)
+
+        check(board, script, name, size, ENOUGH[name][1], send)
