@@ -236,7 +236,7 @@ class Receiver:
         if not 0 < size <= _MAX_SIZE:
             raise ImageError("empty" if not size else "too-long", "a file of %d bytes" % size)
         if chip not in (_ANY_CHIP, _chip_id()):
-            from .memory import chip_name
+            from .chips import chip_name
 
             raise ImageError(
                 "wrong-chip",
