@@ -67,7 +67,9 @@ class Nvs:
             return error.code, b""
 
     def erase(self, namespace: bytes, key: bytes) -> int:
-        if not self._is_known(namespace, key):
+        if self._storage is None:
+            return ESP_ERR_NVS_PART_NOT_FOUND
+        if not self._is_known(self._storage, namespace, key):
             return ESP_ERR_NVS_NOT_FOUND
         self._changes.append(_Change(namespace, key, 0, None))
         return ESP_OK
@@ -88,15 +90,13 @@ class Nvs:
             return error.code
         return ESP_OK
 
-    def _is_known(self, namespace: bytes, key: bytes) -> bool:
+    def _is_known(self, storage: Storage, namespace: bytes, key: bytes) -> bool:
         """Whether the key has a value of any type."""
         for change in reversed(self._changes):
             if (change.namespace, change.key) == (namespace, key):
                 return change.value is not None
-        if self._storage is None:
-            return False
-        number = self._storage.namespace(namespace)
-        return number is not None and self._storage.has(number, key)
+        number = storage.namespace(namespace)
+        return number is not None and storage.has(number, key)
 
 
 def _init(flash: Flash, partition: Partition, loses_blobs: bool) -> Storage | None:

@@ -9,6 +9,7 @@ erased.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from mpota.formats.nvs import (
     CHUNK_STARTS,
@@ -36,6 +37,14 @@ from mpota.virtual.nvs_page import (
 
 _MIN_FIRST_CHUNK = MAX_DATA_SIZE // 10  # a blob does not begin in less, if it is larger
 _MAX_NAMESPACE = 254
+
+
+class _Place(NamedTuple):
+    """Where an item is: the page, and the entry that is its head."""
+
+    page: Page
+    entry: int
+    item: Item
 
 
 class Storage:
@@ -102,21 +111,21 @@ class Storage:
         """Store the value of a new or known key, whatever its type was. BLOBs go in chunks."""
         old = self._find_old(namespace, kind, key)
         stored = ItemType.BLOB_INDEX if kind is ItemType.BLOB else kind
-        is_same_type = old is not None and old[2].type is stored
+        is_same_type = old is not None and old.item.type is stored
         if is_same_type and self._holds(namespace, kind, key, value):
             return
         if kind is ItemType.BLOB:
             start = CHUNK_STARTS[0]
-            if old is not None and is_same_type and old[2].chunk_start == start:
+            if old is not None and is_same_type and old.item.chunk_start == start:
                 start = CHUNK_STARTS[1]
             self._write_blob(namespace, key, value, start)
         else:
             self._write_item(namespace, kind, key, value)
-        if old is not None and old[2].type is ItemType.BLOB_INDEX:
+        if old is not None and old.item.type is ItemType.BLOB_INDEX:
             self._erase_blob(old[2])
         elif old is not None:
             # Found anew: it may have been moved to another page.
-            page, index, _ = self._need(self._find(namespace, old[2].type, key))
+            page, index, _ = self._need(self._find(namespace, old.item.type, key))
             page.erase_item(index)
 
     def erase(self, namespace: int, key: bytes) -> None:
@@ -129,30 +138,28 @@ class Storage:
 
     # --- finding -------------------------------------------------------------------------------
 
-    def _items(self) -> Iterator[tuple[Page, int, Item]]:
+    def _items(self) -> Iterator[_Place]:
         for page in self._pages:
             for index, item in page.items():
-                yield page, index, item
+                yield _Place(page, index, item)
 
     def _find(
         self, namespace: int, kind: ItemType | None, key: bytes, chunk_index: int = NO_CHUNK
-    ) -> tuple[Page, int, Item] | None:
+    ) -> _Place | None:
         """On each page the first item of the key counts, whether it is of this type or not."""
         for page in self._pages:
             found = page.find(namespace, key, chunk_index)
             if found and kind in (None, found[1].type):
-                return page, *found
+                return _Place(page, *found)
         return None
 
-    def _find_old(
-        self, namespace: int, kind: ItemType, key: bytes
-    ) -> tuple[Page, int, Item] | None:
+    def _find_old(self, namespace: int, kind: ItemType, key: bytes) -> _Place | None:
         """What a new value replaces: of the same type if there is one."""
         stored = ItemType.BLOB_INDEX if kind is ItemType.BLOB else kind
         return self._find(namespace, stored, key) or self._find(namespace, None, key)
 
     @staticmethod
-    def _need(found: tuple[Page, int, Item] | None) -> tuple[Page, int, Item]:
+    def _need(found: _Place | None) -> _Place:
         if found is None:
             raise NvsError(NOT_FOUND)
         return found
@@ -216,39 +223,35 @@ class Storage:
         max_chunks = min(len(self._pages) + len(self._free) - 1, MAX_CHUNKS)
         if len(value) > max_chunks * MAX_DATA_SIZE:
             raise NvsError(VALUE_TOO_LONG)
-        chunks: list[Page] = []
         try:
-            self._write_chunks(namespace, key, value, start, chunks)
-            index = Item.blob_index(namespace, key, len(value), len(chunks), start)
+            count = self._write_chunks(namespace, key, value, start)
+            index = Item.blob_index(namespace, key, len(value), count, start)
             if not self._pages[-1].write(index):
                 raise NvsError(NOT_ENOUGH_SPACE)
         except NvsError:
-            for number, page in enumerate(chunks):
-                found = page.find(namespace, key, start + number)
-                if found:
-                    page.erase_item(found[0])
+            self._erase_chunks((namespace, key, start))
             raise
 
-    def _write_chunks(
-        self, namespace: int, key: bytes, value: bytes, start: int, pages: list[Page]
-    ) -> None:
-        """Fill the pages to their end; ``pages`` gets the page of each chunk."""
+    def _write_chunks(self, namespace: int, key: bytes, value: bytes, start: int) -> int:
+        """Fill the pages to their end. The number of chunks that it took."""
         while (tailroom := self._pages[-1].tailroom) < min(_MIN_FIRST_CHUNK, max(1, len(value))):
             self._next_page()
             if self._pages[-1].tailroom == tailroom:
                 raise NvsError(NOT_ENOUGH_SPACE)
-        rest = value
-        while rest or not pages:
+        count, rest = 0, value
+        while rest or not count:
             page = self._pages[-1]
             if page.tailroom == 0:
                 raise NvsError(NOT_ENOUGH_SPACE)
             chunk, rest = rest[: page.tailroom], rest[page.tailroom :]
             left = page.tailroom - len(chunk)
-            item = Item.with_data(namespace, ItemType.BLOB_DATA, key, chunk, start + len(pages))
-            page.write(item, chunk)
-            pages.append(page)
+            page.write(
+                Item.with_data(namespace, ItemType.BLOB_DATA, key, chunk, start + count), chunk
+            )
+            count += 1
             if rest or left < ENTRY_SIZE:  # no room for the index
                 self._next_page()
+        return count
 
     # --- blobs ---------------------------------------------------------------------------------
 
@@ -266,8 +269,11 @@ class Storage:
         for page, index, item in self._items():
             if item == blob:
                 page.erase_item(index)
+        self._erase_chunks((blob.namespace, blob.key, blob.chunk_start))
+
+    def _erase_chunks(self, family: tuple[int, bytes, int]) -> None:
         for page, index, item in self._items():
-            if item.type is ItemType.BLOB_DATA and _is_part(item, blob):
+            if item.type is ItemType.BLOB_DATA and _family(item) == family:
                 page.erase_item(index)
 
     # --- after a power cut ---------------------------------------------------------------------
@@ -306,12 +312,13 @@ class Storage:
         written, or not all erased.
         """
         items = list(self._items())
-        chunks = [found for found in items if found[2].type is ItemType.BLOB_DATA]
+        chunks = [found for found in items if found.item.type is ItemType.BLOB_DATA]
         needed = set()
         for page, index, blob in items:
             if blob.type is not ItemType.BLOB_INDEX:
                 continue
-            own = [chunk for _, _, chunk in chunks if _is_part(chunk, blob)]
+            family = (blob.namespace, blob.key, blob.chunk_start)
+            own = [chunk for _, _, chunk in chunks if _family(chunk) == family]
             size = sum(chunk.data_size for chunk in own)
             if (len(own), size) == (blob.chunk_count, blob.blob_size):
                 needed |= {chunk.identity for chunk in own}
@@ -322,10 +329,9 @@ class Storage:
                 page.erase_item(index)
 
 
-def _is_part(chunk: Item, blob: Item) -> bool:
-    """Whether a BLOB_DATA belongs to a BLOB_INDEX, and not to an older or newer value."""
-    start = chunk.chunk_index & CHUNK_STARTS[1]
-    return (chunk.namespace, chunk.key, start) == (blob.namespace, blob.key, blob.chunk_start)
+def _family(chunk: Item) -> tuple[int, bytes, int]:
+    """What the chunks of one value of a blob have in common: namespace, key, chunk_start."""
+    return chunk.namespace, chunk.key, chunk.chunk_index & CHUNK_STARTS[1]
 
 
 def _read_data(page: Page, index: int) -> bytes:
