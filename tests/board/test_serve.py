@@ -258,7 +258,7 @@ def test_a_published_app_goes_on_where_a_power_cut_broke_it_off(tmp_path: Path) 
     with running(public) as (server, served):
         line = f"import ota; ota.release.install('{server.url}manifest.json', block_size=4096)"
         board.flash.restart_count()
-        board.flash.cut = Cut(80, CutMode.TORN)  # some 40 of its 48 sectors are there
+        board.flash.cut = Cut(100, CutMode.TORN)  # some 40 of its 48 sectors are there
         assert board.run(line).end is End.POWER_CUT
         served.clear()
         run = board.run(line)
