@@ -90,7 +90,8 @@ class _Code:
         self.edits += other.edits
         self.sectors += other.sectors
 
-    def to_bytes(self) -> bytes:
+    def to_parts(self) -> list[bytes]:
+        """The code is these one after the other."""
         copies, literals = bytearray(), bytearray()
         place = self.start
         for piece in self.pieces:
@@ -108,7 +109,12 @@ class _Code:
             values += value.to_bytes(2, "little")
             end = at + (1 if at % SECTOR_SIZE == SECTOR_SIZE - 1 else 2)
         head = _HEAD.pack(len(copies), len(gaps), len(self.edits), len(literals))
-        return head + copies + gaps + values + literals
+        return [head + copies, bytes(gaps), bytes(values), bytes(literals)]
+
+    def pack(self) -> bytes:
+        """The code deflated, in as many blocks as make it smallest."""
+        parts = [part for part in self.to_parts() if part]
+        return min((deflate(*blocks) for blocks in _groups(parts)), key=len)
 
 
 def make_delta(old: bytes, new: bytes) -> Frames:
@@ -121,10 +127,10 @@ def make_delta(old: bytes, new: bytes) -> Frames:
     for start, stretches in _by_sector(find_stretches(old, new)):
         sector = _best_sector(old, new, stretches)
         if code.size + sector.size - _HEAD.size > MAX_UNPACKED:
-            frames.append(Frame(deflate(code.to_bytes()), code.sectors))
+            frames.append(Frame(code.pack(), code.sectors))
             code = _Code(start)
         code.add(sector)
-    frames.append(Frame(deflate(code.to_bytes()), code.sectors))
+    frames.append(Frame(code.pack(), code.sectors))
     return Frames(len(new), tuple(frames), Base.of(old))
 
 
@@ -223,7 +229,7 @@ def _best_sector(old: bytes, new: bytes, stretches: list[Stretch]) -> _Code:
     if len(edited.edits) < _FEW and len(edited.pieces) == 1:
         return edited
     fitting = (way for way in ways if way.size <= MAX_UNPACKED)
-    return min(fitting, key=lambda way: len(deflate(way.to_bytes())))
+    return min(fitting, key=lambda way: len(way.pack()))
 
 
 def _describe(
@@ -263,6 +269,17 @@ def _edits(made: bytes, new: bytes, first: int, end: int) -> Iterator[tuple[int,
         value -= int.from_bytes(made[at : at + width], "little")
         yield first + at, value % (1 << 8 * width)
         at += width
+
+
+def _groups(parts: list[bytes]) -> Iterator[list[bytes]]:
+    """All ways to put neighbours together."""
+    first, *others = parts
+    if not others:
+        yield parts
+        return
+    for groups in _groups(others):
+        yield [first, *groups]
+        yield [first + groups[0], *groups[1:]]
 
 
 def _varint(number: int) -> bytes:

@@ -128,10 +128,14 @@ def decompress(frames: Frames) -> bytes:
     return b"".join(pieces)
 
 
-def deflate(data: bytes) -> bytes:
-    """Raw deflate that a frame may hold: it ends byte-aligned and does not end the stream."""
+def deflate(*parts: bytes) -> bytes:
+    """Raw deflate that a frame may hold: it ends byte-aligned and does not end the stream.
+
+    Each of the ``parts`` begins a block: it has Huffman codes of its own.
+    """
     packer = zlib.compressobj(9, zlib.DEFLATED, -WINDOW_BITS, 9)
-    return packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)
+    blocks = [packer.compress(part) + packer.flush(zlib.Z_BLOCK) for part in parts[:-1]]
+    return b"".join(blocks) + packer.compress(parts[-1]) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 def inflate(frame: Frame, window_bits: int, size: int) -> bytes:
