@@ -17,7 +17,6 @@ from .running import digest
 
 SECTOR = const(4096)
 
-_MAX_UNPACKED = const(4608)
 _HEAD_SIZE = const(8)
 _FAR = const(255)
 
@@ -30,22 +29,21 @@ _LEFT = const(3)
 
 
 class Delta:
-    """Fills sector by sector, from the frames that ``stream`` inflates.
+    """Fills sector by sector, from the frames that ``stream`` inflates. ``code``: room for one.
 
     Raises FrameError ("base") if the app that runs does not start with ``size`` bytes of this
     SHA-256, and ValueError or IndexError for damage.
     """
 
-    def __init__(self, stream, size, expected):
+    def __init__(self, stream, code, size, expected):
         self._stream = stream
+        self._code = code
         self._part = part = Partition(Partition.RUNNING)
         self._size = size
         if digest(part, size) != expected:
             raise FrameError(
                 "base", "the delta starts from another app than the one that runs here"
             )
-        gc.collect()
-        self._code = memoryview(bytearray(_MAX_UNPACKED))
         self._edits = array("i", (0, 0, 0, 0))
 
     def begin(self, at):
@@ -54,7 +52,7 @@ class Delta:
         self._read(code[:_HEAD_SIZE])
         copies, gaps, edits, literals = unpack_from("<HHHH", code)
         end = copies + gaps + 2 * edits + literals
-        if end > _MAX_UNPACKED:
+        if end > len(code):
             raise ValueError
         self._read(code[:end])
         self._copy = 0  # place in the code of the next copy

@@ -2,7 +2,7 @@
 
 The format is described in the desk's ``mpota/formats/frames.py``. One frame is collected, then it
 is decoded straight into the buffers of the next stage. What the decoder needs is
-allocated once: a DeflateIO goes on from frame to frame, since none of them ends its stream.
+allocated once, in a Room: a DeflateIO goes on from frame to frame, since none ends its stream.
 """
 
 import gc
@@ -18,7 +18,9 @@ MAGIC = b"OTAF"
 SECTOR = const(4096)
 MAX_PACKED = const(6656)  # bytes of a frame as it comes
 
-_MAX_DELTA = const(4640)  # of a delta: what it unpacks to is less
+_MAX_DELTA = const(4640)  # of a delta
+_MAX_UNPACKED = const(4608)  # what that unpacks to
+_WBITS = const(12)  # unless the header says otherwise
 _VERSION = const(1)
 _DEFLATE = const(1)
 _DELTA = const(2)
@@ -27,10 +29,29 @@ _BASE_SIZE = const(36)  # more of a header, of a delta
 _FRAME_SIZE = const(4)
 _MAX_TAIL = const(16)  # bytes of a frame that are read with the next one
 
+# A byte in a deflate block that is stored and not the last one.
+_STORED = b"\0\1\0\xfe\xff\0"
+
 
 def is_frames(head):
     """Whether a file that starts with these bytes is an encoded payload."""
     return bytes(head[:4]) == MAGIC
+
+
+class Room:
+    """The memory that frames take. It can be had before code and strings divide the heap."""
+
+    def __init__(self, is_delta, wbits=_WBITS):
+        self.kind = is_delta, wbits
+        self.max_packed = _MAX_DELTA if is_delta else MAX_PACKED
+        self.packed = BytesIO(self.max_packed + _MAX_TAIL)
+        self.stream = DeflateIO(self.packed, RAW, wbits)  # inflates what stands in `packed`
+        # It takes its window when it begins.
+        self.packed.write(_STORED)
+        self.packed.seek(0)
+        self.stream.readinto(bytearray(1))
+        self.packed.seek(0)
+        self.code = memoryview(bytearray(_MAX_UNPACKED)) if is_delta else None
 
 
 class Frames:
@@ -38,12 +59,13 @@ class Frames:
 
     ``sink`` takes the content: `buffer` gives whole sectors to fill, `take(count)` moves them on.
     ``size``: of the content, None if it is not known beforehand. ``close()`` is called when all of
-    it has gone on. ``mark`` (mark.py): the content goes on where it broke off.
+    it has gone on. ``mark`` (mark.py): the content goes on where it broke off. ``room``: a Room, if
+    there is one already.
     """
 
     is_complete = False
 
-    def __init__(self, sink, size=None, close=None, mark=None):
+    def __init__(self, sink, size=None, close=None, mark=None, room=None):
         self.at = 0  # bytes of the content that have gone on
         self.size = size
         self._sink = sink
@@ -56,8 +78,8 @@ class Frames:
         self._parse = self._parse_header
         self._sectors = 0  # of the frame at hand
         self._tail = bytearray(_MAX_TAIL)
-        gc.collect()
-        self._packed = BytesIO(_BASE_SIZE)
+        self._room = room
+        self._packed = room.packed if room else BytesIO(_BASE_SIZE)
 
     def write(self, buf):
         """Take the next encoded bytes."""
@@ -98,7 +120,7 @@ class Frames:
                 "the encoded payload is truncated: it gave %d bytes of %s"
                 % (self.at, "the content" if self.size is None else self.size),
             )
-        self._packed = self._decoder = None
+        self._packed = self._room = self._decoder = None
         if self._close:
             self._close()
 
@@ -122,25 +144,24 @@ class Frames:
         if not 9 <= wbits <= 15 or not 0 < size < 1 << 30 or self.size not in (None, size):
             raise _error("a header with window 2**%d, %d bytes" % (wbits, size))
         self.size = size
-        self._max_packed = MAX_PACKED if kind == _DEFLATE else _MAX_DELTA
-        self._wbits = wbits
-        if kind == _DELTA:
+        kind = kind == _DELTA, wbits
+        if not self._room or self._room.kind != kind:
+            self._packed = self._room = None
+            gc.collect()
+            self._room = Room(*kind)
+            self._packed = self._room.packed
+        if kind[0]:
             self._await(_BASE_SIZE, self._parse_base)
         else:
-            self._decoder = _Inflate(self._open_stream())
+            self._decoder = _Inflate(self._room.stream)
             self._begin(_HEADER_SIZE)
 
     def _parse_base(self):
         from .delta import Delta
 
         size, digest = struct.unpack("<I32s", self._field(_BASE_SIZE))
-        self._decoder = Delta(self._open_stream(), size, digest)
+        self._decoder = Delta(self._room.stream, self._room.code, size, digest)
         self._begin(_HEADER_SIZE + _BASE_SIZE)
-
-    def _open_stream(self):
-        """What inflates the frames that will come, one after the other, into `_packed`."""
-        self._packed = BytesIO(self._max_packed + _MAX_TAIL)
-        return DeflateIO(self._packed, RAW, self._wbits)
 
     def _begin(self, header_size):
         """The frames come, the first of which may be there already."""
@@ -158,7 +179,7 @@ class Frames:
     def _parse_frame(self):
         size, self._sectors = struct.unpack("<HH", self._field(_FRAME_SIZE))
         left = (self.size - self.at + SECTOR - 1) // SECTOR
-        if not 0 < size <= self._max_packed or not 0 < self._sectors <= left:
+        if not 0 < size <= self._room.max_packed or not 0 < self._sectors <= left:
             raise _error("a frame of %d bytes for %d sectors" % (size, self._sectors))
         self._frame_size = size
         self._await(size, self._decode)

@@ -1,4 +1,4 @@
-"""Judges a release: is it signed, is it for this board, is there room for it?
+"""Judges a release: is it for this board, is there room for it?
 
 Loaded for that alone, and let go before the payloads come: code lives in the heap.
 """
@@ -9,7 +9,7 @@ from time import gmtime
 from esp32 import Partition
 from micropython import const
 
-from . import boot, files, keys, otadata, signature
+from . import boot, files, otadata
 from .chips import chip_name
 from .errors import ReleaseError, StateError
 from .manifest import Manifest, version_key
@@ -21,13 +21,12 @@ _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that 
 _RESERVED_SUBTYPES = (0x00, 0x01, 0x02, 0x04, 0x05)
 
 
-def judge(data, sector, place, force):
+def judge(data, trust, place, force):
     """(what to remember of the release, its Items). Raises OTAError if it must not come in.
 
+    ``data``: the manifest, whose signature was found good; ``trust``: this board's keys.Trust;
     ``place``: where this board gets payloads from, "member" or "url". Nothing is written.
     """
-    trust = keys.load()
-    _check_signature(data, sector, trust)
     manifest = Manifest(data)
     if not force:
         _check_confirmed()
@@ -61,15 +60,6 @@ def _entry(manifest):
             entry["sha256"] = payload.sha256
             entry["disk"] = payload.disk
     return entry
-
-
-def _check_signature(data, sector, trust):
-    if sector is None:
-        if trust.trusted:
-            raise ReleaseError("unsigned", "the manifest is not signed, this board has keys")
-        return
-    digest = signature.digest_padded(data)
-    signature.check(digest, sector, trust.trusted or None, trust.retired)
 
 
 def _check_keys(manifest, trust):

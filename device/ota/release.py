@@ -12,7 +12,6 @@ from hashlib import sha256
 from esp32 import Partition
 from micropython import const
 
-from . import files
 from .bundle import Bundle, is_bundle
 from .errors import OTAError, ReleaseError, SourceError
 from .home import has_home
@@ -62,11 +61,18 @@ class Release:
 
         Raises OTAError if it is not for this board, or the signature is due and not good.
         """
+        from .keys import load
+        from .signature import check_manifest
+
+        trust = load()
+        check_manifest(data, signature_sector, trust)
+        del check_manifest, load
+        unload("signature")
         from .judge import judge
 
-        self._entry, self.items = judge(data, signature_sector, place, self._force)
-        del judge
-        unload("judge", "manifest", "signature", "keys", "chips")
+        self._entry, self.items = judge(data, trust, place, self._force)
+        del judge, trust
+        unload("judge", "manifest", "keys", "chips")
 
     # --- taking
 
@@ -78,25 +84,29 @@ class Release:
         def done():
             item.is_taken = False
 
-        gc.collect()
+        unload("files", "boot", "confirm")  # until they are needed
+        room = None
+        if item.encoding:
+            from .frames import Buffered, Frames, Room
+
+            room = Room(item.encoding == "delta")
         if item.kind == "app":
-            self._app = app = _open_app(item, self._options)
+            buf = bytearray(_SECTOR) if room else None  # the heap is in one piece still
+            self._app = app = _open_app(item, self._options, buf)
             from .mark import Mark, Plain
 
             mark = Mark(item, app)
             app.mark = mark
             sink = _Sink(app.write, lambda: _seal(app), done)
-            if not item.encoding:
+            if not room:
                 return Plain(app, mark, sink.close)
         else:
             mark = None
             sink = _Checked(self._open_content(item), item, done)
-        if item.encoding:
-            from .frames import Buffered, Frames
-
-            target = self._app if item.kind == "app" else Buffered(sink.write)
-            return Frames(target, item.content_size, sink.close, mark)
-        return sink
+        if not room:
+            return sink
+        target = self._app if item.kind == "app" else Buffered(sink.write)
+        return Frames(target, item.content_size, sink.close, mark, room)
 
     def _open_content(self, item):
         if item.kind == "data":
@@ -104,6 +114,8 @@ class Release:
 
             part = Partition.find(Partition.TYPE_DATA, label=item.partition)[0]
             return SlotWriter(part, _Nowhere(), self._options["verify"])
+        from . import files
+
         if item.kind == "files":
             writer = files.TreeWriter(item.sha256, item.disk, self._staged.values())
             self._staged["tree"] = writer.name
@@ -188,6 +200,8 @@ class Release:
         """All has come: make it what the next boot takes. Raises OTAError."""
         if self.items is None or any(item.is_taken for item in self.items):
             raise ReleaseError("member", "the release is not complete")
+        from . import files
+
         entry = self._entry
         kept = files.running() if has_home() else {}
         for key in ("tree", "disk", "certs"):
@@ -214,11 +228,11 @@ class Release:
         return bool(self._app or self._staged)
 
 
-def _open_app(item, options):
+def _open_app(item, options, buf=None):
     """The update of a slot; the switch waits for the other payloads."""
     from .update import OTA
 
-    app = OTA(verbose=False, sha=item.sha256, length=item.content_size, **options)
+    app = OTA(verbose=False, sha=item.sha256, length=item.content_size, buf=buf, **options)
     app.is_vouched = True
     return app
 

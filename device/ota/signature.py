@@ -116,6 +116,14 @@ def digest_padded(data):
     return sha.digest()
 
 
+def check_manifest(data, sector, trust):
+    """Check a manifest by its signature, which may be None where ``trust`` holds no keys."""
+    if sector is not None:
+        check(digest_padded(data), sector, trust.trusted or None, trust.retired)
+    elif trust.trusted:
+        raise ReleaseError("unsigned", "the manifest is not signed, this board has keys")
+
+
 def check_app(partition, size, trusted, retired=()):
     """Check the signature that follows an app image of ``size`` bytes in a partition.
 

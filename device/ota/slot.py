@@ -31,16 +31,16 @@ _ALL = _Key()[:]  # view[_ALL] = data: an assignment that allocates no slice
 
 
 class SlotWriter:
-    """A stage that writes what it is given into a partition, from ``start`` on.
+    """A stage that writes what it is given into a partition, from its start on.
 
     ``sink``: the next stage; its ``write(buf)`` gets a block once that was read back from the flash
     and found right. With ``verify`` off nothing is read back.
     ``block_size``: bytes to erase and write at once, 4096, or 65536 if the heap has them; 0: as
-    the heap allows. ``before_erase()`` is called once, before the first erase. Blocks that already
-    hold the right bytes are left alone.
+    the heap allows. ``before_erase()`` is called once, before the first erase. ``buf``: a bytearray
+    of 4096 bytes to begin with. Sectors that already hold the right bytes are left alone.
     """
 
-    def __init__(self, partition, sink, verify=True, block_size=0, start=0, before_erase=None):
+    def __init__(self, partition, sink, verify=True, block_size=0, before_erase=None, buf=None):
         self._partition = partition
         self._sink = sink
         self._verify = verify
@@ -48,21 +48,21 @@ class SlotWriter:
         self._has_grown = False
         self._before_erase = before_erase
         _, _, _, self._limit, self._name, _ = partition.info()
-        self._at = start  # where in the slot the block at hand begins
+        self._at = 0  # where in the slot the block at hand begins
         self._fill = 0
         # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
-        self._use(SECTOR, _SMALL_PIECE)
+        self._use(buf or bytearray(SECTOR), _SMALL_PIECE)
 
-    def _use(self, size, piece_size):
-        """Take a block of ``size`` bytes, to be compared in pieces of ``piece_size``."""
-        buf = memoryview(bytearray(size))
+    def _use(self, buf, piece_size):
+        """Take ``buf`` for the block, to be compared in pieces of ``piece_size``."""
+        size = len(buf)
+        buf = memoryview(buf)
         check = memoryview(bytearray(piece_size))
         sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
         pieces = [buf[at : at + piece_size] for at in range(0, size, piece_size)]
         # All is there, or this has raised MemoryError and left what was.
         self._buf, self._check, self._sectors, self._pieces = buf, check, sectors, pieces
         self._size = size
-        self._room = size - self._at % size  # the first block ends where one may
 
     def _grow(self):
         """Take larger buffers if they are to be had: 64 KiB for a block, one sector to read back.
@@ -75,9 +75,9 @@ class SlotWriter:
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
                 is_tight = free < _ERASE_BLOCK + 2 * SECTOR
-                self._use(_ERASE_BLOCK, _MIDDLE_PIECE if is_tight else SECTOR)
+                self._use(bytearray(_ERASE_BLOCK), _MIDDLE_PIECE if is_tight else SECTOR)
             elif free >= 2 * SECTOR:
-                self._use(SECTOR, _MIDDLE_PIECE)
+                self._use(self._buf, _MIDDLE_PIECE)
         except MemoryError:  # there is enough, but not in one piece
             pass
 
@@ -98,14 +98,14 @@ class SlotWriter:
     def _write_part(self, view):
         """Take bytes that stand elsewhere, or are not a whole block."""
         while view:
-            count = min(len(view), self._room - self._fill)
+            count = min(len(view), self._size - self._fill)
             self._buf[self._fill : self._fill + count] = view[:count]
             view = view[count:]
             self._add(count)
 
     def _add(self, count):
         self._fill += count
-        if self._fill == self._room:
+        if self._fill == self._size:
             self._flush()
 
     @property
@@ -115,9 +115,7 @@ class SlotWriter:
 
     def buffer(self):
         """Where the next bytes will stand, up to the end of the block: fill it, then write it."""
-        if self._fill or self._room < self._size:
-            return self._buf[self._fill : self._room]
-        return self._buf
+        return self._buf[self._fill :] if self._fill else self._buf
 
     def close(self):
         """Write the last, partial block, filled up with 0xFF, and give the buffers back."""
@@ -147,7 +145,6 @@ class SlotWriter:
                         self._retry(index)
         self._sink.write(self._buf if size == self._size else self._buf[:size])
         self._at += size
-        self._room = self._size
         self._fill = 0
 
     def _read(self, piece):
@@ -184,7 +181,7 @@ class SlotWriter:
 
     def _is_whole_faster(self, first, count):
         """Whether to erase and write the whole 64 KiB block: more than a few sectors differ."""
-        if self._size == SECTOR or self._at % self._size or self._at + self._size > self._limit:
+        if self._size == SECTOR or self._at + self._size > self._limit:
             return False
         differing = 1
         index = first + 1

@@ -34,7 +34,7 @@ class OTA:
 
     ``force``: update though the running app is not confirmed, and install again what has failed
     before. ``progress(done, total)`` is called after every block, ``total`` is None while the size
-    of the file is not known. ``block_size``: see SlotWriter.
+    of the file is not known. ``block_size`` and ``buf``: see SlotWriter.
 
     Raises OTAError; nothing has been written then if ``error.code`` tells of the header.
     """
@@ -53,6 +53,7 @@ class OTA:
         force=False,
         progress=None,
         block_size=0,
+        buf=None,
     ):
         self.verbose = verbose
         self.reboot = reboot
@@ -78,7 +79,7 @@ class OTA:
         gc.collect()
         self._digest = _Digest()
         self._writer = SlotWriter(
-            self.part, self._digest, verify, block_size, before_erase=self._forget_slot
+            self.part, self._digest, verify, block_size, before_erase=self._forget_slot, buf=buf
         )
         if verbose:
             _, _, _, size, name, _ = self.part.info()

@@ -17,13 +17,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import boards
+import encoded
 import pytest
 import releases
 from mpota.errors import UsageError
 from mpota.local_ca import LocalCa
+from mpota.release import Content
 from mpota.serve import Served, Server, serving
-from mpota.virtual.board import End
-from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.board import Board, End
+from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
 pytest.importorskip("aiohttp")
 
@@ -169,18 +171,25 @@ def test_a_board_installs_by_the_line_that_is_printed(tmp_path: Path) -> None:
         assert line == f"import ota; ota.update.from_file('{server.url}app.bin')"
 
 
-def test_a_heap_of_100_kib_is_enough_for_a_signed_bundle_over_http(tmp_path: Path) -> None:
-    public, frozen = tmp_path / "public", tmp_path / "frozen"
+@pytest.mark.parametrize(
+    "content",
+    [encoded.content(), encoded.content().compressed(), encoded.content().with_delta(encoded.OLD)],
+    ids=["plain", "compressed", "delta"],
+)
+def test_a_heap_of_100_kib_is_enough_for_a_signed_bundle_over_http(
+    tmp_path: Path, content: Content
+) -> None:
+    public = tmp_path / "public"
     public.mkdir()
-    frozen.mkdir()
-    bundle = releases.make(releases.app(), releases.tree("2"), keys=(releases.key(),))
+    bundle = releases.make(content, releases.tree("2"), keys=(releases.key(),))
     (public / "x.bundle").write_bytes(bundle.to_bytes())
-    board = releases.board(frozen)
-    board.heap_size = 100 * 1024
+    flash = VirtualFlash.create(boards.FLASH_SIZE, {0: encoded.base()})
+    board = Board(flash, heap_size=100 * 1024, frozen=encoded.compiled())
     board.run(f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
-    with running(public) as (server, _):
+    with flash, running(public) as (server, _):
         run = board.run(f"import ota; ota.release.install('{server.url}x.bundle')")
-    assert "runs v1.27.0 2" in run.output, run.console
+        assert run.labels == ("ota_0", "ota_1"), run.console
+        assert encoded.slot(board, len(encoded.NEW)) == encoded.NEW
 
 
 def test_a_board_installs_over_tls_by_the_line_that_is_printed(tmp_path: Path) -> None:
