@@ -11,14 +11,17 @@ few large pieces.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
-_SEED = 8  # bytes that two places must have in common to be compared
+_SEED = 6  # bytes that two places must have in common to be compared
 _STEP = 2  # places of the old image that are in the table: instructions start at even ones
 _PROBE = 32  # bytes that are compared
 _GAIN = 8  # more of them must be equal than at the present distance (bsdiff's rule)
 _LEAST = 16  # equal bytes of a probe that make an alignment
+_PLACES = 16  # with the same seed, that are compared
 _RECENT = 12  # distances to try first
 _CHUNK = 1 << 15
 _BACK = 32  # bytes before the place where an alignment fails that may belong to the next one
@@ -71,9 +74,15 @@ class _Finder:
         self._new = new
         self._recent = [0]
         self.searched = 0  # bytes that the last search has passed
-        self._places: dict[bytes, int] = {}
+        # The last place for each sum of a seed, and the one before for each place.
+        places = len(old) // _STEP + 1
+        self._mask = (1 << places.bit_length()) - 1
+        self._last = array("i", [-1]) * (self._mask + 1)
+        self._former = array("i", [-1]) * places
         for place in range(0, len(old) - _SEED + 1, _STEP):
-            self._places.setdefault(old[place : place + _SEED], place)
+            key = crc32(old[place : place + _SEED]) & self._mask
+            self._former[place // _STEP] = self._last[key]
+            self._last[key] = place
 
     def follow(self, at: int, distance: int) -> int:
         """The place from ``at`` on where fewer than half of the bytes are equal."""
@@ -128,9 +137,14 @@ class _Finder:
             and place + recent >= 0
             and self._old.startswith(start, place + recent)
         ]
-        other = self._places.get(self._new[place : place + _SEED])
-        if other is not None and other - place != distance:
-            found.append(other - place)
+        seed = self._new[place : place + _SEED]
+        other = self._last[crc32(seed) & self._mask]
+        for _ in range(_PLACES):
+            if other < 0:
+                break
+            if other - place != distance and self._old.startswith(seed, other):
+                found.append(other - place)
+            other = self._former[other // _STEP]
         return found
 
     def _count(self, place: int, distance: int) -> int:

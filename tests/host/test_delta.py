@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,19 @@ def inserted(data: bytes, at: int, size: int) -> bytes:
     return bytes(moved)
 
 
+def table(distance: int) -> bytes:
+    """Addresses of things of many sizes, all of them moved."""
+    rng = random.Random(3)
+    addresses = itertools.accumulate((4 * rng.randint(1, 60) for _ in range(8000)), initial=1 << 30)
+    return b"".join((address + distance).to_bytes(4, "little") for address in addresses)
+
+
+def records(seed: int) -> bytes:
+    """All alike at their starts: many places to compare, none of which is right."""
+    rng = random.Random(seed)
+    return b"".join(b"ABCDEF" + rng.randbytes(10) for _ in range(3000))
+
+
 PAIRS = {
     "same": (NOISE, NOISE),
     "a-byte": (NOISE, NOISE[:30_000] + b"!" + NOISE[30_001:]),
@@ -47,6 +64,11 @@ PAIRS = {
     "nothing-in-common": (NOISE, random.Random(2).randbytes(50_000)),
     "one-byte-files": (b"a", b"b"),
     "to-zeros": (NOISE, bytes(40_000)),
+    "from-zeros": (bytes(40_000), NOISE),
+    "zeros": (bytes(40_000), bytes(60_000)),
+    "every-other-byte": (NOISE, bytes(byte ^ (at & 1) for at, byte in enumerate(NOISE))),
+    "addresses": (table(0), table(0x1234)),
+    "records": (records(1), records(2)),
     "apps": (OLD, NEW),
 }
 
@@ -94,6 +116,42 @@ def test_a_small_change_makes_a_small_delta() -> None:
     # 1,666 addresses that moved by the same amount, and 44 new bytes
     assert len(make_delta(old, new).to_bytes()) < len(new) * 0.05
     assert len(make_delta(OLD, NEW).to_bytes()) < len(compress(NEW).to_bytes()) * 0.15
+
+
+def test_addresses_that_all_moved_take_little() -> None:
+    old, new = PAIRS["addresses"]
+    assert len(make_delta(old, new).to_bytes()) < len(new) * 0.02
+
+
+def test_nothing_in_common_costs_little_more_than_the_new_file() -> None:
+    for name in ("nothing-in-common", "from-zeros", "records"):
+        old, new = PAIRS[name]
+        assert len(make_delta(old, new).to_bytes()) < len(new) * 1.01, name
+
+
+def test_an_empty_file_has_no_delta() -> None:
+    for old, new in ((b"", NEW), (OLD, b"")):
+        with pytest.raises(MpotaError, match="file of 0 bytes"):
+            make_delta(old, new)
+
+
+def test_a_delta_is_the_same_whenever_it_is_made() -> None:
+    script = (
+        "import sys; from mpota import sample; from mpota.formats.delta import make_delta;"
+        "versions = 'v1.26.1', 'v1.27.0';"
+        "apps = [sample.build_app('esp32', version=v, size=0x34000) for v in versions];"
+        "sys.stdout.buffer.write(make_delta(*apps).to_bytes())"
+    )
+    made = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert made == {make_delta(OLD, NEW).to_bytes()}
 
 
 def test_the_wrong_base_is_named() -> None:

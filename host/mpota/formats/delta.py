@@ -109,12 +109,12 @@ class _Code:
             values += value.to_bytes(2, "little")
             end = at + (1 if at % SECTOR_SIZE == SECTOR_SIZE - 1 else 2)
         head = _HEAD.pack(len(copies), len(gaps), len(self.edits), len(literals))
-        return [head + copies, bytes(gaps), bytes(values), bytes(literals)]
+        parts = (head + copies, bytes(gaps), bytes(values), bytes(literals))
+        return [part for part in parts if part]
 
     def pack(self) -> bytes:
         """The code deflated, in as many blocks as make it smallest."""
-        parts = [part for part in self.to_parts() if part]
-        return min((deflate(*blocks) for blocks in _groups(parts)), key=len)
+        return min((deflate(*blocks) for blocks in _groups(self.to_parts())), key=len)
 
 
 def make_delta(old: bytes, new: bytes) -> Frames:
@@ -124,8 +124,9 @@ def make_delta(old: bytes, new: bytes) -> Frames:
             raise MpotaError(f"{what} file of {len(data):,} bytes: no delta can be made of it")
     frames = []
     code = _Code(0)
+    distance = 0
     for start, stretches in _by_sector(find_stretches(old, new)):
-        sector = _best_sector(old, new, stretches)
+        sector, distance = _best_sector(old, new, stretches, distance)
         if code.size + sector.size - _HEAD.size > MAX_UNPACKED:
             frames.append(Frame(code.pack(), code.sectors))
             code = _Code(start)
@@ -217,23 +218,39 @@ def _by_sector(stretches: list[Stretch]) -> Iterator[tuple[int, list[Stretch]]]:
     yield sector, found
 
 
-def _best_sector(old: bytes, new: bytes, stretches: list[Stretch]) -> _Code:
-    """The code for a sector, as the stretches say, whichever way packs best."""
+def _best_sector(
+    old: bytes, new: bytes, stretches: list[Stretch], former: int
+) -> tuple[_Code, int]:
+    """The code for a sector, whichever way packs best, and most of its content's distance.
+
+    As the stretches say, or at one distance throughout, perhaps the ``former`` sector's: in a table
+    of addresses, many edits that are alike take less than many pieces with fewer edits.
+    """
     start, end = stretches[0].start, stretches[-1].end
+    longest = max(stretches, key=lambda stretch: stretch.end - stretch.start).distance
     edited = _describe(old, new, stretches, _NEVER)
-    ways = [
-        edited,
-        _describe(old, new, stretches, _CLUSTER),
-        _Code(start, 1, [Piece(end - start, start, new[start:end])]),
-    ]
     if len(edited.edits) < _FEW and len(edited.pieces) == 1:
-        return edited
-    fitting = (way for way in ways if way.size <= MAX_UNPACKED)
-    return min(fitting, key=lambda way: len(way.pack()))
+        return edited, longest
+    ways = [(_Code(start, 1, [Piece(end - start, start, new[start:end])]), longest)]
+    plans = [(stretches, longest)]
+    for distance in dict.fromkeys((longest, former)):
+        plan = [Stretch(start, end, distance)]
+        if plan != stretches:
+            plans.append((plan, distance))
+    for plan, distance in plans:
+        for literal in (_NEVER, _CLUSTER):
+            for alignment in (1, 2):
+                ways.append((_describe(old, new, plan, literal, alignment), distance))
+    fitting = [way for way in ways if way[0].size <= MAX_UNPACKED]
+    return min(fitting, key=lambda way: len(deflate(*way[0].to_parts())))
 
 
 def _describe(
-    old: bytes, new: bytes, stretches: list[Stretch], literal: re.Pattern[bytes]
+    old: bytes,
+    new: bytes,
+    stretches: list[Stretch],
+    literal: re.Pattern[bytes],
+    alignment: int = 1,
 ) -> _Code:
     """The code for a sector; ``literal`` finds what is not to be edited, in the differences."""
     code = _Code(stretches[0].start, 1)
@@ -254,16 +271,22 @@ def _describe(
                 code.pieces.append(Piece(stop - start, 0, new[start:stop]))
                 content += new[start:stop]
             at = max(at, stop)
-    code.edits += _edits(bytes(content), new, code.start, stretches[-1].end)
+    code.edits += _edits(bytes(content), new, code.start, stretches[-1].end, alignment)
     return code
 
 
-def _edits(made: bytes, new: bytes, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """What turns the bytes ``made`` into ``new[first:end]``."""
+def _edits(
+    made: bytes, new: bytes, first: int, end: int, alignment: int
+) -> Iterator[tuple[int, int]]:
+    """What turns the bytes ``made`` into ``new[first:end]``.
+
+    An edit begins at a byte that differs, or with an alignment of 2 at an even one, as fields of
+    RISC-V's instructions do.
+    """
     found = differences(made, new[first:end])
     at = 0
     while match := _DIFFERENT.search(found, at):
-        at = match.start()
+        at = max(at, align_down(match.start(), alignment))
         width = 1 if (first + at) % SECTOR_SIZE == SECTOR_SIZE - 1 or first + at == end - 1 else 2
         value = int.from_bytes(new[first + at : first + at + width], "little")
         value -= int.from_bytes(made[at : at + width], "little")
