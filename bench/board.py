@@ -3,24 +3,24 @@
     python -m bench.board
 
 All run on the same MicroPython with the same heap, flash model and loopback server, for the real
-app (../shared/firmware, else one made as large). Elapsed is the time from the first line of the
-script to its end, imports included; CPU is that of the MicroPython process, less that of a board
-that only starts. In both the flash takes next to no time: what it would take on a board is
-modelled, and told apart; but for the notes that a download makes in NVS every 64 KiB, which ESP-IDF
-appends to a page, while the model erases one for each. CPU time holds SHA-256 in software, which
-boards have in hardware; so the plain loop is also shown with SHA-256 over what it reads. Heap
-(above idle) and allocations are what MicroPython counts, in bytes.
+app (../shared/firmware, else one made as large), by turns, and the best of each counts: what others
+do on the machine only adds. Elapsed is the time from the first line of the script to its end,
+imports included; CPU is that of the MicroPython process, less that of a board that only starts. In
+both the flash takes next to no time: what it would take on a board is modelled, and told apart,
+otadata and the notes in NVS included. CPU time holds SHA-256 in software, which boards have in
+hardware; so the plain loop is also shown with SHA-256 over what it reads. Heap (above idle) and
+allocations are what MicroPython counts, in bytes.
 """
 
 from __future__ import annotations
 
-import functools
-import http.server
+import contextlib
 import os
 import resource
-import statistics
+import subprocess
+import sys
 import tempfile
-import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,8 +133,37 @@ def make_flash(app: bytes) -> bytes:
         return flash.snapshot()
 
 
-def cpu_ms(board: Board, content: bytes, script: str) -> tuple[float, float, str]:
-    """(CPU time of MicroPython, modelled flash time, output) of a script on a fresh board."""
+@contextlib.contextmanager
+def serving(directory: Path) -> Iterator[dict[str, object]]:
+    """A server in a process of its own: ``host`` and ``port``."""
+    host = "127.0.0.1"
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", host]
+    server = subprocess.Popen(
+        [*command, "--directory", directory],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stdout is not None
+            words = server.stdout.readline().split()
+            yield {"host": host, "port": int(words[words.index("port") + 1])}
+        finally:
+            server.terminate()
+
+
+@dataclass(frozen=True)
+class Once:
+    """One run of a script: CPU time of MicroPython, modelled flash time, output."""
+
+    cpu_ms: float
+    flash_ms: float
+    output: str
+
+
+def run(board: Board, content: bytes, script: str) -> Once:
+    """Run a script on a fresh board."""
     board.flash.restore(content)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = board.run(script)
@@ -142,24 +171,33 @@ def cpu_ms(board: Board, content: bytes, script: str) -> tuple[float, float, str
     if run.end is not End.IDLE or run.traceback:
         raise RuntimeError(run.console)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    nvs = TABLE["nvs"]
-    flash_ms = sum(op.duration_ms for op in run.operations if not nvs.offset <= op.offset < nvs.end)
-    return seconds * 1000, flash_ms, run.output
+    return Once(seconds * 1000, run.duration_ms, run.output)
 
 
-def measure(board: Board, content: bytes, name: str, body: str) -> Result:
-    timed = [cpu_ms(board, content, _TIME.format(body=body)) for _ in range(REPEATS)]
-    idle = [cpu_ms(board, content, _TIME.format(body=""))[0] for _ in range(REPEATS)]
-    _, _, printed = cpu_ms(board, content, _COUNT.format(body=body))
-    heap_peak, allocated = printed.split()[-2:]
-    return Result(
-        name,
-        statistics.median(int(printed.split()[-1]) / 1000 for _, _, printed in timed),
-        statistics.median(cpu for cpu, _, _ in timed) - statistics.median(idle),
-        timed[0][1],
-        int(heap_peak),
-        int(allocated),
-    )
+def measure(board: Board, content: bytes, bodies: dict[str, str]) -> list[Result]:
+    """Run the bodies by turns."""
+    scripts = {name: _TIME.format(body=body) for name, body in {"": "", **bodies}.items()}
+    runs: dict[str, list[Once]] = {name: [] for name in scripts}
+    for _ in range(REPEATS):
+        for name, script in scripts.items():
+            runs[name].append(run(board, content, script))
+    idle_ms = min(once.cpu_ms for once in runs.pop(""))
+    results = []
+    for name, found in runs.items():
+        heap_peak, allocated = run(board, content, _COUNT.format(body=bodies[name])).output.split()[
+            -2:
+        ]
+        results.append(
+            Result(
+                name,
+                min(int(once.output.split()[-1]) / 1000 for once in found),
+                min(once.cpu_ms for once in found) - idle_ms,
+                found[0].flash_ms,
+                int(heap_peak),
+                int(allocated),
+            )
+        )
+    return results
 
 
 def results(compiled: Path) -> list[Result]:
@@ -168,27 +206,15 @@ def results(compiled: Path) -> list[Result]:
     content = make_flash(app)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "app.bin").write_bytes(app)
-        handler = functools.partial(_Quiet, directory=directory)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = {"host": "127.0.0.1", "port": server.server_port}
-        try:
-            with VirtualFlash.create(len(content)) as flash:
-                board = Board(flash, heap_size=HEAP_SIZE, frozen=compiled)
-                return [
-                    measure(board, content, "plain loop", _PLAIN.format(**where)),
-                    measure(board, content, "plain, SHA-256", _HASHED.format(**where)),
-                    measure(board, content, "ota, 64 KiB", _OTA.format(**where, block_size=0)),
-                    measure(board, content, "ota, 4 KiB", _OTA.format(**where, block_size=4096)),
-                ]
-        finally:
-            server.shutdown()
-            server.server_close()
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        with serving(Path(directory)) as where, VirtualFlash.create(len(content)) as flash:
+            board = Board(flash, heap_size=HEAP_SIZE, frozen=compiled)
+            bodies = {
+                "plain loop": _PLAIN.format(**where),
+                "plain, SHA-256": _HASHED.format(**where),
+                "ota, 64 KiB": _OTA.format(**where, block_size=0),
+                "ota, 4 KiB": _OTA.format(**where, block_size=4096),
+            }
+            return measure(board, content, bodies)
 
 
 def main() -> None:

@@ -7,9 +7,6 @@ the code of the package, which is loaded beforehand then (in frozen modules it t
 
 from __future__ import annotations
 
-import functools
-import http.server
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +23,7 @@ LIMIT = 32 * 1024  # bytes of heap above idle
 
 _MODULES = """
 import ota.update, ota.download, ota.resume, ota.redirect, ota.frames, ota.delta, ota.failures
-import ota.signature, ota.mark, ota.chunks, ota.failed, ota.rejoin
+import ota.signature, ota.mark, ota.chunks, ota.failed, ota.finish, ota.rejoin, ota.chips
 """
 _HEAP = """
 import gc
@@ -78,7 +75,7 @@ print(time.ticks_diff(time.ticks_us(), start))
 
 @dataclass(frozen=True)
 class Row:
-    """Of one form: size of what is sent, times in ms, heap in bytes above idle."""
+    """Of one form: size of what is sent, heap in bytes above idle."""
 
     result: plain.Result
     size: int
@@ -105,48 +102,51 @@ def results(compiled: Path) -> Results:
     content = plain.make_flash(pair.old)
     for name, data in files.items():
         (compiled / name).write_bytes(data)
-    handler = functools.partial(plain._Quiet, directory=str(compiled))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    where = {"host": "127.0.0.1", "port": server.server_port}
-    try:
-        with VirtualFlash.create(len(content)) as flash:
-            board = Board(flash, heap_size=plain.HEAP_SIZE, frozen=compiled)
-            rows = [
-                measure(board, content, label, len(files[name]), where | {"name": name} | block)
-                for label, name, block in (
-                    ("image, 64 KiB", "new.bin", {"block_size": 0}),
-                    ("image, 4 KiB", "new.bin", {"block_size": 4096}),
-                    ("compressed, 4 KiB", "new.deflate", {"block_size": 4096}),
-                    ("delta, 4 KiB", "new.delta", {"block_size": 4096}),
-                )
-            ]
-            roomy = Board(flash, heap_size=8 << 20, frozen=compiled)
-            _, _, inflate = plain.cpu_ms(roomy, content, _INFLATE)
-            _, _, signature = plain.cpu_ms(roomy, content, _SIGNATURE)
-    finally:
-        server.shutdown()
-        server.server_close()
-    return Results(rows, int(inflate) / 1000, int(signature) / 1000)
+    forms = {
+        "image, 64 KiB": ("new.bin", 0),
+        "image, 4 KiB": ("new.bin", 4096),
+        "compressed, 4 KiB": ("new.deflate", 4096),
+        "delta, 4 KiB": ("new.delta", 4096),
+    }
+    with plain.serving(compiled) as where, VirtualFlash.create(len(content)) as flash:
+        board = Board(flash, heap_size=plain.HEAP_SIZE, frozen=compiled)
+        fields = {
+            label: {**where, "name": name, "block_size": block_size}
+            for label, (name, block_size) in forms.items()
+        }
+        bodies = {label: _UPDATE.format(**field) for label, field in fields.items()}
+        rows = [
+            Row(
+                result,
+                len(files[forms[result.name][0]]),
+                _peak(board, content, _MODULES + _HEAP.format(**fields[result.name])),
+                _peak(board, content, _HEAP.format(**fields[result.name])),
+            )
+            for result in plain.measure(board, content, bodies)
+        ]
+        roomy = Board(flash, heap_size=8 << 20, frozen=compiled)
+        inflate = min(int(plain.run(roomy, content, _INFLATE).output) for _ in range(5))
+        signature = min(int(plain.run(roomy, content, _SIGNATURE).output) for _ in range(5))
+    return Results(rows, inflate / 1000, signature / 1000)
 
 
-def measure(board: Board, content: bytes, label: str, size: int, where: dict[str, object]) -> Row:
-    result = plain.measure(board, content, label, _UPDATE.format(**where))
-    heap = _HEAP.format(**where)
-    _, _, alone = plain.cpu_ms(board, content, _MODULES + heap)
-    _, _, loading = plain.cpu_ms(board, content, heap)
-    return Row(result, size, int(alone.split()[-1]), int(loading.split()[-1]))
+def _peak(board: Board, content: bytes, script: str) -> int:
+    return int(plain.run(board, content, script).output.split()[-1])
 
 
 def report(found: Results) -> None:
     full = found.rows[1].result
     print("Updates on the board, of a delta's new app")
-    print(f"{'':20}{'sent':>11}{'elapsed':>19}{'flash, modelled':>17}{'heap':>9}{'and code':>10}")
+    print(
+        f"{'':20}{'sent':>11}{'elapsed':>19}{'CPU':>19}{'flash, modelled':>17}"
+        f"{'heap':>9}{'and code':>10}"
+    )
     for row in found.rows:
         result = row.result
         print(
             f"{result.name:20}{row.size:11,}"
             f"{result.elapsed_ms:10.1f} ms {result.elapsed_ms / full.elapsed_ms:5.2f}x"
+            f"{result.cpu_ms:10.1f} ms {result.cpu_ms / full.cpu_ms:5.2f}x"
             f"{result.flash_ms / 1000:15.1f} s{row.heap:9,}{row.heap_and_code:10,}"
         )
     compressed = found.rows[2].result

@@ -5,10 +5,10 @@ from time import sleep_ms
 
 from micropython import const
 
-from .connection import POLL_MS
 from .errors import SourceError
 from .http import Client
 
+_POLL_MS = const(1)  # nobody else waits
 _PIECE = const(4096)  # bytes that a broken connection may take with it
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 
@@ -63,8 +63,8 @@ class HttpSource:
 
     def open(self):
         """Connect, and learn the size. Raises SourceError."""
-        for pause_ms in self.opening():
-            sleep_ms(pause_ms)
+        for _ in self.opening():
+            sleep_ms(_POLL_MS)
         return self
 
     def opening(self):
@@ -104,7 +104,7 @@ class HttpSource:
             if count is not None:
                 return count
             if self._task:
-                sleep_ms(POLL_MS)
+                sleep_ms(_POLL_MS)
 
     def try_readinto(self, buf):
         """As `readinto`, but what there is; None if there is nothing yet."""
