@@ -22,6 +22,7 @@ from .url import is_url
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
 _FRAMES_MAGIC = b"OTAF"  # of a compressed image or a delta
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
+_OPTIONS = ("force", "progress", "block_size")  # of OTA, where others may come with them
 
 
 class OTA:
@@ -494,50 +495,27 @@ class _Digest:
         self._pos = end
 
 
-def from_file(
-    url,
-    sha="",
-    length=0,
-    verify=True,
-    verbose=True,
-    reboot=True,
-    *,
-    force=False,
-    progress=None,
-    block_size=0,
-    **request_args,
-):
-    """Update from a URL or a file; returns the number of bytes. HttpSource has ``request_args``."""
+def from_file(url, sha="", length=0, verify=True, verbose=True, reboot=True, **more):
+    """Update from a URL or a file; returns the number of bytes.
+
+    ``more``: ``force``, ``progress`` and ``block_size`` of OTA, and what HttpSource takes.
+    """
     return _run(
         url,
-        lambda update: update.from_firmware_file(url, sha, length, **request_args),
+        lambda update: update.from_firmware_file(url, sha, length, **more),
         (verify, verbose, reboot),
-        {"force": force, "progress": progress, "block_size": block_size},
+        more,
     )
 
 
-def from_json(
-    url,
-    verify=True,
-    verbose=True,
-    reboot=True,
-    *,
-    force=False,
-    progress=None,
-    block_size=0,
-    **request_args,
-):
-    """Update from what a JSON file names; returns the number of bytes."""
-    return _run(
-        url,
-        lambda update: update.from_json(url, **request_args),
-        (verify, verbose, reboot),
-        {"force": force, "progress": progress, "block_size": block_size},
-    )
+def from_json(url, verify=True, verbose=True, reboot=True, **more):
+    """Update from what a JSON file names; returns the number of bytes. ``more``: see from_file."""
+    return _run(url, lambda update: update.from_json(url, **more), (verify, verbose, reboot), more)
 
 
-def _run(url, take, args, options):
+def _run(url, take, args, more):
     """Update by ``take(update)``, and once more if parts of two versions of a file were joined."""
+    options = {name: more.pop(name) for name in _OPTIONS if name in more}
     if is_url(url):
         from . import download, resume  # noqa: F401  before the buffers divide the heap
     update = OTA(*args, **options)
