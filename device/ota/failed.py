@@ -26,14 +26,17 @@ def settle(trial):
     running = Partition(Partition.RUNNING).info()[2]
     offset = struct.unpack_from("<I", trial)[0]
     nvs = NVS(_NAMESPACE)
-    if offset != running:
-        slots = [slot for slot in otadata.slots() if slot.info()[2] == offset]
-        if slots and otadata.state(slots[0]) not in (otadata.ABORTED, otadata.INVALID):
-            return
-        if reset_cause() != PWRON_RESET:
-            nvs.set_blob(_KEY, trial[4:])
-    nvs.erase_key(_TRIAL)
-    nvs.commit()
+    try:
+        if offset != running:
+            slots = [slot for slot in otadata.slots() if slot.info()[2] == offset]
+            if slots and otadata.state(slots[0]) not in (otadata.ABORTED, otadata.INVALID):
+                return
+            if reset_cause() != PWRON_RESET:
+                nvs.set_blob(_KEY, trial[4:])
+        nvs.erase_key(_TRIAL)
+        nvs.commit()
+    except OSError:  # NVS is full: an app that runs well is not to fail for that
+        pass
 
 
 class Failed:
@@ -68,9 +71,12 @@ class Failed:
         if self._image and digest == self._image.digest:
             if not self._is_forgiven():
                 self._refuse()
-            nvs = NVS(_NAMESPACE)
-            nvs.set_blob(_KEY, digest)
-            nvs.commit()
+            try:
+                nvs = NVS(_NAMESPACE)
+                nvs.set_blob(_KEY, digest)  # lost by a power cut (keys.py): forgiven once more
+                nvs.commit()
+            except OSError:  # NVS is full, or there is none: it could be forgiven for ever
+                self._refuse()
 
     def _is_forgiven(self):
         if not self._is_aborted or reset_cause() != PWRON_RESET:

@@ -59,7 +59,8 @@ def set_boot(part, digest):
 def put_on_trial(part, digest):
     """Note in NVS what is to boot next: the u32 flash offset of its slot, and its digest.
 
-    rollback.cancel() looks at it in the boots that follow (failed.py: settle).
+    rollback.cancel() looks at it in the boots that follow (failed.py: settle). A power cut can
+    lose it (keys.py), and that of an earlier update: then one that failed may be tried once more.
     """
     try:
         nvs = NVS("ota")

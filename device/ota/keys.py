@@ -4,8 +4,13 @@
 
 Up to three public keys, known by their digests as in Secure Boot V2 (``espsecure
 digest-sbv2-public-key``). Once there is one, nothing is installed that no trusted key has signed.
-Keys and counter are one blob in NVS, written as a whole: namespace "ota", key "trust", one byte
-format (1), u32 counter, bytes with the numbers of trusted and retired keys, their digests.
+Keys and counter are one blob in NVS, written as a whole: one byte format (1), u32 counter, bytes
+with the numbers of trusted and retired keys, their digests.
+
+It stands there twice, in the namespace "ota" as "trust" and "trust-copy": when a power cut meets
+nvs_set_blob, ESP-IDF 5.1 to 6.0 at least can lose the old value with the new one (nvs_page.cpp:
+mLoadEntryTable takes the new chunk for a duplicate of the old one). The first that is intact
+counts. The other one is written before it, so that there always is one, with the old or new state.
 """
 
 import struct
@@ -14,6 +19,7 @@ from esp32 import NVS
 from micropython import const
 
 from .errors import ReleaseError
+from .home import NO_TRUST, TRUST
 
 MAX_KEYS = const(3)
 
@@ -22,8 +28,6 @@ _HEAD = "<BIBB"
 _HEAD_SIZE = const(7)
 _MAX_RETIRED = const(5)  # remembered, so that a refusal can tell
 _SIZE = const(32)
-_NOT_FOUND = const(-0x1102)  # ESP_ERR_NVS_NOT_FOUND
-_NO_NVS = const(-0x110F)  # ESP_ERR_NVS_PART_NOT_FOUND
 
 # SubjectPublicKeyInfo of RSA-3072 with the exponent 65537: the modulus stands between these.
 _DER_HEAD = (
@@ -41,6 +45,7 @@ class Trust:
         self.counter = 0
         self.trusted = []
         self.retired = []
+        self._at = 0  # which of TRUST counts
 
     def change(self, add, retire):
         """Add and retire keys by their digests in hex; True if that changed anything.
@@ -65,26 +70,35 @@ class Trust:
 
     def save(self):
         head = struct.pack(_HEAD, _FORMAT, self.counter, len(self.trusted), len(self.retired))
+        data = head + b"".join(self.trusted + self.retired)
         nvs = NVS("ota")
-        nvs.set_blob("trust", head + b"".join(self.trusted + self.retired))
-        nvs.commit()
+        for at in (1 - self._at, self._at):
+            nvs.set_blob(TRUST[at], data)
+            nvs.commit()
 
 
 def load():
     """What NVS holds. Raises ReleaseError if that cannot be read: it does not count as no keys."""
     trust = Trust()
+    problem = None
     data = bytearray(_HEAD_SIZE + _SIZE * (MAX_KEYS + _MAX_RETIRED))
-    try:
-        size = NVS("ota").get_blob("trust", data)
-    except OSError as error:
-        if error.errno in (_NOT_FOUND, _NO_NVS):
-            return trust
-        raise ReleaseError("key-store", "the trusted keys cannot be read: %s" % error)
-    number, trust.counter, count, retired = struct.unpack_from(_HEAD, data)
-    if number != _FORMAT or size != _HEAD_SIZE + _SIZE * (count + retired) or count > MAX_KEYS:
-        raise ReleaseError("key-store", "the trusted keys in NVS are damaged")
-    digests = [bytes(data[at : at + _SIZE]) for at in range(_HEAD_SIZE, size, _SIZE)]
-    trust.trusted, trust.retired = digests[:count], digests[count:]
+    for at, name in enumerate(TRUST):
+        try:
+            size = NVS("ota").get_blob(name, data)
+        except OSError as error:
+            if error.errno not in NO_TRUST:
+                problem = "the trusted keys cannot be read: %s" % error
+            continue
+        number, counter, count, retired = struct.unpack_from(_HEAD, data)
+        if number != _FORMAT or size != _HEAD_SIZE + _SIZE * (count + retired) or count > MAX_KEYS:
+            problem = "the trusted keys in NVS are damaged"
+            continue
+        digests = [bytes(data[i : i + _SIZE]) for i in range(_HEAD_SIZE, size, _SIZE)]
+        trust.counter, trust.trusted, trust.retired = counter, digests[:count], digests[count:]
+        trust._at = at
+        return trust
+    if problem:
+        raise ReleaseError("key-store", problem)
     return trust
 
 
@@ -116,8 +130,8 @@ def retire(digest):
 
 def clear():
     """Trust no key: from now on the board takes what is not signed. The counter stays."""
-    trust = Trust()
-    trust.counter = load().counter
+    trust = load()
+    trust.trusted, trust.retired = [], []
     trust.save()
 
 

@@ -46,7 +46,7 @@ def compiled() -> Path:
 def base(old: bytes = OLD) -> bytes:
     """The flash of a board that has ``old`` in ota_0, has made its file system and confirmed."""
     with VirtualFlash.create(boards.FLASH_SIZE, contents(old)) as flash:
-        run = Board(flash).run()
+        run = Board(flash).run(boards.FIRST_LOOK)
         assert run.end is End.IDLE, run.console
         return flash.snapshot()
 

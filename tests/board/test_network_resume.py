@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import boards
+import encoded
 import ota_board
 import pytest
+import releases
 import web
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
@@ -78,10 +80,11 @@ def cut_until_updated(board, server, operations, mode):
 
 
 # A sector takes an erase and a write, a 64 KiB block as well, the note in NVS some eleven
-# operations; so the power goes about once in 64 KiB, each time at another place in it.
+# operations; so the power goes about once in 64 KiB, each time at another place in it. Not where
+# ESP-IDF loses the note (virtual/nvs_page.py: _lose_blob): then it starts over.
 @pytest.mark.parametrize(
     ("block_size", "operations", "mode"),
-    [(4096, 43, CutMode.TORN), (4096, 45, CutMode.BEFORE), (65536, 18, CutMode.AFTER)],
+    [(4096, 43, CutMode.TORN), (4096, 45, CutMode.BEFORE), (65536, 17, CutMode.AFTER)],
 )
 def test_power_cuts_at_each_64_kib_cost_64_kib_each_at_most(
     large_base, image, block_size, operations, mode
@@ -235,3 +238,28 @@ print(free - least)
         )
     assert int(printed) < 24 * 1024
     print(printed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [encoded.content(), encoded.content().compressed()],
+    ids=["plain", "compressed"],
+)
+def test_a_bundle_goes_on_after_a_power_cut(content):
+    data = releases.make(content).to_bytes()
+    install = "import ota; ota.release.install({!r}, reboot=False)"
+    with (
+        web.serving({"/a.bundle": File(data, '"one"')}) as server,
+        VirtualFlash.create(boards.FLASH_SIZE, {0: encoded.base()}) as flash,
+    ):
+        board = Board(flash, frozen=ota_board.compiled())
+        url = server.url("/a.bundle")
+        flash.restart_count()
+        flash.cut = Cut(100, CutMode.TORN)
+        assert board.run(install.format(url)).end is End.POWER_CUT
+        server.requests.clear()
+        assert output(board, install.format(url)) == ""
+        assert encoded.slot(board, len(encoded.NEW)) == encoded.NEW
+        # The head, up to where the app begins, and then what the slot lacks.
+        first, second = (request.start for request in server.requests)
+        assert (first, second > KIB_64) == (0, True)

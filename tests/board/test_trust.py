@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import boards
 import pytest
@@ -11,11 +13,15 @@ from mpota.formats.bundle import Member, write_tar
 from mpota.formats.partition_table import Partition
 from mpota.release import Content, sign_app
 from mpota.signing import PrivateKey, public_to_pem
-from mpota.virtual.board import Board, Run
+from mpota.virtual.board import Board, End, Run
+from mpota.virtual.cuts import CutPoint, Scenario, all_points
+from mpota.virtual.flash import CutMode
 from releases import app, key, make, tree
 
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
 KEYS = "import ota; print(' '.join(k[:8] for k in ota.keys.trusted()), ota.keys.counter())"
+ADD = "import ota; ota.keys.add({!r})"
+UPDATE = "import ota; ota.update.from_file('/frozen/app.bin', verbose=False, reboot=False)"
 ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x10000)
 
 
@@ -87,15 +93,63 @@ def test_the_last_key_can_only_be_cleared(board: Board) -> None:
     assert board.run(KEYS).output.strip() == "0"
 
 
-def test_damaged_keys_do_not_count_as_none(board: Board) -> None:
+NVS = "from esp32 import NVS; n = NVS('ota'); "
+BLOBS = ("trust", "trust-copy")
+DAMAGE, LOSS = "n.set_blob({!r}, b'\\x02'); ", "n.erase_key({!r}); "
+
+
+@pytest.mark.parametrize("harm", [DAMAGE, LOSS], ids=["damaged", "lost"])
+@pytest.mark.parametrize("blob", BLOBS)
+def test_damaged_keys_do_not_count_as_none(board: Board, blob: str, harm: str) -> None:
     trust(board, 0)
-    board.run("from esp32 import NVS; n = NVS('ota'); n.set_blob('trust', b'\\x02'); n.commit()")
+    board.run(
+        NVS
+        + "".join((harm if name == blob else DAMAGE).format(name) for name in BLOBS)
+        + "n.commit()"
+    )
     put(board, "app.bin", boards.app("v1.27.0"))
-    for attempt in (INSTALL.format("x"), "import ota; ota.update.from_file('/frozen/app.bin')"):
-        put(board, "x.bundle", make(app(), keys=(key(),)).to_bytes())
+    put(board, "x.bundle", make(app(), keys=(key(),)).to_bytes())
+    for attempt in (INSTALL.format("x"), UPDATE):
         run = board.run(attempt)
         assert "keys in NVS are damaged" in run.traceback, run.console
         assert run.labels == ("ota_0",)
+
+
+@pytest.mark.parametrize("harm", [DAMAGE, LOSS], ids=["damaged", "lost"])
+@pytest.mark.parametrize("blob", BLOBS)
+def test_one_intact_copy_of_the_keys_counts_and_the_next_change_mends_the_other(
+    board: Board, blob: str, harm: str
+) -> None:
+    trust(board, 0)
+    assert board.run(NVS + harm.format(blob) + "n.commit()").traceback == ""
+    put(board, "app.bin", boards.app("v1.27.0"))
+    assert "not signed" in board.run(UPDATE).traceback
+    assert board.run(KEYS).output.strip() == f"{short(0)} 0"
+    trust(board, 1)
+    other = BLOBS[blob == BLOBS[0]]
+    board.run(NVS + LOSS.format(other) + "n.commit()")
+    assert board.run(KEYS).output.strip() == f"{short(0, 1)} 0"
+
+
+def test_where_nvs_has_no_room_there_are_no_keys_and_no_second_chances(tmp_path: Path) -> None:
+    table = (boards.OTADATA, boards.OTA_0, boards.OTA_1, boards.VFS)
+    flash = boards.flash(table=table)
+    none, full = Board(flash), releases.board(tmp_path)
+    none.run()
+    none.frozen = full.frozen
+    full.flash.erase(boards.NVS.offset, boards.NVS.size)
+    fill = "for i in range(999): n.set_i32(str(i), i)"
+    fill = f"from esp32 import NVS; n = NVS('app')\n{fill}\nn.commit()"
+    assert "NOT_ENOUGH_SPACE" in full.run(fill).traceback
+    put(full, "app.bin", boards.app("v1.27.0"))
+    for board, name in ((none, "NOT_INITIALIZED"), (full, "NOT_ENOUGH_SPACE")):
+        assert name in board.run(ADD.format("a" * 64)).traceback
+        assert board.run(KEYS).output.strip() == "0"
+        run = board.run(UPDATE + "\nimport machine; machine.reset()")
+        assert run.labels == ("ota_0", "ota_1"), run.console
+        # It was not confirmed, but could be forgiven if that could be noted.
+        run = board.run(UPDATE)
+        assert "has failed on this board before" in run.traceback, run.console
 
 
 def test_a_manifest_changes_keys_when_it_is_confirmed(board: Board) -> None:
@@ -160,14 +214,13 @@ def test_a_signed_image_is_taken_where_keys_are(board: Board) -> None:
                    "belongs to other content"),
         "padded": (image.ljust(0x5000, b"\xff"), "not signed"),
     }  # fmt: skip
-    update = "import ota; ota.update.from_file('/frozen/app.bin', verbose=False, reboot=False)"
     for name, (data, words) in cases.items():
         put(board, "app.bin", data)
-        run = board.run(update)
+        run = board.run(UPDATE)
         assert words in run.traceback, f"{name}: {run.console}"
         assert board.run().labels == ("ota_0",), name
     put(board, "app.bin", signed)
-    run = board.run(update + "\nimport machine; machine.reset()")
+    run = board.run(UPDATE + "\nimport machine; machine.reset()")
     assert run.labels == ("ota_0", "ota_1"), run.console
 
 
@@ -277,3 +330,128 @@ def test_files_alone_need_no_second_slot(tmp_path: Path) -> None:
     run = install(board, app(), counter=3)
     assert "no OTA slot besides factory" in run.traceback
     assert run.operations == ()
+
+
+# --- power cuts --------------------------------------------------------------------------------
+
+# What the board trusts, then what it makes of each image.
+JUDGE = """
+import ota
+print(*[k[:8] for k in ota.keys.trusted()], ota.keys.counter())
+for name in ('plain', '0', '1', 'stranger'):
+    try:
+        ota.update.from_file('/frozen/%s.bin' % name, verbose=False, reboot=False)
+        print(name, 'taken')
+    except ota.errors.ReleaseError:
+        print(name, 'refused')
+"""
+RETIRE = "import ota; ota.keys.retire({!r})"
+CLEAR = "import ota; ota.keys.clear()"
+
+
+class Story(NamedTuple):
+    """``play``: the script to cut, None: the boot in which a release is confirmed."""
+
+    prepare: Callable[[Board], object]
+    play: str | None
+    old: str  # what `JUDGE` prints before it
+    new: str
+
+
+def forget_all(board: Board) -> None:
+    board.flash.erase(boards.NVS.offset, boards.NVS.size)
+
+
+def lose(board: Board, blob: str) -> None:
+    """Without the copy: as the first versions of this package stored the keys."""
+    trust(board, 0)
+    board.run(NVS + LOSS.format(blob) + "n.commit()")
+
+
+def take_release(board: Board, **fields) -> None:
+    """Until it is about to boot for the first time."""
+    trust(board, 0)
+    put(board, "x.bundle", make(app(), tree("2"), keys=(key(),), counter=4, **fields).to_bytes())
+    run = board.run(INSTALL.format("x"), max_boots=1)
+    assert run.end is End.TOO_MANY_BOOTS, run.console
+
+
+def take_keys(board: Board) -> None:
+    take_release(board, add_keys=(digest(1),), retire_keys=(digest(0),))
+
+
+def verdict(*numbers: int, counter: int = 0) -> str:
+    """What `JUDGE` is to print where these keys are trusted."""
+    lines = [f"{short(*numbers)} {counter}".strip()]
+    for name in ("plain", "0", "1", "stranger"):
+        is_taken = not numbers or name in [str(number) for number in numbers]
+        lines.append(f"{name} {'taken' if is_taken else 'refused'}")
+    return "\n".join(lines) + "\n"
+
+
+def story(name: str) -> Story:
+    add, retire = ADD.format(digest(1)), RETIRE.format(digest(0))
+    none, first, second, both = verdict(), verdict(0), verdict(1), verdict(0, 1)
+    return {
+        "keys-first": Story(forget_all, ADD.format(digest(0)), none, first),
+        "keys-second": Story(lambda board: trust(board, 0), add, first, both),
+        "keys-migrate": Story(lambda board: lose(board, "trust-copy"), add, first, both),
+        "keys-mend": Story(lambda board: lose(board, "trust"), add, first, both),
+        "keys-retire": Story(lambda board: trust(board, 0, 1), retire, both, second),
+        "keys-clear": Story(lambda board: trust(board, 0), CLEAR, first, none),
+        "confirm-counter": Story(take_release, None, first, verdict(0, counter=4)),
+        "confirm-keys": Story(take_keys, None, first, verdict(1, counter=4)),
+    }[name]
+
+
+STORIES = [
+    *("keys-first", "keys-second", "keys-migrate", "keys-mend", "keys-retire", "keys-clear"),
+    *("confirm-counter", "confirm-keys"),
+]
+
+
+def points_of(config: pytest.Config, made: Scenario, board: Board) -> list[CutPoint]:
+    one = config.getoption("--cut")
+    if one:
+        return [point for point in [CutPoint.parse(one)] if point.scenario == made.name]
+    # What AFTER leaves is what BEFORE leaves at the next operation.
+    modes = tuple(CutMode) if config.getoption("--all-cuts") else (CutMode.TORN, CutMode.AFTER)
+    points = all_points(made.name, made.record(board), modes)
+    operations = board.flash.operations
+    nvs = range(boards.NVS.offset, boards.NVS.end)  # test_bundles.py has the others
+    return [point for point in points if operations[point.op].offset in nvs]
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_no_power_cut_disarms_the_board(
+    board: Board,
+    name: str,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Each operation on NVS; ``--all-cuts`` in each way, ``--cut keys-second:5:after`` one."""
+    told = story(name)
+    image = boards.app("v1.29.0")
+    put(board, "plain.bin", image)
+    for number, signed in enumerate(("0.bin", "1.bin", "stranger.bin")):
+        put(board, signed, sign_app(image, "app", (key(number),)))
+    told.prepare(board)
+    made = Scenario(name, board.flash.snapshot(), lambda board: board.run(told.play))
+    points = points_of(request.config, made, board)
+    if not points:
+        pytest.skip(f"--cut names another scenario than {name}")
+    seen = dict.fromkeys((told.old, told.new), 0)
+    for point in points:
+        made.cut(board, point)
+        left = board.flash.snapshot()
+        run = board.run(JUDGE)
+        assert run.output in seen, f"--cut {point}\n{run.console}{run.traceback}"
+        seen[run.output] += 1
+        board.flash.restore(left)
+        board.run(told.play)
+        run = board.run(KEYS)
+        assert run.output.strip() in told.new.splitlines(), (
+            f"--cut {point}\n{run.console}{run.traceback}"
+        )
+    record_property("power cuts", len(points))
+    assert len(points) == 1 or all(seen.values()), seen

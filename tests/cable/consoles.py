@@ -140,7 +140,7 @@ def bench(
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
     board = Board(flash or ota_flash(), frozen=compiled() if has_ota else None)
-    board.run()  # makes the file system
+    board.run("from esp32 import NVS; NVS('ota')")  # makes the file system, and the namespace
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)
         try:

@@ -49,7 +49,7 @@ def large_flash() -> bytes:
         0x10000: ota_board.OLD,
     }
     with VirtualFlash.create(4 << 20, contents) as flash:
-        Board(flash).run()
+        Board(flash).run(boards.FIRST_LOOK)
         return flash.snapshot()
 
 

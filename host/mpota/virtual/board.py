@@ -134,7 +134,6 @@ class Board:
     on_output: Callable[[str], None] | None = None  # told of the console as it is written
     radio_port: int = 0  # of the radio in reach (radio.py), 0: `bluetooth` finds none
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
-    loses_blobs: bool = False  # NVS with a defect of ESP-IDF's (nvs.py)
 
     def run(
         self,
@@ -285,7 +284,7 @@ class _Process:
         # nvs_flash_init: ESP-IDF's default partition.
         names = ("data", "nvs", "nvs")
         nvs = (p for p in self._partitions if (p.type_name, p.subtype_name, p.label) == names)
-        self._nvs = Nvs(self._flash, next(nvs, None), loses_blobs=board.loses_blobs)
+        self._nvs = Nvs(self._flash, next(nvs, None))
         self._output = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.end = End.DIED  # unless something else is found to have happened
@@ -431,6 +430,8 @@ class _Process:
             case "P":
                 selected = ota_ops.boot_partition(self._flash, self._partitions)
                 return (-1 if selected is None else selected.offset), b""
+            case "O":
+                return self._nvs.open(payload), b""
             case "N":
                 namespace, key, value = payload.split(b"\0", 2)
                 return self._nvs.set(namespace, key, argument, value), b""

@@ -1,7 +1,7 @@
 """NVS as MicroPython's `esp32.NVS` uses it (``nvs_api.cpp``), over ESP-IDF's format.
 
 Stricter than ESP-IDF in one point: that stores at ``nvs_set_*`` and ``nvs_erase_key`` already, and
-``nvs_commit`` does nothing. Here nothing is stored before `Nvs.commit`, so that a forgotten one is
+``nvs_commit`` does nothing. Here no value is stored before `Nvs.commit`, so that a forgotten one is
 noticed; then the changes are stored one by one, each as ESP-IDF would.
 """
 
@@ -17,7 +17,8 @@ from mpota.virtual.nvs_storage import Storage
 
 ESP_OK = 0
 ESP_ERR_NVS_NOT_FOUND = NOT_FOUND
-ESP_ERR_NVS_PART_NOT_FOUND = 0x110F
+ESP_ERR_NOT_ALLOWED = 0x10D
+ESP_ERR_NVS_NOT_INITIALIZED = 0x1101
 
 _TYPES = {ord("i"): ItemType.I32, ord("b"): ItemType.BLOB}
 
@@ -38,22 +39,35 @@ class Nvs:
     """
 
     def __init__(
-        self, flash: Flash, partition: Partition | None, *, loses_blobs: bool = False
+        self, flash: Flash, partition: Partition | None, *, loses_blobs: bool = True
     ) -> None:
         """What comes at boot: main.c, boardctrl_startup."""
+        self._is_readonly = partition is not None and bool(partition.flags & FLAGS["readonly"])
         self._storage = None if partition is None else _init(flash, partition, loses_blobs)
         self._changes: list[_Change] = []
 
+    def open(self, namespace: bytes) -> int:
+        """``nvs_open`` for writing, as MicroPython does it always: it makes a new namespace."""
+        if self._is_readonly:
+            return ESP_ERR_NOT_ALLOWED
+        if self._storage is None:  # of all that was to be initialized: there is one partition
+            return ESP_ERR_NVS_NOT_INITIALIZED
+        try:
+            self._storage.create_namespace(namespace)
+        except NvsError as error:
+            return error.code
+        return ESP_OK
+
     def set(self, namespace: bytes, key: bytes, kind: int, value: bytes) -> int:
         if self._storage is None:
-            return ESP_ERR_NVS_PART_NOT_FOUND
+            return ESP_ERR_NVS_NOT_INITIALIZED
         self._changes.append(_Change(namespace, key, kind, value))
         return ESP_OK
 
     def get(self, namespace: bytes, key: bytes, kind: int) -> tuple[int, bytes]:
         """(error, value). A value of another type is not found."""
         if self._storage is None:
-            return ESP_ERR_NVS_PART_NOT_FOUND, b""
+            return ESP_ERR_NVS_NOT_INITIALIZED, b""
         for change in reversed(self._changes):
             if (change.namespace, change.key) == (namespace, key):
                 is_found = change.value is not None and change.kind == kind
@@ -68,7 +82,7 @@ class Nvs:
 
     def erase(self, namespace: bytes, key: bytes) -> int:
         if self._storage is None:
-            return ESP_ERR_NVS_PART_NOT_FOUND
+            return ESP_ERR_NVS_NOT_INITIALIZED
         if not self._is_known(self._storage, namespace, key):
             return ESP_ERR_NVS_NOT_FOUND
         self._changes.append(_Change(namespace, key, 0, None))
@@ -77,7 +91,7 @@ class Nvs:
     def commit(self) -> int:
         """Store what was set and erased; after an error the rest is forgotten."""
         if self._storage is None:
-            return ESP_ERR_NVS_PART_NOT_FOUND
+            return ESP_ERR_NVS_NOT_INITIALIZED
         changes, self._changes = self._changes, []
         try:
             for change in changes:

@@ -51,7 +51,7 @@ class Page:
     With ``loses_blobs`` as ESP-IDF since 5.1: `_lose_blob`. Raises NvsError(NEW_VERSION_FOUND).
     """
 
-    def __init__(self, flash: Flash, offset: int, *, loses_blobs: bool = False) -> None:
+    def __init__(self, flash: Flash, offset: int, *, loses_blobs: bool = True) -> None:
         self._flash = flash
         self._offset = offset
         self.states = [EntryState.EMPTY] * ENTRY_COUNT

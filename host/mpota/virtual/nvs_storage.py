@@ -55,7 +55,7 @@ class Storage:
     With ``loses_blobs`` it has a defect of ESP-IDF's: `Page`.
     """
 
-    def __init__(self, flash: Flash, offset: int, size: int, *, loses_blobs: bool = False) -> None:
+    def __init__(self, flash: Flash, offset: int, size: int, *, loses_blobs: bool = True) -> None:
         """Raises NvsError(NO_FREE_PAGES) and NvsError(NEW_VERSION_FOUND): it has to be erased."""
         offsets = range(offset, offset + size, SECTOR_SIZE)
         pages = [Page(flash, at, loses_blobs=loses_blobs) for at in offsets]

@@ -22,6 +22,7 @@ _NAMES = {
     0x103: "ESP_ERR_INVALID_STATE",
     0x104: "ESP_ERR_INVALID_SIZE",
     0x105: "ESP_ERR_NOT_FOUND",
+    0x10D: "ESP_ERR_NOT_ALLOWED",
     0x1101: "ESP_ERR_NVS_NOT_INITIALIZED",
     0x1102: "ESP_ERR_NVS_NOT_FOUND",
     0x1105: "ESP_ERR_NVS_NOT_ENOUGH_SPACE",
@@ -30,7 +31,6 @@ _NAMES = {
     0x110B: "ESP_ERR_NVS_INVALID_STATE",
     0x110C: "ESP_ERR_NVS_INVALID_LENGTH",
     0x110E: "ESP_ERR_NVS_VALUE_TOO_LONG",
-    0x110F: "ESP_ERR_NVS_PART_NOT_FOUND",
     0x1503: "ESP_ERR_OTA_VALIDATE_FAILED",
 }
 
@@ -202,6 +202,7 @@ class NVS:
         if not 0 < len(namespace) < 16:
             _check_esp_err(0x1106)
         self._namespace = namespace.encode() + b"\0"
+        _check_esp_err(link.call(link.NVS_OPEN, 0, namespace.encode()))
 
     def __repr__(self):
         return "<NVS namespace>"

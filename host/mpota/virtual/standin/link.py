@@ -17,6 +17,7 @@ WRITE = ord("W")  # argument: flash offset, payload: data
 SET_BOOT = ord("B")  # argument: flash offset of the partition
 MARK_VALID = ord("V")
 BOOT_PARTITION = ord("P")  # -> flash offset of the partition
+NVS_OPEN = ord("O")  # payload: namespace
 NVS_SET = ord("N")  # argument: type, payload: namespace NUL key NUL value
 NVS_GET = ord("G")  # argument: type, payload: namespace NUL key -> value
 NVS_ERASE = ord("K")  # payload: namespace NUL key
