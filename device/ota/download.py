@@ -10,6 +10,7 @@ from .http import Client
 
 _POLL_MS = const(1)  # nobody else waits
 _PIECE = const(4096)  # bytes that a broken connection may take with it
+_LARGE = const(65536)  # bytes of heap that a block for the flash may take
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 
 
@@ -207,6 +208,15 @@ class HttpSource:
         self._task = None
         if not self._is_lent:
             self.client.close()
+
+
+def prepare():
+    """Load what an update may need, before its buffers: a large one leaves no room for code."""
+    from . import resume  # noqa: F401
+
+    gc.collect()
+    if gc.mem_free() > _LARGE:
+        from . import failures, rejoin  # noqa: F401
 
 
 def _ignore(text):

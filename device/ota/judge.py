@@ -14,6 +14,7 @@ from .chips import chip_name
 from .errors import ReleaseError, StateError
 from .manifest import Manifest, version_key
 from .release import Item
+from .unconfirmed import check_confirmed
 
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
 
@@ -29,7 +30,7 @@ def judge(data, trust, place, force):
     """
     manifest = Manifest(data)
     if not force:
-        _check_confirmed()
+        check_confirmed()
         _check_product(manifest)
     _check_board(manifest)
     _check_time(manifest.expires)
@@ -139,22 +140,6 @@ def _find_data(label):
     if found[0].info()[1] in _RESERVED_SUBTYPES or (bdev and bdev.info()[2] == offset):
         raise ReleaseError("no-partition", "partition '%s' is in use by the system" % label)
     return found[0]
-
-
-def _check_confirmed():
-    """Raises StateError while the app or the files that run are unconfirmed."""
-    part = Partition(Partition.RUNNING)
-    what = None
-    if otadata.state(part) == otadata.PENDING_VERIFY:
-        what = "the running app (%s) is" % part.info()[4]
-    elif boot.is_on_trial():
-        what = "the files in use are"
-    if what:
-        raise StateError(
-            "unconfirmed",
-            "%s not confirmed: call ota.rollback.cancel() first, or a failed update would leave "
-            "nothing to roll back to" % what,
-        )
 
 
 def _check_product(manifest):

@@ -62,7 +62,7 @@ class Mark:
             data = struct.pack(_RECORD, offset, size, place_saved, self._saved, sha256)
             try:
                 nvs = NVS(_NAMESPACE)
-                nvs.set_blob(_KEY, data)
+                nvs.set_blob(_KEY, data)  # a power cut may lose it: then the app starts over
                 nvs.commit()
             except OSError:  # NVS is full, or there is none: then there is no going on
                 pass

@@ -72,7 +72,7 @@ class Release:
 
         self._entry, self.items = judge(data, trust, place, self._force)
         del judge, trust
-        unload("judge", "manifest", "keys", "chips")
+        unload("judge", "manifest", "keys", "chips", "unconfirmed")
 
     # --- taking
 

@@ -88,6 +88,7 @@ class Trail:
         data = struct.pack(_RECORD, offset, self._pos, self.total, self._digest, self._name)
         try:
             nvs = NVS(_NAMESPACE)
+            # A power cut may lose it (keys.py): then the download starts over.
             nvs.set_blob(_KEY, data + (self.validator or "").encode())
             nvs.commit()
         except OSError:  # NVS is full, or there is none: then there is no resuming

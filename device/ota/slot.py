@@ -13,9 +13,8 @@ SECTOR = const(4096)
 _ERASE_BLOCK = const(65536)
 _SMALL_PIECE = const(512)
 _MIDDLE_PIECE = const(1024)
-# Heap to leave alone then, besides the 4 KiB of the block so far: to make a new connection after a
-# failure, and for the end of the update.
-_RESERVE = const(8192)
+# Heap to leave alone then: for a new connection.
+_RESERVE = const(4096)
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
@@ -51,18 +50,15 @@ class SlotWriter:
         self._at = 0  # where in the slot the block at hand begins
         self._fill = 0
         # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
-        self._use(buf or bytearray(SECTOR), _SMALL_PIECE)
+        self._use(buf or bytearray(SECTOR), bytearray(_SMALL_PIECE))
 
-    def _use(self, buf, piece_size):
-        """Take ``buf`` for the block, to be compared in pieces of ``piece_size``."""
-        size = len(buf)
-        buf = memoryview(buf)
-        check = memoryview(bytearray(piece_size))
-        sectors = [buf[at : at + SECTOR] for at in range(0, size, SECTOR)]
-        pieces = [buf[at : at + piece_size] for at in range(0, size, piece_size)]
-        # All is there, or this has raised MemoryError and left what was.
-        self._buf, self._check, self._sectors, self._pieces = buf, check, sectors, pieces
-        self._size = size
+    def _use(self, block, check):
+        """Take ``block`` for what is written, and ``check`` to read it back, piece by piece."""
+        block = memoryview(block)
+        count = len(check)
+        self._pieces = [block[at : at + count] for at in range(0, len(block), count)]
+        self._buf, self._check = block, memoryview(check)
+        self._size = len(block)
 
     def _grow(self):
         """Take larger buffers if they are to be had: 64 KiB for a block, one sector to read back.
@@ -74,10 +70,9 @@ class SlotWriter:
         free = gc.mem_free() - _RESERVE
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
-                is_tight = free < _ERASE_BLOCK + 2 * SECTOR
-                self._use(bytearray(_ERASE_BLOCK), _MIDDLE_PIECE if is_tight else SECTOR)
-            elif free >= 2 * SECTOR:
-                self._use(self._buf, _MIDDLE_PIECE)
+                self._use(bytearray(_ERASE_BLOCK), self._buf)  # a piece is a sector
+            elif free >= SECTOR:
+                self._use(self._buf, bytearray(_MIDDLE_PIECE))
         except MemoryError:  # there is enough, but not in one piece
             pass
 
@@ -127,7 +122,7 @@ class SlotWriter:
 
     def drop(self):
         """Give the buffers back: nothing more is written."""
-        self._buf = self._check = self._sectors = self._pieces = None
+        self._buf = self._check = self._pieces = None
 
     def _flush(self):
         """Bring the block at hand into the flash, and then to the next stage."""
@@ -166,10 +161,9 @@ class SlotWriter:
         if self._before_erase:
             self._before_erase()
             self._before_erase = None
-        block = self._at // SECTOR
         if self._is_whole_faster(first, count):
             self._blank(count)
-            self._partition.writeblocks(block, self._buf)
+            self._partition.writeblocks(self._at // SECTOR, self._buf)
             if self._verify:
                 for index in range(first):
                     if not self._is_right(index):
@@ -177,7 +171,11 @@ class SlotWriter:
             return
         for index in range(first, count):
             if index == first or not self._verify or not self._is_right(index):
-                self._partition.writeblocks(block + index, self._sectors[index])
+                self._write_sector(index)
+
+    def _write_sector(self, index):
+        buf = self._buf if self._size == SECTOR else self._pieces[index]
+        self._partition.writeblocks(self._at // SECTOR + index, buf)
 
     def _is_whole_faster(self, first, count):
         """Whether to erase and write the whole 64 KiB block: more than a few sectors differ."""
@@ -202,8 +200,7 @@ class SlotWriter:
 
     def _retry(self, index):
         """Write a sector that lost bytes once more."""
-        block = self._at // SECTOR + index
-        self._partition.writeblocks(block, self._sectors[index])
+        self._write_sector(index)
         if not self._is_right(index):
             raise SlotError("flash", self._name_lost(index))
 

@@ -16,6 +16,7 @@ from . import otadata
 from .errors import ImageError, OTAError, StateError
 from .home import has_home, has_trust
 from .image import DESC_MAGIC, SECTOR, AppImage, Board
+from .modules import unload
 from .slot import SlotWriter
 from .url import is_url
 
@@ -76,7 +77,11 @@ class OTA:
         self._expect(sha, length)
         self._board = Board(Partition(Partition.RUNNING))
         if not force:
-            self._check_confirmed()
+            from .unconfirmed import check_confirmed
+
+            check_confirmed()
+            del check_confirmed
+            unload("unconfirmed", "boot")
         gc.collect()
         self._digest = _Digest()
         self._writer = SlotWriter(
@@ -86,23 +91,6 @@ class OTA:
             _, _, _, size, name, _ = self.part.info()
             print("Writing new micropython image to OTA partition '%s'..." % name)
             print("Device capacity: %d x %d byte blocks." % (size // SECTOR, SECTOR))
-
-    def _check_confirmed(self):
-        running = Partition(Partition.RUNNING)
-        if otadata.state(running) == otadata.PENDING_VERIFY:
-            raise StateError(
-                "unconfirmed",
-                "the running app (%s) is not confirmed: call ota.rollback.cancel() first, or a "
-                "failed update would leave nothing to roll back to" % running.info()[4],
-            )
-        if has_home():
-            from .boot import is_on_trial
-
-            if is_on_trial():
-                raise StateError(
-                    "unconfirmed",
-                    "the files in use are not confirmed: call ota.rollback.cancel() first",
-                )
 
     def _expect(self, sha, length):
         if sha:
@@ -517,7 +505,9 @@ def _run(url, take, args, more):
     """Update by ``take(update)``, and once more if parts of two versions of a file were joined."""
     options = {name: more.pop(name) for name in _OPTIONS if name in more}
     if is_url(url):
-        from . import download, resume  # noqa: F401  before the buffers divide the heap
+        from .download import prepare
+
+        prepare()
     update = OTA(*args, **options)
     try:
         with update:

@@ -146,7 +146,7 @@ class Handler(socketserver.StreamRequestHandler):
             self._send_file(asked, entry)
 
     def _send_file(self, asked: Request, file: File) -> None:
-        headers = []
+        headers = ["Accept-Ranges: bytes"] if file.ranges else []
         if file.etag:
             headers.append(f"ETag: {file.etag}")
         if file.last_modified:
