@@ -194,7 +194,7 @@ def traceback_of(error):
     text = io.StringIO()
     _print_exception(error, text)
     lines = text.getvalue().split("\n")
-    return "\n".join([line for line in lines if not line.startswith(_OWN_FILES)])
+    return "\n".join([line for line in lines if line.split(",")[0] not in _OWN_FILES])
 
 
 # --- friendly REPL
