@@ -225,7 +225,9 @@ def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
         verdict = verdicts.get(partition.offset) or verify_image(
             flash, partition.offset, partition.size, result.bootloader
         )
-        size = max(verdict.image_size, APP_DESC_OFFSET + APP_DESC_SIZE)
+        # A damaged segment may say that the image has gigabytes.
+        size = min(max(verdict.image_size, APP_DESC_OFFSET + APP_DESC_SIZE), partition.size)
+        size = max(0, min(size, flash.size - partition.offset))
         yield Slot(partition, verdict, flash.read(partition.offset, size))
 
 

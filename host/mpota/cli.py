@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import signal
 import sys
+from contextlib import suppress
+from types import FrameType
 
 import click
 from click.exceptions import Exit
@@ -72,6 +75,8 @@ def _build() -> click.Group:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 bad content, 2 bad usage."""
     arguments = sys.argv[1:] if args is None else args
+    if args is None:
+        signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file need not be text in the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -81,7 +86,10 @@ def main(args: list[str] | None = None) -> None:
 
         patch()
     try:
-        sys.exit(_build().main(args, prog_name="mpota", standalone_mode=False))
+        try:
+            sys.exit(_build().main(args, prog_name="mpota", standalone_mode=False))
+        finally:
+            sys.stdout.flush()  # a full disk is told of here, not when the interpreter ends
     except MpotaError as error:
         _fail(str(error), error.hint, error.exit_code)
     except Exit as request:
@@ -97,6 +105,16 @@ def main(args: list[str] | None = None) -> None:
         # The reader of our output has gone, as in `mpota show ... | head`.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        # Commands turn those of files and ports into errors of theirs: what is left is output.
+        with suppress(OSError):
+            sys.stdout.close()
+        _fail(f"reading or writing failed: {error}", None, 1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """An exception, so that temporary files go and a board is left in order, as with Ctrl-C."""
+    sys.exit(128 + number)
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:

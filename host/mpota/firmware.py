@@ -191,6 +191,8 @@ class Firmware:
             known = max(0, min(partition.size, self.flash.end - partition.offset))
             if not known:
                 raise MpotaError(f"the file ends at flash offset {self.flash.end:#x}, before it")
+            if self.is_blank(partition):
+                raise MpotaError("the partition is blank")
             app = App.from_bytes(self.flash.read(partition.offset, known))
             if app.image.chip != self.chip:
                 raise MpotaError(
@@ -284,6 +286,7 @@ def find_base(data: bytes, name: str = "file") -> int:
 
     Raises MpotaError for anything else, saying what it seems to be.
     """
+    _check_no_page(data, name)
     if is_app_image(data):
         raise MpotaError(
             f"{name} is an app image alone, without bootloader and partition table",
@@ -386,7 +389,13 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
     """
     from mpota.formats.partition_csv import table_from_csv
 
+    _check_no_page(data, name)
     if not is_table(data):
+        if Path(name).suffix.lower() == ".csv":
+            raise MpotaError(
+                f"{name} is no CSV: {len(data):,} bytes that are not all printable UTF-8, "
+                f"or more than {_MAX_CSV_SIZE:,}"
+            )
         return Firmware.from_bytes(data, name, table_offset).table
     try:
         if data[:2] == ENTRY_MAGIC:
@@ -402,6 +411,16 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
 def is_table(data: bytes) -> bool:
     """``data`` is a partition table alone, valid or not: binary, or text."""
     return data[:2] == ENTRY_MAGIC or _text(data) is not None
+
+
+def _check_no_page(data: bytes, name: str) -> None:
+    """A download that went wrong leaves a page under the name of a firmware."""
+    start = data[:64].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise MpotaError(
+            f"{name} is a web page: it starts with {start[:5].decode()}",
+            "download the file itself: the link led to a page about it, or to an error",
+        )
 
 
 def _text(data: bytes) -> str | None:

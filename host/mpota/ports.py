@@ -24,12 +24,12 @@ _ESPRESSIF_VID = 0x303A
 def is_port(text: str | os.PathLike[str]) -> bool:
     """Whether ``text`` names a serial port rather than a file; a file of that name wins."""
     name = os.fspath(text)
-    if name.startswith("/dev/"):
-        return True
     try:
-        return stat.S_ISCHR(os.stat(name).st_mode)
+        return stat.S_ISCHR(os.stat(name).st_mode)  # not /dev/stdin where that is a file
     except OSError:
         pass
+    if name.startswith("/dev/"):
+        return True
     known = (_SHORT, _WINDOWS, _URL)
     return name == "auto" or any(re.fullmatch(pattern, name) for pattern in known)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,8 +24,10 @@ from firmware_files import (
     small_firmware,
 )
 from mpota import sample
+from mpota.check import check_flash
 from mpota.formats.image import Image
 from mpota.formats.partition_csv import table_to_csv
+from mpota.storage.file import FileImage
 
 GOOD = small_firmware()
 APP = small_app()
@@ -349,6 +352,103 @@ def test_a_closed_pipe_is_no_traceback(files: Path) -> None:
     command = f"{sys.executable} -m mpota show {files / 'good.bin'} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["show", "check", "table"])
+def test_a_full_disk_under_standard_output_is_no_traceback(command: str, files: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mpota", command, files / "good.bin"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert_refused(Run(done.returncode, "", done.stderr), 1)
+    assert "No space left on device" in done.stderr
+
+
+_KILLED_AT_RENAME = """
+import os, pathlib
+pathlib.Path.replace = lambda self, target: os.kill(os.getpid(), {signal})
+from mpota.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals here")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_writing_leaves_the_old_file(name: str, files: Path) -> None:
+    number = signal.Signals[name].value
+    target = files / "out.bin"
+    target.write_bytes(b"precious")
+    code = _KILLED_AT_RENAME.format(signal=number)
+    arguments = ["resize", files / "good.bin", "-f", "8M", "-o", target, "--force"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    assert target.read_bytes() == b"precious"
+    assert sorted(p.name for p in files.iterdir()) == ["app.bin", "good.bin", "out.bin"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights here")
+def test_a_link_stays_and_what_it_points_to_is_replaced(files: Path) -> None:
+    target, link = files / "target.bin", files / "link.bin"
+    target.write_bytes(b"old")
+    link.symlink_to("target.bin")
+    assert run("extract", files / "good.bin", "-o", link, "--force").code == 0
+    assert link.is_symlink()
+    assert target.read_bytes() == APP
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="no /dev/stdin here")
+def test_a_file_on_standard_input_is_no_port(files: Path) -> None:
+    with open(files / "good.bin") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "mpota", "show", "/dev/stdin"],
+            stdin=file,
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ESP32" in done.stdout
+
+
+@pytest.mark.parametrize("start", ["<!DOCTYPE html>", "\n<html lang=en>", "<?xml version='1.0'?>"])
+def test_a_web_page_under_the_name_of_a_firmware_is_called_one(start: str, files: Path) -> None:
+    page = f"{start}<title>404 Not Found</title>".encode()
+    assert_every_command_refuses(page, files)
+    for command in ("show", "check", "extract", "table"):
+        assert "is a web page" in run(command, files / "bad.bin").err
+
+
+def test_a_csv_that_is_no_text_is_called_one(files: Path) -> None:
+    bad = files / "table.csv"
+    bad.write_bytes("f\xe4ctory,app,factory,0x10000,1M".encode("latin-1"))
+    result = run("table", bad)
+    assert_refused(result, 1)
+    assert "table.csv is no CSV: 30 bytes that are not all printable UTF-8" in result.err
+
+
+def test_a_segment_of_a_gigabyte_needs_no_gigabyte_of_memory() -> None:
+    data = bytearray(GOOD)
+    last = Image.from_bytes(APP).segments[-1]
+    at = APP_AT + last.data_offset - 4
+    data[at : at + 4] = (0x3EFA3DE8).to_bytes(4, "little")
+    check = check_flash(FileImage(0x1000, bytes(data)))
+    assert not check.is_ok
+    assert check.slots
+    assert all(len(slot.data) <= slot.partition.size for slot in check.slots)
+
+
+def test_a_blank_partition_is_called_blank(files: Path) -> None:
+    ota = files / "ota.bin"
+    contents = {"ota_0": APP}
+    data = sample.build_firmware("esp32", table=OTA_TABLE, contents=contents, is_dump=True)
+    ota.write_bytes(data)
+    result = run("extract", ota, "ota_1")
+    assert_refused(result, 1)
+    assert "ota_1: the partition is blank" in result.err
 
 
 def test_a_name_out_of_a_damaged_table_cannot_break_the_line(tmp_path: Path) -> None:

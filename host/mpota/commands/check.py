@@ -37,7 +37,7 @@ def command(
     table_offset: int,
     baud: int,
 ) -> None:
-    """Say what the bootloader will do with FIRMWARE, in its own words; exit 1 if not boot it.
+    """Say what the bootloader will do with FIRMWARE, in its own words; exit 1 if nothing boots.
 
     FIRMWARE, and what --against names, may be a file or a board's port.
     """

@@ -40,20 +40,26 @@ class FileImage:
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The content of a file. Raises UsageError if it cannot be read, MpotaError if it is empty."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             # A pipe would block, a device never end.
             raise UsageError(f"cannot read '{os.fspath(path)}': it is no regular file")
+        _check_size(path, status.st_size)
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_SIZE + 1)
     except OSError as error:
         raise UsageError(f"cannot read '{os.fspath(path)}': {error.strerror}") from None
     if not data:
         raise MpotaError(f"'{os.fspath(path)}' is empty")
-    if len(data) > MAX_FILE_SIZE:
+    _check_size(path, len(data))
+    return data
+
+
+def _check_size(path: str | os.PathLike[str], size: int) -> None:
+    if size > MAX_FILE_SIZE:
         raise MpotaError(
             f"'{os.fspath(path)}' is larger than {MAX_FILE_SIZE:,} bytes, the limit of a firmware"
         )
-    return data
 
 
 def check_output(path: Path, inputs: tuple[Path, ...] = (), *, force: bool = False) -> None:
@@ -92,16 +98,18 @@ def write_file(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
-    Raises UsageError if the file cannot be written.
+    A link stays one: what it points to is replaced. Raises UsageError if the file cannot be
+    written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:
             temporary.touch(exist_ok=False)
             yield temporary
-            if path.exists():
-                temporary.chmod(path.stat().st_mode)
-            temporary.replace(path)
+            if target.exists():
+                temporary.chmod(target.stat().st_mode)
+            temporary.replace(target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
