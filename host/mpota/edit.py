@@ -95,14 +95,20 @@ def _summary(old_size: int, new_size: int) -> str:
 
 def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -> Iterator[str]:
     grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
-    if grown and layout.table == firmware.table:
-        last = max(firmware.table, key=lambda p: p.offset)
-        if not any(p.is_file_system for p in firmware.table):
+    has_file_system = any(p.is_file_system for p in layout.table)
+    if edits.table is not None and has_file_system and layout.table.end < layout.flash_size:
+        yield (
+            f"the table ends at {layout.table.end:#x}, the flash at {layout.flash_size:#x}: "
+            "what is between them stays unused"
+        )
+    elif grown and layout.table == firmware.table:
+        if not has_file_system:
             yield (
                 "the table stays as it is: it has no file system partition, MicroPython 1.25 and "
                 "later makes one at boot in all the flash behind the last entry"
             )
-        else:
+        elif layout.file_system is None:
+            last = max(firmware.table, key=lambda p: p.offset)
             yield f"the table stays as it is: it ends with '{last.label}', which is no file system"
     if layout.flash_size > 16 * MiB:
         from mpota.virtual.bootloader import bootloader_info  # rarely needed, and not small

@@ -27,6 +27,7 @@ from mpota.edit import resize
 from mpota.firmware import Firmware
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.partition_csv import table_to_csv
 from mpota.formats.partition_table import APP, DATA, OTA_0, Partition, PartitionTable
 from mpota.layout import Edits
 from mpota.storage.file import FileImage
@@ -244,6 +245,18 @@ def test_a_table_elsewhere_is_rewritten_where_it_stands(offset: int, tmp_path: P
     assert after.table["vfs"].end == 8 * MiB
     new = out.read_bytes()
     assert new[offset + 0xC00 :] == data[offset + 0xC00 :]
+
+
+def test_what_a_ready_made_table_leaves_unused_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "in.bin"
+    source.write_bytes(small_firmware())
+    csv = tmp_path / "t.csv"
+    csv.write_text(table_to_csv(TABLE))
+    same = run("resize", source, "-f", "8M", "--layout", csv, "--dry-run")
+    assert "note: the table ends at 0x400000, the flash at 0x800000" in same.out
+    assert "no file system" not in same.out
+    full = run("resize", source, "--layout", csv, "--dry-run")
+    assert "note:" not in full.out
 
 
 def test_the_output_is_named_after_what_was_done(tmp_path: Path) -> None:
