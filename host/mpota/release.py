@@ -235,10 +235,13 @@ def verify(made: Bundle, trusted: Iterable[PublicKey]) -> PublicKey:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify_file` found: the manifest (None for an app image), and who signed it."""
+    """What `verify_file` found: the manifest (None for an app image), whether there is a
+    signature, and whose it is (None: no key was given to check it with).
+    """
 
     manifest: Manifest | None
     signer: PublicKey | None
+    is_signed: bool
 
 
 def verify_file(path: Path, trusted: Iterable[PublicKey]) -> Verified:
@@ -250,27 +253,28 @@ def verify_file(path: Path, trusted: Iterable[PublicKey]) -> Verified:
     data = read_file(path)
     if is_bundle(data):
         made = Bundle.from_bytes(data)
-        return Verified(made.manifest, verify(made, trusted) if trusted else None)
+        signer = verify(made, trusted) if trusted else None
+        return Verified(made.manifest, signer, bool(made.signature))
     if data[:1] == b"{":
         return _verify_published(path, data, trusted)
     app = read_app(data, path.name)
     if not trusted:
-        return Verified(None, None)
+        return Verified(None, None, bool(app.signature))
     if not app.signature:
         raise MpotaError(f"{path.name} is not signed")
     content, sector = app.to_bytes()[:-SECTOR_SIZE], app.signature[-SECTOR_SIZE:]
-    return Verified(None, check_signature(content, sector, trusted))
+    return Verified(None, check_signature(content, sector, trusted), True)
 
 
 def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -> Verified:
     manifest = Manifest.from_bytes(data)
-    signer = None
+    signer, signature = None, path.with_suffix(".sig")
     if trusted:
-        signer = check_signature(data, read_file(path.with_suffix(".sig")), trusted)
+        signer = check_signature(data, read_file(signature), trusted)
     for form in manifest.forms:
         if form.url is not None and not _is_elsewhere(form.url):
             form.check(read_file(path.parent / form.url), f"'{form.url}'")
-    return Verified(manifest, signer)
+    return Verified(manifest, signer, signature.exists())
 
 
 def _is_elsewhere(url: str) -> bool:

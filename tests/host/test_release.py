@@ -150,6 +150,8 @@ def test_verify_names_the_signer(mpota: Mpota, project: Path, keys: Path) -> Non
 
 def test_an_unsigned_bundle_does_not_verify(mpota: Mpota, project: Path, keys: Path) -> None:
     path = bundle(mpota, project)
+    assert mpota("verify", path)[1].endswith("whole, not signed\n")
+    assert json.loads(mpota("verify", path, "--json")[1])["signed"] is False
     code, _, error = mpota("verify", path, "--key", keys / "a.pub.pem")
     assert (code, "not signed" in error) == (1, True)
 

@@ -68,10 +68,12 @@ def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     signer = found.signer.digest.hex() if found.signer else None
     if as_json:
         manifest = json.loads(found.manifest.to_bytes()) if found.manifest else None
-        report.print_json({"manifest": manifest, "signed_by": signer})
+        report.print_json({"manifest": manifest, "signed": found.is_signed, "signed_by": signer})
         return
     what = f"{found.manifest.name} {found.manifest.version}" if found.manifest else "app image"
-    signed = f"signed by {signer}" if signer else "signature not checked: no --key"
+    signed = "signature not checked: no --key" if found.is_signed else "not signed"
+    if signer:
+        signed = f"signed by {signer}"
     print(f"{file.name}: {what}, whole, {signed}")
 
 
