@@ -278,8 +278,8 @@ def test_a_cable_pulled_after_the_switch(
 def test_lost_bytes_are_noticed_and_sent_again(
     board: Bench, new: Path, lost: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpota.push._ACK_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("mpota.push._ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mpota.push._ACK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mpota.push._ANSWER_TIMEOUT_S", 4.0)
     board.wire.lose = lost
     with Session(board.port.path) as session:
         done = push(session, Package.open(str(new)), Options(settle_s=0.3))
