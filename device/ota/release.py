@@ -19,6 +19,7 @@ from .modules import unload
 
 _SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
+_AT_THE_END = ("files", "boot", "confirm")  # modules that are of use then, and before
 
 
 class Item:
@@ -72,7 +73,7 @@ class Release:
 
         self._entry, self.items = judge(data, trust, place, self._force)
         del judge, trust
-        unload("judge", "manifest", "keys", "chips", "unconfirmed")
+        unload("judge", "manifest", "keys", "chips", "unconfirmed", *_AT_THE_END)
 
     # --- taking
 
@@ -84,29 +85,35 @@ class Release:
         def done():
             item.is_taken = False
 
-        unload("files", "boot", "confirm")  # until they are needed
+        unload(*_AT_THE_END)
         room = None
         if item.encoding:
             from .frames import Buffered, Frames, Room
 
             room = Room(item.encoding == "delta")
         if item.kind == "app":
-            buf = bytearray(_SECTOR) if room else None  # the heap is in one piece still
-            self._app = app = _open_app(item, self._options, buf)
-            from .mark import Mark, Plain
-
-            mark = Mark(item, app)
-            app.mark = mark
-            sink = _Sink(app.write, lambda: _seal(app), done)
-            if not room:
-                return Plain(app, mark, sink.close)
-        else:
-            mark = None
-            sink = _Checked(self._open_content(item), item, done)
+            return self._open_app(item, room, done)
+        sink = _Checked(self._open_content(item), item, done)
         if not room:
             return sink
-        target = self._app if item.kind == "app" else Buffered(sink.write)
-        return Frames(target, item.content_size, sink.close, mark, room)
+        return Frames(Buffered(sink.write), item.content_size, sink.close, room=room)
+
+    def _open_app(self, item, room, done):
+        buf = bytearray(_SECTOR) if room else None  # the heap is in one piece still
+        self._app = app = _make_app(item, self._options, buf)
+        from .mark import Mark, Plain
+
+        app.mark = mark = Mark(item, app)
+
+        def close():
+            _seal(app)
+            done()
+
+        if not room:
+            return Plain(app, mark, close)
+        from .frames import Frames
+
+        return Frames(app, item.content_size, close, mark, room)
 
     def _open_content(self, item):
         if item.kind == "data":
@@ -143,10 +150,13 @@ class Release:
 
     def _fetch_app(self, url, item, request_args, progress):
         """As ota.update.from_file does: goes on where an earlier download broke off."""
+        from .download import prepare
+
+        prepare()
         options = dict(self._options)
         options["progress"] = progress
         for is_last in (False, True):
-            self._app = app = _open_app(item, options)
+            self._app = app = _make_app(item, options)
             try:
                 app.from_firmware_file(url, **request_args)
                 _seal(app)
@@ -228,7 +238,7 @@ class Release:
         return bool(self._app or self._staged)
 
 
-def _open_app(item, options, buf=None):
+def _make_app(item, options, buf=None):
     """The update of a slot; the switch waits for the other payloads."""
     from .update import OTA
 
@@ -249,19 +259,6 @@ def _seal(app):
             raise
     del check_app
     unload("signature")
-
-
-class _Sink:
-    """`write`, and a `close` that tells when it has succeeded."""
-
-    def __init__(self, write, close, done):
-        self.write = write
-        self._close = close
-        self._done = done
-
-    def close(self):
-        self._close()
-        self._done()
 
 
 def _none():
