@@ -39,6 +39,7 @@ from mpota.storage.file import FileImage, read_file
 from mpota.units import SECTOR_SIZE, KiB, align_up
 
 _MAX_CSV_SIZE = 64 * KiB
+_DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
 _TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
 
 
@@ -286,7 +287,7 @@ def find_base(data: bytes, name: str = "file") -> int:
 
     Raises MpotaError for anything else, saying what it seems to be.
     """
-    _check_no_page(data, name)
+    _check_no_other(data, name)
     if is_app_image(data):
         raise MpotaError(
             f"{name} is an app image alone, without bootloader and partition table",
@@ -389,7 +390,7 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
     """
     from mpota.formats.partition_csv import table_from_csv
 
-    _check_no_page(data, name)
+    _check_no_other(data, name)
     if not is_table(data):
         if Path(name).suffix.lower() == ".csv":
             raise MpotaError(
@@ -413,14 +414,26 @@ def is_table(data: bytes) -> bool:
     return data[:2] == ENTRY_MAGIC or _text(data) is not None
 
 
-def _check_no_page(data: bytes, name: str) -> None:
-    """A download that went wrong leaves a page under the name of a firmware."""
+_OTHER_FILES = (  # how they start, what they are, what to do; in small letters
+    (b"<!doctype html", "a web page", _DOWNLOAD),
+    (b"<html", "a web page", _DOWNLOAD),
+    (b"<?xml", "a web page or another XML file", _DOWNLOAD),
+    (b"\x7felf", "an ELF file", "the firmware is the .bin made of it"),
+    (b"uf2\n", "a UF2 file", "the same build as .bin is what mpota takes"),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
+    (b"pk\x03\x04", "a zip archive", "unpack it first"),
+    (b"manifest.json\0", "a bundle", "`mpota verify` checks it, `mpota manifest` shows it"),
+    (b"otaf", "a compressed app or a delta", "boards install it: ota.update.from_file()"),
+    (b"{", "JSON, as manifests are", "`mpota verify` checks a manifest"),
+)
+
+
+def _check_no_other(data: bytes, name: str) -> None:
+    """What people have beside firmware, and what a failed download leaves under its name."""
     start = data[:64].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        raise MpotaError(
-            f"{name} is a web page: it starts with {start[:5].decode()}",
-            "download the file itself: the link led to a page about it, or to an error",
-        )
+    for magic, what, hint in _OTHER_FILES:
+        if start.startswith(magic):
+            raise MpotaError(f"{name} is {what}, not a firmware, an app or a table", hint)
 
 
 def _text(data: bytes) -> str | None:

@@ -414,12 +414,26 @@ def test_a_file_on_standard_input_is_no_port(files: Path) -> None:
     assert "ESP32" in done.stdout
 
 
-@pytest.mark.parametrize("start", ["<!DOCTYPE html>", "\n<html lang=en>", "<?xml version='1.0'?>"])
-def test_a_web_page_under_the_name_of_a_firmware_is_called_one(start: str, files: Path) -> None:
-    page = f"{start}<title>404 Not Found</title>".encode()
-    assert_every_command_refuses(page, files)
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"<!DOCTYPE html><title>404 Not Found</title>", "a web page"),
+        (b"\n<html lang=en>", "a web page"),
+        (b"\x7fELF\x01\x01\x01", "an ELF file"),
+        (b"UF2\nWQ]\x9e", "a UF2 file"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"manifest.json\0", "a bundle"),
+        (b"OTAF\x01\x02", "a compressed app or a delta"),
+        (b'{"format": 1}', "JSON"),
+    ],
+)
+def test_other_files_under_the_name_of_a_firmware_are_called_what_they_are(
+    start: bytes, what: str, files: Path
+) -> None:
+    assert_every_command_refuses(start, files)
     for command in ("show", "check", "extract", "table"):
-        assert "is a web page" in run(command, files / "bad.bin").err
+        assert f"is {what}" in run(command, files / "bad.bin").err
 
 
 def test_a_csv_that_is_no_text_is_called_one(files: Path) -> None:
@@ -483,6 +497,9 @@ def test_a_name_out_of_a_damaged_table_cannot_break_the_line(tmp_path: Path) -> 
         ["extract", "good.bin", "factory", "extra"],
         ["resize", "good.bin", "-f"],
         ["show", "good.bin", "--table-offset", "8000h"],
+        ["show", "good.bin", "--table-offset", "0"],
+        ["show", "good.bin", "--table-offset", "0x10000000"],
+        ["keygen", "good.bin"],
     ],
     ids=" ".join,
 )

@@ -27,13 +27,19 @@ class Size(_IntType):
         return value if isinstance(value, int) else parse_size(value, _option_name(param))
 
 
+_MAX_TABLE_OFFSET = 0xFFFF000  # the last sector of the largest flash that an image can declare
+
+
 class TableOffset(Size):
     """A size that a partition table can stand at."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         offset = super().convert(value, param, ctx)
-        if not SECTOR_SIZE <= offset <= 0xFFFF000 or offset % SECTOR_SIZE:
-            raise UsageError(f"table offset {offset:#x} is not a multiple of {SECTOR_SIZE:#x}")
+        if not SECTOR_SIZE <= offset <= _MAX_TABLE_OFFSET or offset % SECTOR_SIZE:
+            raise UsageError(
+                f"table offset {offset:#x} is not a multiple of {SECTOR_SIZE:#x} "
+                f"from {SECTOR_SIZE:#x} to {_MAX_TABLE_OFFSET:#x}"
+            )
         return offset
 
 
