@@ -148,6 +148,45 @@ def test_verify_names_the_signer(mpota: Mpota, project: Path, keys: Path) -> Non
     assert json.loads(said)["signed_by"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--name", "a/b"], 1, "manifest has name 'a/b', it must be 1 to 64 letters, digits"),
+        (["--version", "x"], 1, "manifest has version 'x', it must be one to four numbers"),
+        (["--version", "1.\u0663"], 1, "it must be one to four numbers"),
+        (["--counter", "-1"], 1, "manifest has counter '-1', it must be 0 to 2147483647"),
+        (["--expires", "2020-01-01"], 2, "--expires 2020-01-01 is in the past"),
+        (["--key", "app.bin"], 1, "app.bin: not a private key in PEM"),
+        (["--add-key", "app.bin"], 1, "app.bin: not a key in PEM"),
+    ],
+)
+def test_what_no_board_would_take_is_no_release(
+    options: list[str],
+    code: int,
+    words: str,
+    mpota: Mpota,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(project)
+    release = ["--name", "pump", "--version", "1.0", "-o", "bad.bundle"]
+    found, _, error = mpota("bundle", "app.bin", *release, *options)
+    assert (found, words in error) == (code, True), error
+    assert not (project / "bad.bundle").exists()
+
+
+def test_a_key_is_made_whole_or_not_at_all(
+    mpota: Mpota, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    code, _, error = mpota("keygen", tmp_path / "k.pem")
+    assert (code, "No space left on device" in error) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unsigned_bundle_does_not_verify(mpota: Mpota, project: Path, keys: Path) -> None:
     path = bundle(mpota, project)
     assert mpota("verify", path)[1].endswith("whole, not signed\n")

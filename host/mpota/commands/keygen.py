@@ -9,7 +9,7 @@ import click
 
 from mpota.errors import UsageError
 from mpota.signing import PrivateKey, public_to_pem
-from mpota.storage.file import check_output, write_file
+from mpota.storage.file import write_file
 
 
 @click.command()
@@ -21,16 +21,22 @@ def command(key: Path) -> None:
     file is never overwritten.
     """
     public = key.with_suffix(".pub.pem")
-    check_output(public)
+    for path in (key, public):
+        if os.path.lexists(path):
+            raise UsageError(f"'{path}' exists", "give another name: a key is never overwritten")
     made = PrivateKey.generate()
     try:
         # Nobody else may ever read it, not even for a moment.
         descriptor = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made.to_pem())
+            write_file(public, public_to_pem(made.public))
+        except BaseException:
+            key.unlink()
+            raise
     except OSError as error:
         raise UsageError(f"cannot write '{key}': {error.strerror}") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made.to_pem())
-    write_file(public, public_to_pem(made.public))
     print(f"private key: {key} (keep it secret, and a copy of it safe)")
     print(f"public key:  {public}")
     print(f"digest:      {made.public.digest.hex()}")

@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import click
 
 from mpota.commands.options import split_pair
-from mpota.errors import UsageError
+from mpota.errors import MpotaError, UsageError
 from mpota.formats.manifest import Manifest
+from mpota.formats.signature import PublicKey
 from mpota.release import Contents, Sources
 from mpota.signing import PrivateKey, public_from_pem
 from mpota.storage.file import read_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Key = TypeVar("_Key")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PATH = click.Path(path_type=Path)
 
@@ -109,14 +111,27 @@ def compose(
 
 
 def read_private_keys(paths: tuple[Path, ...]) -> tuple[PrivateKey, ...]:
-    return tuple(PrivateKey.from_pem(read_file(path)) for path in paths)
+    return tuple(_read_key(PrivateKey.from_pem, path) for path in paths)
+
+
+def read_public_keys(paths: tuple[Path, ...]) -> tuple[PublicKey, ...]:
+    return tuple(_read_key(public_from_pem, path) for path in paths)
+
+
+def _read_key(parse: Callable[[bytes], _Key], path: Path) -> _Key:
+    try:
+        return parse(read_file(path))
+    except UsageError:
+        raise
+    except MpotaError as error:
+        raise MpotaError(f"{path.name}: {error}", error.hint) from None
 
 
 def key_digest(text: str) -> str:
     """A key's digest in hex, given as such or as a PEM file."""
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return text
-    return public_from_pem(read_file(text)).digest.hex()
+    return _read_key(public_from_pem, Path(text)).digest.hex()
 
 
 def _parse_time(text: str) -> str:
@@ -125,7 +140,10 @@ def _parse_time(text: str) -> str:
         return (datetime.now(timezone.utc) + timedelta(days=int(days[1]))).strftime(_TIME)
     for form in (_TIME, "%Y-%m-%d"):
         try:
-            return datetime.strptime(text, form).strftime(_TIME)
+            time = datetime.strptime(text, form).replace(tzinfo=timezone.utc)
         except ValueError:
             continue
+        if time <= datetime.now(timezone.utc):
+            raise UsageError(f"--expires {text} is in the past: no board would take the release")
+        return time.strftime(_TIME)
     raise UsageError(f"'{text}' is not a time", "write 2027-01-31, 2027-01-31T12:00:00Z or 90d")

@@ -61,10 +61,10 @@ def command(
 
 
 def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
+    from mpota.commands.release_options import read_public_keys
     from mpota.release import verify_file
-    from mpota.signing import public_from_pem
 
-    found = verify_file(file, (public_from_pem(read_file(key)) for key in keys))
+    found = verify_file(file, read_public_keys(keys))
     signer = found.signer.digest.hex() if found.signer else None
     if as_json:
         manifest = json.loads(found.manifest.to_bytes()) if found.manifest else None

@@ -49,7 +49,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import CHIPS
@@ -62,15 +62,37 @@ MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
 
 KINDS = ("app", "files", "certs", "data")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
-_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,3}(-[0-9A-Za-z.-]{1,32})?")
-_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
-_URL = re.compile(r"[!-~]{1,1024}")
-_LABEL = re.compile(r"[!-~]{1,15}")
-_BOARD = re.compile(r"[ -~]{1,100}")
-_EXPIRES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_ENCODING = re.compile(r"[a-z][a-z0-9-]{0,15}")
+
+class _Rule(NamedTuple):
+    """What a text must be: as a pattern, and in words."""
+
+    pattern: re.Pattern[str]
+    words: str
+
+
+_NAME = _Rule(
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}"),
+    "1 to 64 letters, digits, blanks, '.', '_' and '-', first a letter or digit",
+)
+_VERSION = _Rule(
+    re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}(-[0-9A-Za-z.-]{1,32})?"),
+    "one to four numbers, as in 2.1.0 or 2.1.0-rc1",
+)
+_MEMBER = _Rule(
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}"),
+    "1 to 99 letters, digits, '.', '_' and '-', first a letter or digit",
+)
+_URL = _Rule(re.compile(r"[!-~]{1,1024}"), "1 to 1024 characters of ASCII without blanks")
+_LABEL = _Rule(re.compile(r"[!-~]{1,15}"), "1 to 15 characters of ASCII without blanks")
+_BOARD = _Rule(re.compile(r"[ -~]{1,100}"), "1 to 100 characters of ASCII")
+_EXPIRES = _Rule(
+    re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"),
+    "a time as in 2027-01-31T12:00:00Z",
+)
+_DIGEST = _Rule(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits, small letters")
+_ENCODING = _Rule(
+    re.compile(r"[a-z][a-z0-9-]{0,15}"), "1 to 16 small letters, digits and '-', first a letter"
+)
 
 
 @dataclass(frozen=True)
@@ -279,6 +301,9 @@ def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     return parts + (0,) * (4 - len(parts)), not suffix, suffix
 
 
+_KIND_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+
+
 class _Fields:
     """Takes the fields out of a JSON object one by one; what is left at the end is unknown."""
 
@@ -291,29 +316,29 @@ class _Fields:
     def take(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.found.pop(key, default)
         if not isinstance(value, kind) or isinstance(value, bool):
-            self._fail(key, value)
+            self._fail(key, value, _KIND_WORDS[kind])
         return value
 
     def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.take(key, int, default)
         if key in self.found or (not low <= value <= high and value != default):
-            self._fail(key, value)
+            self._fail(key, value, f"{low} to {high}")
         return int(value)
 
-    def text(self, key: str, pattern: re.Pattern[str]) -> str:
+    def text(self, key: str, rule: _Rule) -> str:
         value = self.take(key, str)
-        if not pattern.fullmatch(value):
-            self._fail(key, value)
+        if not rule.pattern.fullmatch(value):
+            self._fail(key, value, rule.words)
         return str(value)
 
-    def optional_text(self, key: str, pattern: re.Pattern[str]) -> str | None:
-        return self.text(key, pattern) if key in self.found else None
+    def optional_text(self, key: str, rule: _Rule) -> str | None:
+        return self.text(key, rule) if key in self.found else None
 
     def digests(self, key: str) -> tuple[str, ...]:
         values = self.take(key, list, [])
-        good = all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in values)
+        good = all(isinstance(value, str) and _DIGEST.pattern.fullmatch(value) for value in values)
         if not good or len(values) > MAX_KEYS or len(set(values)) < len(values):
-            self._fail(key, values)
+            self._fail(key, values, f"{MAX_KEYS} different digests at most, each {_DIGEST.words}")
         return tuple(values)
 
     def place(self) -> tuple[str | None, str | None]:
@@ -323,7 +348,7 @@ class _Fields:
         if (member is None) == (url is None):
             raise MpotaError(f"{self._what} must have one of member and url")
         if member in ("manifest.json", "manifest.sig"):
-            self._fail("member", member)
+            self._fail("member", member, "another name")
         return member, url
 
     def end(self) -> None:
@@ -331,10 +356,10 @@ class _Fields:
         if unknown:
             raise MpotaError(f"{self._what} has an unknown field '{unknown[0]}'")
 
-    def _fail(self, key: str, value: Any) -> NoReturn:
+    def _fail(self, key: str, value: Any, rule: str) -> NoReturn:
         if value is None:
             raise MpotaError(f"{self._what} has no '{key}'")
-        raise MpotaError(f"{self._what} has {key} {str(value)[:80]!r}, which is not acceptable")
+        raise MpotaError(f"{self._what} has {key} {str(value)[:80]!r}, it must be {rule}")
 
 
 def _load(data: bytes) -> dict[str, Any]:
