@@ -11,6 +11,7 @@ from .errors import SourceError
 
 _MAX_PAUSE_MS = const(60000)
 _PROGRESS = const(1024)  # new bytes after which a failure is not "in a row" with those before
+_FIRST_EAI = const(200)  # errors of lwIP's getaddrinfo begin here, mbedTLS's lie far above
 _TEMPORARY = ("dns", "connect", "timeout", "connection", "short", "tls")
 _TEMPORARY_STATUS = (408, 425, 429)  # besides 500 to 599
 
@@ -95,6 +96,8 @@ def _describe(error, name, at, size):
             "%s: the connection ended after %d of %d bytes: %d bytes are missing"
             % (name, at, size, size - at),
         )
+    if -_FIRST_EAI < error.errno < 0:  # from a TLS socket, before MicroPython 1.28
+        error = OSError(-error.errno)
     if error.errno in (ETIMEDOUT, EAGAIN):
         return SourceError("timeout", "no answer from %s in time, after %d bytes" % (name, at))
     return SourceError("connection", "connection to %s failed: %s" % (name, reason(error)))

@@ -240,6 +240,8 @@ def test_the_same_over_tls(board):
         server.troubles = [drop(0x10000), reset(0x8000), stall(0x2000)]
         lines, booted = update(board, server.url("/app.bin"), roots(root()) + PATIENT)
     assert (lines[-1], booted, len(lines)) == (f"wrote {len(NEW)}", "ota_1", 4)
+    assert lines[1].startswith("connection failed: ECONNRESET ")
+    assert lines[2].startswith("no answer in time, ")
 
 
 def test_what_fails_five_times_in_a_row_ends_and_tells_of_all(board, server):
