@@ -16,7 +16,7 @@ from mpota.formats.partition_table import PartitionTable
 from mpota.keep import kept_files
 from mpota.layout import LAYOUTS, Edits, Layout
 from mpota.storage.file import read_file
-from mpota.units import MiB, format_flash_size
+from mpota.units import MiB, format_flash_size, format_size
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,7 @@ def _summary(old_size: int, new_size: int) -> str:
 def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -> Iterator[str]:
     grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
     has_file_system = any(p.is_file_system for p in layout.table)
-    if edits.table is not None and has_file_system and layout.table.end < layout.flash_size:
-        yield (
-            f"the table ends at {layout.table.end:#x}, the flash at {layout.flash_size:#x}: "
-            "what is between them stays unused"
-        )
-    elif grown and layout.table == firmware.table:
+    if grown and edits.table is None and layout.table == firmware.table:
         if not has_file_system:
             yield (
                 "the table stays as it is: it has no file system partition, MicroPython 1.25 and "
@@ -110,6 +105,12 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
         elif layout.file_system is None:
             last = max(firmware.table, key=lambda p: p.offset)
             yield f"the table stays as it is: it ends with '{last.label}', which is no file system"
+    else:
+        known = _gaps(firmware.layout())
+        for start, end in _gaps(layout):
+            # Without a file system MicroPython 1.25 and later takes all behind the last entry.
+            if (start, end) not in known and (has_file_system or end < layout.flash_size):
+                yield f"{start:#x} to {end:#x} ({format_size(end - start)}) is in no partition"
     if layout.flash_size > 16 * MiB:
         from mpota.virtual.bootloader import bootloader_info  # rarely needed, and not small
 
@@ -132,6 +133,16 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
             )
     if layout.table.otadata and not firmware.table.otadata:
         yield "otadata is blank: the first boot starts ota_0"
+
+
+def _gaps(layout: Layout) -> list[tuple[int, int]]:
+    """The places (start, end) behind the table that are in no partition."""
+    gaps, start = [], layout.first_offset
+    for offset, end in sorted((p.offset, p.end) for p in layout.table):
+        if offset > start:
+            gaps.append((start, offset))
+        start = max(start, end)
+    return [*gaps, (start, layout.flash_size)] if start < layout.flash_size else gaps
 
 
 def _label(layout: Layout, label: str) -> str:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpota
 import pytest
 from esptool.bin_image import LoadFirmwareImage
 from firmware_files import (
     BOOTLOADERS,
+    FACTORY_APP,
     NVS,
     OTA_TABLE,
     PHY,
@@ -247,16 +249,21 @@ def test_a_table_elsewhere_is_rewritten_where_it_stands(offset: int, tmp_path: P
     assert new[offset + 0xC00 :] == data[offset + 0xC00 :]
 
 
-def test_what_a_ready_made_table_leaves_unused_is_said(tmp_path: Path) -> None:
+def test_places_that_come_to_be_in_no_partition_are_said(tmp_path: Path) -> None:
     source = tmp_path / "in.bin"
     source.write_bytes(small_firmware())
     csv = tmp_path / "t.csv"
     csv.write_text(table_to_csv(TABLE))
     same = run("resize", source, "-f", "8M", "--layout", csv, "--dry-run")
-    assert "note: the table ends at 0x400000, the flash at 0x800000" in same.out
+    assert "note: 0x400000 to 0x800000 (4 MiB) is in no partition" in same.out
     assert "no file system" not in same.out
     full = run("resize", source, "--layout", csv, "--dry-run")
     assert "note:" not in full.out
+    gap = run("resize", source, "--set", "nvs=0x4000", "--dry-run")
+    assert "note: 0xd000 to 0xf000 (8 KiB) is in no partition" in gap.out
+    source.write_bytes(small_firmware(table=PartitionTable((NVS, PHY, FACTORY_APP))))
+    rest = run("resize", source, "--delete", "phy_init", "--dry-run")
+    assert rest.out.count("is in no partition") == 1  # not what MicroPython takes by itself
 
 
 def test_the_output_is_named_after_what_was_done(tmp_path: Path) -> None:
@@ -404,3 +411,15 @@ def test_the_library_edits_values_and_touches_no_file() -> None:
     after = Firmware.from_bytes(edited.data)
     assert after.table.slots[0].subtype == OTA_0
     assert {change.what for change in edited.changes} >= {"partition table", "bootloader"}
+
+
+def test_the_example_of_the_package_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("firmware.bin").write_bytes(small_firmware())
+    lines = (mpota.__doc__ or "").splitlines()
+    exec("\n".join(line[4:] for line in lines if line.startswith("    ")), {})
+    assert capsys.readouterr().out == "ESP32 2555904 ota_0\n"
+    assert Path("app.bin").read_bytes() == small_app()
+    assert Firmware.open("resized.bin").flash_size == 16 * MiB
