@@ -1,3 +1,23 @@
-"""mpota: over-the-air updates for MicroPython on ESP32 boards, the desk side."""
+"""mpota: over-the-air updates for MicroPython on ESP32 boards, the desk side.
+
+The command line is a thin layer over functions that take and return values:
+
+    from pathlib import Path
+    from mpota.check import check_flash
+    from mpota.contents import extract
+    from mpota.edit import resize
+    from mpota.firmware import Firmware
+    from mpota.layout import Edits
+    from mpota.storage.file import write_file
+
+    firmware = Firmware.open("firmware.bin")
+    edited = resize(firmware, Edits(flash_size=16 * 1024 * 1024, arrange="ota"))
+    resized = Firmware.from_bytes(edited.data)
+    print(resized.chip.title, resized.table["ota_0"].size, check_flash(resized.flash).boots)
+    write_file(Path("resized.bin"), edited.data)
+    write_file(Path("app.bin"), extract(resized))
+
+What is wrong with an input is a `mpota.errors.MpotaError`.
+"""
 
 __version__ = "0.1.0"

@@ -187,7 +187,5 @@ def _bleak() -> Any:
     try:
         import bleak
     except ImportError:
-        raise UsageError(
-            "Bluetooth needs the Python package bleak", "pip install 'mpota[ble]'"
-        ) from None
+        raise UsageError("Bluetooth needs the Python package bleak", "pip install bleak") from None
     return bleak

@@ -77,7 +77,7 @@ async def serving(
     try:
         from aiohttp import web
     except ImportError:
-        raise UsageError("mpota serve needs aiohttp", "pip install 'mpota[serve]'") from None
+        raise UsageError("mpota serve needs aiohttp", "pip install aiohttp") from None
     if not directory.is_dir():
         raise UsageError(f"'{directory}' is not a directory")
     address = own_address() if host in ("0.0.0.0", "::", "") else host
