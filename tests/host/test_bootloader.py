@@ -289,6 +289,22 @@ def test_a_table_may_do_without_md5_and_an_erased_one_has_no_apps() -> None:
     assert table_case(b"", bootloader=newer).console == (words, *FAILED)
 
 
+@pytest.mark.parametrize(
+    ("idf_version", "starts"),
+    [("", "ota_0"), ("v5.5.5", "ota_0"), ("v6.0.2", "ota_0"), ("v6.1", None)],
+)
+def test_an_entry_whose_end_wraps_is_refused_from_v6_1_on(
+    idf_version: str, starts: str | None
+) -> None:
+    """esp_partition_table_verify: before, offset + size was compared in 32 bits."""
+    wrapped = Partition("wrapped", 1, 0x81, 0x20000, 0xFFFFF000)
+    bootloader = make_bootloader(ESP32, idf_version=idf_version)
+    result = boot_once(make_flash((OTADATA, OTA_0, wrapped), bootloader=bootloader))
+    assert label(result) == starts
+    words = "flash_parts: partition 2 invalid - offset 0x20000 size 0xfffff000 exceeds flash chip "
+    assert result.console == (() if starts else (f"{words}size 0x100000", *FAILED))
+
+
 def test_entries_behind_the_md5_push_the_last_one_out() -> None:
     """partitions are counted without the MD5 entry, but read from the first row on."""
     result = table_case(GOOD_TABLE + TEST.to_bytes())
@@ -527,8 +543,13 @@ def test_bootloader_info_says_what_is_known() -> None:
     ("name", "idf_version", "megabytes"),
     [
         ("esp32", "v5.5", 2),
-        ("esp32c3", "v5.5", 2),
+        ("esp32c3", "v5.5.1", 2),
+        ("esp32c3", "v5.5.2", 32),
+        ("esp32c6", "v5.4.3", 2),
+        ("esp32c6", "v5.4.4-dirty", 32),
         ("esp32s3", "v5.2", 32),
+        ("esp32p4", "v5.4", 32),
+        ("esp32c5", "v5.5", 32),
         ("esp32c3", "v6.0", 32),
     ],
 )

@@ -388,6 +388,42 @@ def test_the_app_description_is_demanded_where_the_mmu_page_size_is_read_from_it
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "fits"),
+    [
+        (0, False),  # an older release's app: pages of 64 KiB
+        (12, True),
+        (15, True),
+        (16, False),
+        (31, False),
+        (32, True),  # 1 << 32 is 1 to a RISC-V core
+        (47, True),
+        (48, False),
+        (255, False),  # 1 << 31
+    ],
+)
+def test_the_page_size_is_the_apps_own_shifted_as_the_chip_shifts(page: int, fits: bool) -> None:
+    """verify_segment_header: a segment that stands half a page of 64 KiB off."""
+    newer = info_of(ESP32C6, texts=b"Failed to fetch app description header!")
+    off = bytearray(desc_app(ESP32C6, page=page))
+    struct.pack_into("<I", off, 24, 0x42008020)
+    verdict = verify(with_digest(off), newer)
+    assert verdict.is_bootable == fits
+    assert fits or verdict.faults[0].cause is Cause.MAP_ALIGNMENT
+
+
+def test_what_stands_at_the_bootloaders_own_address_is_checked_as_a_bootloader() -> None:
+    """esp_image_format.c: is_bootloader. It needs no app description, and no digest that fits."""
+    chip = ESP32C6
+    newer = info_of(chip, texts=b"Failed to fetch app description header!")
+    edited = bytearray(desc_app(chip, magic=0))
+    edited[-1] ^= 1
+    at = chip.bootloader_offset
+    with VirtualFlash.create(0x40000, {at: bytes(edited), SLOT: bytes(edited)}) as flash:
+        assert verify_image(flash, at, SLOT_SIZE, newer).is_bootable
+        assert verify_image(flash, SLOT, SLOT_SIZE, newer).faults[0].cause is Cause.APP_DESC
+
+
 # The public pieces
 
 

@@ -81,6 +81,10 @@ _RESETS = 3  # NEW becomes PENDING_VERIFY, then ABORTED
 _ESP_FAIL = -1
 _ESP_ERR_FLASH_OP_FAIL = 0x6001
 
+# flash_partitions.c: esp_partition_table_verify, the release from which on it is refused.
+_EMPTY_TABLE_REFUSED = (5, 5)
+_WRAPPED_SIZE_REFUSED = (6, 1)
+
 _APP_USAGE = {FACTORY: "factory app", TEST: "test app"}
 _DATA_USAGE = {
     DATA_OTA: "OTA data",
@@ -311,7 +315,7 @@ class _PowerOn:
     def load_partition_table(self, info: BootloaderInfo) -> bool:
         """bootloader_utility_load_partition_table."""
         table = self.read(self.table_offset, TABLE_SIZE)
-        count = self.verify_table(table, self.chip_size(info), info.refuses_empty_table)
+        count = self.verify_table(table, self.chip_size(info), info.release)
         if count is None:
             self.log.error("boot", "Failed to verify partition table")
             return False
@@ -331,12 +335,12 @@ class _PowerOn:
         self.log.info("boot", "End of partition table")
         return True
 
-    def verify_table(self, table: bytes, chip_size: int, refuses_empty: bool) -> int | None:
+    def verify_table(self, table: bytes, chip_size: int, release: tuple[int, ...]) -> int | None:
         """flash_partitions.c: esp_partition_table_verify. The number of entries, or None."""
         has_md5 = False
         for index, row in enumerate(_entries(table)):
             if row[:2] == ENTRY_MAGIC:
-                if not self.check_entry(index, row, chip_size):
+                if not self.check_entry(index, row, chip_size, release):
                     return None
             elif row[:2] == MD5_MAGIC[:2]:
                 if has_md5:
@@ -349,7 +353,7 @@ class _PowerOn:
                     self.log.fail(Cause.TABLE_MD5, "flash_parts", text, index=index)
                     return None
                 has_md5 = True
-            elif row[:4] == b"\xff\xff\xff\xff" and (index or not refuses_empty):
+            elif row[:4] == b"\xff\xff\xff\xff" and (index or release < _EMPTY_TABLE_REFUSED):
                 return index - has_md5
             else:
                 magic = int.from_bytes(row[:2], "little")
@@ -360,9 +364,12 @@ class _PowerOn:
         self.log.fail(Cause.TABLE_NO_END, "flash_parts", text)
         return None
 
-    def check_entry(self, index: int, row: bytes, chip_size: int) -> bool:
+    def check_entry(self, index: int, row: bytes, chip_size: int, release: tuple[int, ...]) -> bool:
         offset, size = struct.unpack_from("<II", row, 4)
-        if offset <= chip_size and (offset + size) & _WORD <= chip_size:
+        end = offset + size
+        if release < _WRAPPED_SIZE_REFUSED:
+            end &= _WORD
+        if offset <= chip_size and end <= chip_size:
             return True
         self.log.fail(
             Cause.TABLE_FLASH_SIZE,

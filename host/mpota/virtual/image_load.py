@@ -5,9 +5,11 @@ own words, what it stops at. Which of them a bootloader says, and which memory i
 between chips and releases: `BootloaderInfo` holds that, read from the bootloader in hand by
 `bootloader_info`, or the newest release's by `known_bootloader`.
 
-Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger, and the watchdog
+Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger, the watchdog
 that resets a chip whose bootloader reads for more than 9 s (a segment of some hundred MiB, which
-only bootloaders without a limit of 16 MiB begin to read).
+only bootloaders without a limit of 16 MiB begin to read), and the assertions of builds that have
+them, which MicroPython's do not: a segment across 0x80000000, or beyond what the MMU reaches,
+resets the chip there.
 """
 
 from __future__ import annotations
@@ -54,6 +56,10 @@ _STACK_HEADROOM = 32768  # esp_image_format.c: STACK_LOAD_HEADROOM
 # segment. An estimate: the frames from call_start_cpu0 to verify_load_addresses take 0x330 bytes
 # in a v5.0.4 bootloader of an ESP32, those of the ROM that called it come on top.
 _STACK_DEPTH = 0x400
+
+
+# verify_image_header: before it, what stands at the bootloader's address counted as an app there.
+_BOOTLOADER_IS_TOLD_APART = (5, 5)
 
 
 class Readable(Protocol):
@@ -192,7 +198,9 @@ class BootloaderInfo:
     """A bootloader, as far as it decides what boots.
 
     ``idf_version`` is the release it names ("v5.4.2"), None if it names none: the description
-    came with v5.2. ``data``, ``loader_iram`` and ``stack`` are what no app segment may touch.
+    came with v5.2. ``release`` is (5, 4, 2) of it, or (5, 1), (5, 0) by the texts of one without a
+    name, the newest where nothing tells. ``data``, ``loader_iram`` and ``stack`` are what no app
+    segment may touch.
     ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it runs on;
     None skips the check. ``flash_size`` is what its header declares (bytes): the bootloader
     believes that, not the flash. Whether it was built with app rollback, nothing in a binary
@@ -208,7 +216,7 @@ class BootloaderInfo:
     data: Region
     loader_iram: Region
     stack: Region
-    refuses_empty_table: bool
+    release: tuple[int, ...]
     rules: Rules
 
 
@@ -248,7 +256,7 @@ def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
         data=memory.data,
         loader_iram=memory.loader_iram,
         stack=_stack(memory),
-        refuses_empty_table=True,
+        release=_NEWEST,
         rules=Rules(
             prints_info=True,
             max_image_size=_WORD if memory.has_big_images else MAX_SEGMENT_SIZE,
@@ -270,8 +278,8 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
     memory = memory_map(chip.name, minimum)
     region, loader = memory.bootloader_regions(image.segments, image.header.entry_addr)
     desc = find_bootloader_desc(image.data)
-    version = _release(desc.idf_ver if desc else None, image.data)
-    if chip.name == "esp32" and version < ESP32_IRAM_GREW:
+    release = _release(desc.idf_ver if desc else None, image.data)
+    if chip.name == "esp32" and release < ESP32_IRAM_GREW:
         memory = replace(memory, iram=Region(memory.iram.start, memory.diram_iram.start))
     if chip.name == "esp32" and b"Unicore bootloader" in image.data:
         # esp_ptr_in_iram: the other core's cache is memory then.
@@ -282,11 +290,11 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
         known_bootloader(chip, minimum),
         memory=memory,
         idf_version=desc.idf_ver if desc else None,
-        flash_size=_declared_flash_size(image.header, version),
+        flash_size=_declared_flash_size(image.header, release),
         chip_revision=chip_revision,
         data=region,
         loader_iram=loader,
-        refuses_empty_table=version >= (5, 5),
+        release=release,
     )
     return replace(info, rules=_rules_of(image.data)) if _has_texts(image.data) else info
 
@@ -312,14 +320,14 @@ def _rules_of(image: bytes) -> Rules:
     )
 
 
-_NEWEST = (99, 0)
+_NEWEST = (99,)
 
 
-def _release(idf_version: str | None, image: bytes) -> tuple[int, int]:
-    """(5, 4) of "v5.4.2". A bootloader older than v5.2 names none: its texts tell it apart."""
-    match = re.match(r"v(\d+)\.(\d+)", idf_version or "")
+def _release(idf_version: str | None, image: bytes) -> tuple[int, ...]:
+    """(5, 4, 2) of "v5.4.2". A bootloader older than v5.2 names none: its texts tell it apart."""
+    match = re.match(r"v(\d+)\.(\d+)(?:\.(\d+))?", idf_version or "")
     if match:
-        return int(match[1]), int(match[2])
+        return tuple(int(number or 0) for number in match.groups())
     if not _has_texts(image):
         return _NEWEST
     # v5.1 was the first to print offsets by PRIx32.
@@ -327,13 +335,16 @@ def _release(idf_version: str | None, image: bytes) -> tuple[int, int]:
 
 
 # The release in which the chip's update_flash_config (bootloader_flash_config_<chip>.c, before
-# that bootloader_<chip>.c) learned of more than 16 MiB; (6, 0) for those not named.
-_KNOWS_BIG_FLASH = {"esp32s2": (4, 0), "esp32s3": (4, 0), "esp32p4": (5, 4), "esp32c5": (5, 5)}
+# that bootloader_<chip>.c) learned of more than 16 MiB; those not named did with all others.
+_KNOWS_BIG_FLASH = {"esp32s2": (4,), "esp32s3": (4,), "esp32p4": (5, 4), "esp32c5": (5, 5)}
+_ALL_KNOW_BIG_FLASH = (5, 5, 2)
+_ALL_KNOW_BIG_FLASH_V5_4 = (5, 4, 4)
 
 
-def _declared_flash_size(header: ImageHeader, version: tuple[int, int]) -> int:
+def _declared_flash_size(header: ImageHeader, release: tuple[int, ...]) -> int:
     """update_flash_config: what the header says; a code that it does not know is 2 MiB."""
-    is_big_known = version >= _KNOWS_BIG_FLASH.get(header.chip.name, (6, 0))
+    since = _KNOWS_BIG_FLASH.get(header.chip.name, _ALL_KNOW_BIG_FLASH)
+    is_big_known = release >= since or _ALL_KNOW_BIG_FLASH_V5_4 <= release < (5, 5)
     size = header.flash_size
     return 2 * MiB if size is None or (size > 16 * MiB and not is_big_known) else size
 
@@ -494,6 +505,8 @@ class _Load:
         self.bootloader = bootloader
         self.memory = bootloader.memory
         self.is_boot = is_boot
+        # is_bootloader: what stands at the bootloader's own address is checked as a bootloader.
+        self.is_app = offset != bootloader.chip.bootloader_offset
         self.log = Log()
         self.segments: list[Segment] = []
         self.image_size = 0
@@ -554,7 +567,8 @@ class _Load:
                 found=raw[0],
             )
         header = ImageHeader.from_bytes(raw)
-        check_chip_validity(header, self.bootloader, self.log, is_app=True)
+        is_app = self.is_app or self.bootloader.release < _BOOTLOADER_IS_TOLD_APART
+        check_chip_validity(header, self.bootloader, self.log, is_app=is_app)
         if self.log.faults:
             raise _Stop
         if header.segment_count > MAX_SEGMENTS:
@@ -596,7 +610,7 @@ class _Load:
         # to the checksum, and no digest can be made to fit, so that gigabytes need not be read.
         beyond = max(0, data_offset + length - min(self.flash.size, self.memory.flash_limit))
         data = self.read(data_offset, length - max(0, beyond // 8 - 1) * 8)
-        if index == 0 and length:
+        if index == 0 and length and self.is_app:
             self.check_block_revision(data)
         self.checksum ^= xor_bytes(data)
         self.digest.update(data)
@@ -611,7 +625,7 @@ class _Load:
                 length=length,
                 limit=self.bootloader.rules.max_image_size,
             )
-        if index == 0 and self.bootloader.rules.checks_app_desc:
+        if index == 0 and self.is_app and self.bootloader.rules.checks_app_desc:
             self.check_app_desc(data_offset)
         load_addr = segment.load_addr
         # should_map; a mapped segment lies in flash as in memory, relative to the MMU page.
@@ -637,8 +651,8 @@ class _Load:
                 offset=data_offset - self.offset,
             )
         _, _, log2 = _BLK_REV.unpack(self.read(data_offset + _BLK_REV_OFFSET, _BLK_REV.size))
-        if 0 < log2 < 32:
-            self.page_size = 1 << log2
+        if log2:
+            self.page_size = 1 << log2 % 32  # as RISC-V shifts, and only RISC-V chips read it
 
     def check_block_revision(self, data: bytes) -> None:
         """bootloader_common_check_efuse_blk_validity."""
@@ -688,7 +702,7 @@ class _Load:
                 length=self.image_size,
                 limit=self.size,
             )
-        if is_appended and stored != self.digest.digest():
+        if is_appended and self.is_app and stored != self.digest.digest():
             self.fail(Cause.DIGEST, "Image hash failed - image is corrupt")
 
 
