@@ -33,11 +33,6 @@ _MAX_TAIL = const(16)  # bytes of a frame that are read with the next one
 _STORED = b"\0\1\0\xfe\xff\0"
 
 
-def is_frames(head):
-    """Whether a file that starts with these bytes is an encoded payload."""
-    return bytes(head[:4]) == MAGIC
-
-
 class Room:
     """The memory that frames take. It can be had before code and strings divide the heap."""
 
@@ -52,6 +47,16 @@ class Room:
         self.stream.readinto(bytearray(1))
         self.packed.seek(0)
         self.code = memoryview(bytearray(_MAX_UNPACKED)) if is_delta else None
+
+
+def make_room(head):
+    """The Room for a payload that starts with these bytes, None if there is no such payload."""
+    if len(head) < _HEADER_SIZE:
+        return None
+    _, version, kind, wbits = struct.unpack_from("<4sBBB", head)
+    if version != _VERSION or kind not in (_DEFLATE, _DELTA) or not 9 <= wbits <= 15:
+        return None
+    return Room(kind == _DELTA, wbits)
 
 
 class Frames:

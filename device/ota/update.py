@@ -146,7 +146,7 @@ class OTA:
         if bytes(head[: len(_BUNDLE_MAGIC)]) == _BUNDLE_MAGIC:
             self._start_bundle()
         elif bytes(head[: len(_FRAMES_MAGIC)]) == _FRAMES_MAGIC:
-            self._start_encoded()
+            self._start_encoded(head)
         else:
             self._start_image(head)
         self._pass(head)
@@ -159,12 +159,14 @@ class OTA:
         self._release = Release(**self._options)
         self._first = Bundle(self._release)
 
-    def _start_encoded(self):
-        from .frames import Frames
+    def _start_encoded(self, head):
+        from .frames import Frames, make_room
 
+        room = make_room(head)
+        buf = bytearray(SECTOR)  # all that is large, before code divides the heap
         # What it gives is an update of its own.
-        self._release = content = OTA(verbose=False, **self._options)
-        self._first = Frames(content, close=content.seal)
+        self._release = content = OTA(verbose=False, buf=buf, **self._options)
+        self._first = Frames(content, close=content.seal, room=room)
 
     def _start_image(self, head):
         merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != DESC_MAGIC
