@@ -245,7 +245,7 @@ def _damage(
         if result.starts is not None and not is_dump:
             Firmware.from_flash(flash, "file", table_offset).check_ends([result.starts])
     except MpotaError as error:
-        return Finding("file", str(error), DOWNLOAD)
+        return Finding("file", str(error).removeprefix("file: "), DOWNLOAD)
     return None
 
 

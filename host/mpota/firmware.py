@@ -16,7 +16,7 @@ from typing import Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.app_desc import find_app_desc
-from mpota.formats.chips import CHIPS, Chip, find_chip
+from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, find_chip
 from mpota.formats.image import (
     DIGEST_SIZE,
     HEADER_SIZE,
@@ -163,7 +163,8 @@ class Firmware:
 
     def content(self, partition: Partition) -> bytes:
         """What is in a partition: the app, or all bytes up to the blank end."""
-        data = self.read(partition)
+        known = max(0, min(partition.size, self.flash.end - partition.offset))
+        data = self.flash.read(partition.offset, known)
         if partition.is_app:
             try:
                 return App.from_bytes(data).to_bytes()
@@ -342,7 +343,9 @@ def _read_table(flash: FlashReader, name: str, table_offset: int) -> PartitionTa
     data = flash.read(table_offset, TABLE_SIZE)
     try:
         table = PartitionTable.from_bytes(data)
-        table.check(table_offset=table_offset)
+        # A damaged table may speak of gigabytes. What the header declares is no limit: it may be
+        # what has to be mended.
+        table.check(FLASH_SIZES[-1], table_offset)
     except MpotaError as error:
         hint = error.hint
         if data[:2] != ENTRY_MAGIC:

@@ -27,6 +27,7 @@ from mpota import sample
 from mpota.check import check_flash
 from mpota.formats.image import Image
 from mpota.formats.partition_csv import table_to_csv
+from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
 
 GOOD = small_firmware()
@@ -453,6 +454,25 @@ def test_a_segment_of_a_gigabyte_needs_no_gigabyte_of_memory() -> None:
     assert not check.is_ok
     assert check.slots
     assert all(len(slot.data) <= slot.partition.size for slot in check.slots)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0x10000, 0xFFF00000), (0xFFF00000, 0x100000)])
+def test_a_partition_of_gigabytes_is_refused(offset: int, size: int, files: Path) -> None:
+    row = Partition("factory", 0, 0, offset, size)
+    data = bytearray(GOOD)
+    data[TABLE_AT : TABLE_AT + 0xC00] = PartitionTable((row,)).to_bytes()
+    assert_every_command_refuses(bytes(data), files)
+    (files / "bad.bin").write_bytes(data)
+    result = run("show", files / "bad.bin")
+    assert f"'factory' ends at {offset + size:#x}, the flash at 0x8000000" in result.err
+
+
+def test_check_names_what_bytes_that_belong_to_nothing_follow(files: Path) -> None:
+    bad = files / "bad.bin"
+    bad.write_bytes(GOOD + b"more")
+    result = run("check", bad)
+    assert result.code == 1
+    assert "\nfile: factory ends at " in result.out
 
 
 def test_a_blank_partition_is_called_blank(files: Path) -> None:
