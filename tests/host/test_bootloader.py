@@ -323,6 +323,60 @@ def test_the_bootloaders_header_decides_how_large_the_flash_is() -> None:
         assert label(boot_once(flash)) == starts
 
 
+# Tables that no tool makes
+
+OTA_2 = Partition("ota_2", 0, 0x12, 0x30000, SLOT_SIZE)
+FACTORY_AT_0 = dataclasses.replace(FACTORY, offset=0)
+MOVED_OTADATA = dataclasses.replace(OTADATA, offset=0x9000, label="moved")
+MANY = (OTADATA, OTA_0, *[OTA_1] * 16)  # 17 slots are counted, two are there
+UNALIGNED = dataclasses.replace(OTA_1, offset=0x20002)
+NOT_ALIGNED = "bootloader_flash: bootloader_flash_read src_addr 0x20002 not 4-byte aligned"
+
+
+@pytest.mark.parametrize(
+    ("partitions", "records", "bad", "starts", "console"),
+    [
+        # bootloader_utility_get_selected_boot_partition
+        ((OTADATA, OTA_0, OTA_1, OTA_2), (record(0xFFFFFFFE, VALID), BLANK), (), "ota_1", ()),
+        ((OTADATA, FACTORY), (record(1, NEW), BLANK), (), "factory", ()),
+        ((OTADATA, TEST), (record(1, NEW), BLANK), (), "test", ()),
+        ((OTADATA, FACTORY_AT_0, OTA_0), (BLANK, BLANK), (), "ota_0", ()),
+        # bootloader_utility_load_boot_image: no factory to select, but one to fall back to
+        ((OTADATA, FACTORY_AT_0, OTA_0), (BLANK, BLANK), ("ota_0",), "factory", (MAGIC_0, SLOT_0)),
+        (
+            (OTADATA, OTA_0, UNALIGNED),
+            (record(2, VALID), BLANK),
+            (),
+            "ota_0",
+            (NOT_ALIGNED, SLOT_1),
+        ),
+        # index_to_partition: index 16 is no slot, however many are counted; 17 % 17 is one again
+        (MANY, (record(17, VALID), BLANK), (), "ota_1", ()),
+        (MANY, (record(18, VALID), BLANK), (), "ota_0", ()),
+        # bootloader_utility_load_partition_table: the last otadata counts, subtype 0x21 is no app
+        ((OTADATA, MOVED_OTADATA, OTA_0, OTA_1), (record(2, VALID), BLANK), (), "ota_0", ()),
+        (
+            (OTADATA, OTA_0, dataclasses.replace(OTA_1, subtype=0x21)),
+            (record(2, VALID), BLANK),
+            (),
+            "ota_0",
+            (),
+        ),
+        ((), (BLANK, BLANK), (), None, (NOTHING,)),
+    ],
+)
+def test_odd_tables_boot_as_the_rules_have_it(
+    partitions: tuple[Partition, ...],
+    records: tuple[bytes, bytes],
+    bad: tuple[str, ...],
+    starts: str | None,
+    console: tuple[str, ...],
+) -> None:
+    """What ESP-IDF's own functions did with these flashes, compiled for a desk (v5.0.4)."""
+    result = boot_once(make_flash(partitions, records=records, apps=dict.fromkeys(bad, BAD)))
+    assert (label(result), result.console) == (starts, console)
+
+
 # The ROM
 
 
