@@ -247,7 +247,7 @@ print(free - least)
 )
 def test_a_bundle_goes_on_after_a_power_cut(content):
     data = releases.make(content).to_bytes()
-    install = "import ota; ota.release.install({!r}, reboot=False)"
+    install = "import ota; ota.release.install({!r}, reboot=False, block_size=4096)"
     with (
         web.serving({"/a.bundle": File(data, '"one"')}) as server,
         VirtualFlash.create(boards.FLASH_SIZE, {0: encoded.base()}) as flash,
