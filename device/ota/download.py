@@ -24,8 +24,10 @@ class HttpSource:
     ``parse_headers`` of `requests.get` mean nothing here.
 
     ``size``: of the file, None if it is not known. ``is_joined``: it was put together from more
-    than one answer.
+    than one answer. ``give_room``: called before a new connection is made, to free heap.
     """
+
+    give_room = None
 
     # rejoin.py works with: client, validator, sha, log; at: the next byte to fetch; given: how many
     # have been handed out; skip: how many are to be fetched again and dropped.
@@ -66,6 +68,8 @@ class HttpSource:
         """Connect, and learn the size. Raises SourceError."""
         for _ in self.opening():
             sleep_ms(_POLL_MS)
+        self._is_blocking = True
+        self.client.block(True)
         return self
 
     def opening(self):
@@ -83,32 +87,29 @@ class HttpSource:
 
         Raises SourceError when it cannot go on.
         """
-        if not self._is_blocking:
-            self._is_blocking = True
-            self.client.block(True)
-        return self._wait_for(buf) if len(buf) <= _PIECE else self._fill(buf)
-
-    def _fill(self, buf):
-        """By pieces: what has come is not lost with the connection, the next call finds out."""
-        have = 0
-        while have < len(buf):
-            piece = buf[have : have + _PIECE]
-            count = self.try_readinto(piece) if have else self._wait_for(piece)
-            if not count:
-                break
-            have += count
-        return have
-
-    def _wait_for(self, buf):
         while True:
             count = self.try_readinto(buf)
             if count is not None:
                 return count
-            if self._task:
-                sleep_ms(_POLL_MS)
+            sleep_ms(_POLL_MS)
 
     def try_readinto(self, buf):
-        """As `readinto`, but what there is; None if there is nothing yet."""
+        """As `readinto`, but what there is; None if there is nothing yet.
+
+        After `open` that is so only while it connects anew.
+        """
+        if not self._is_blocking or len(buf) <= _PIECE:
+            return self._try_piece(buf)
+        # By pieces: what has come is not lost with the connection, the next call finds out.
+        have = 0
+        while have < len(buf):
+            count = self._try_piece(buf[have : have + _PIECE])
+            if not count:
+                return have or count
+            have += count
+        return have
+
+    def _try_piece(self, buf):
         if self._task and not self._has_connected():
             return None
         if self.given < self._kept:
@@ -169,6 +170,9 @@ class HttpSource:
         """A generator: connect, after a failure or not, and ask for what is still to come."""
         while True:
             if error:
+                if self.give_room:
+                    self.give_room()
+                    yield 0  # the caller's buffer may be what is given back
                 from .failures import Failures
 
                 if not self.client.is_over():

@@ -54,6 +54,7 @@ class Release:
         self._force = force
         self._options = {"verify": verify, "block_size": block_size, "force": force}
         self._app = None
+        self._data = None  # the writer of a data partition
         self._staged = {}  # what files.py has taken: {"tree": name, "certs": name}
         self._entry = None
 
@@ -120,7 +121,8 @@ class Release:
             from .slot import SlotWriter
 
             part = Partition.find(Partition.TYPE_DATA, label=item.partition)[0]
-            return SlotWriter(part, _Nowhere(), self._options["verify"])
+            self._data = SlotWriter(part, _Nowhere(), self._options["verify"])
+            return self._data
         from . import files
 
         if item.kind == "files":
@@ -170,6 +172,7 @@ class Release:
         from .source import open_source
 
         source = open_source(url, **request_args)
+        source.give_room = self.give_room
         try:
             view = memoryview(buf)
             left = size
@@ -196,6 +199,12 @@ class Release:
             sink.close()
         finally:
             source.close()
+
+    def give_room(self):
+        """Give large buffers back for now: the heap is needed."""
+        for taking in (self._app, self._data):
+            if taking:
+                taking.give_room()
 
     def abort(self):
         """Remove what was staged: it failed."""
@@ -315,6 +324,7 @@ def install(
 
     release = Release(force, verify, block_size)
     source = open_source(url, **request_args)
+    source.give_room = release.give_room
     try:
         _take(release, source, buf, url, request_args, progress)
         release.switch()

@@ -13,7 +13,7 @@ SECTOR = const(4096)
 _ERASE_BLOCK = const(65536)
 _SMALL_PIECE = const(512)
 _MIDDLE_PIECE = const(1024)
-# Heap to leave alone then: for a new connection.
+# Heap to leave alone then: for what is read, and for the objects of a failure.
 _RESERVE = const(4096)
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
@@ -63,7 +63,8 @@ class SlotWriter:
     def _grow(self):
         """Take larger buffers if they are to be had: 64 KiB for a block, one sector to read back.
 
-        Not before the first write: by then the connection has what it needs.
+        Not before the first write: by then the connection has what it needs. A new connection is
+        made without them: see `give_room`.
         """
         self._has_grown = True
         gc.collect()
@@ -76,9 +77,19 @@ class SlotWriter:
         except MemoryError:  # there is enough, but not in one piece
             pass
 
+    def give_room(self):
+        """Give a block of 64 KiB back, until the slot comes to the next one: the heap is needed."""
+        if self._buf is None or self._size == SECTOR:
+            return
+        block, count = self._buf, self._fill
+        self._use(self._check, bytearray(_SMALL_PIECE))
+        self._fill = 0
+        self._has_grown = False
+        self._write_part(block[:count])
+
     def write(self, buf):
         """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
-        if not self._has_grown:
+        if not self._has_grown and not self._fill and not self._at % _ERASE_BLOCK:
             self._grow()
         size = len(buf)
         if self._at + self._fill + size > self._limit:

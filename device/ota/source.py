@@ -6,7 +6,8 @@ and ``close()``. What goes wrong is a SourceError. A body that ends before its a
 error here, not an end.
 
 ``pass_over(count)``, which only files and URLs have, leaves the next bytes out.
-``try_readinto(buf)`` is for asyncio: it answers None where there is nothing yet.
+``try_readinto(buf)`` answers None where there is nothing yet. ``give_room``, None or a function, is
+called when the source is about to need heap, as for a new connection.
 """
 
 import errno
@@ -35,6 +36,7 @@ class FileSource:
     """A file on the board."""
 
     is_joined = False
+    give_room = None
 
     def __init__(self, name):
         self.name = name
@@ -80,6 +82,7 @@ class StreamSource:
     name = "the stream"
     size = None
     is_joined = False
+    give_room = None
 
     def __init__(self, stream, timeout=TIMEOUT_S):
         self._stream = stream
@@ -90,6 +93,8 @@ class StreamSource:
         if count is None:
             count = self._wait(buf)
         return count
+
+    try_readinto = readinto
 
     def _wait(self, buf):
         from time import sleep_ms

@@ -8,6 +8,7 @@ and otadata is switched last: whatever goes wrong, the running app stays selecte
 
 import gc
 from hashlib import sha256
+from time import sleep_ms
 
 from esp32 import Partition
 from micropython import const
@@ -23,6 +24,7 @@ from .url import is_url
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
 _FRAMES_MAGIC = b"OTAF"  # of a compressed image or a delta
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
+_POLL_MS = const(1)  # nobody else waits
 _OPTIONS = ("force", "progress", "block_size")  # of OTA, where others may come with them
 
 
@@ -349,6 +351,7 @@ class OTA:
             args["log"] = _print_line
         args.update(request_args)
         self._source = HttpSource(url, **args)
+        self._source.give_room = self.give_room
         return self._source
 
     def make_trail(self):
@@ -382,9 +385,20 @@ class OTA:
         """Take a file from a source (see source.py), to its end; returns the number of bytes."""
         self.begin(source.size, sha, length)
         start = self._received
-        while self.take(source.readinto(self.buffer())):
-            pass
-        return self._received - start
+        while True:
+            count = source.try_readinto(self.buffer())
+            if count is None:
+                sleep_ms(_POLL_MS)
+            elif not self.take(count):
+                return self._received - start
+
+    def give_room(self):
+        """Give a large buffer back for now: the heap is needed."""
+        self._buf = None
+        if self._writer:
+            self._writer.give_room()
+        if self._release:
+            self._release.give_room()
 
     def drop(self):
         """Give the buffers of an update that has failed back, for the next one."""
