@@ -49,6 +49,7 @@ class SlotWriter:
         _, _, _, self._limit, self._name, _ = partition.info()
         self._at = 0  # where in the slot the block at hand begins
         self._fill = 0
+        self._small = None  # what read a sector back, before a block of 64 KiB was taken
         # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
         self._use(buf or bytearray(SECTOR), bytearray(_SMALL_PIECE))
 
@@ -69,20 +70,24 @@ class SlotWriter:
         self._has_grown = True
         gc.collect()
         free = gc.mem_free() - _RESERVE
+        self._small = self._check
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
                 self._use(bytearray(_ERASE_BLOCK), self._buf)  # a piece is a sector
-            elif free >= SECTOR:
+                return
+            if free >= SECTOR:
                 self._use(self._buf, bytearray(_MIDDLE_PIECE))
         except MemoryError:  # there is enough, but not in one piece
             pass
+        self._small = None
 
     def give_room(self):
         """Give a block of 64 KiB back, until the slot comes to the next one: the heap is needed."""
-        if self._buf is None or self._size == SECTOR:
+        if not self._small:
             return
         block, count = self._buf, self._fill
-        self._use(self._check, bytearray(_SMALL_PIECE))
+        self._use(self._check, self._small)
+        self._small = None
         self._fill = 0
         self._has_grown = False
         self._write_part(block[:count])
@@ -133,7 +138,7 @@ class SlotWriter:
 
     def drop(self):
         """Give the buffers back: nothing more is written."""
-        self._buf = self._check = self._pieces = None
+        self._buf = self._check = self._pieces = self._small = None
 
     def _flush(self):
         """Bring the block at hand into the flash, and then to the next stage."""

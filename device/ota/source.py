@@ -5,9 +5,9 @@ is not known), ``name``, ``is_joined`` (put together from parts that were fetche
 and ``close()``. What goes wrong is a SourceError. A body that ends before its announced size is an
 error here, not an end.
 
-``pass_over(count)``, which only files and URLs have, leaves the next bytes out.
-``try_readinto(buf)`` answers None where there is nothing yet. ``give_room``, None or a function, is
-called when the source is about to need heap, as for a new connection.
+Only files and URLs have ``pass_over(count)``, to leave the next bytes out, ``try_readinto(buf)``,
+which answers None where there is nothing yet, and ``give_room``: None, or a function that the
+source calls before it needs heap, as for a new connection.
 """
 
 import errno
@@ -82,7 +82,6 @@ class StreamSource:
     name = "the stream"
     size = None
     is_joined = False
-    give_room = None
 
     def __init__(self, stream, timeout=TIMEOUT_S):
         self._stream = stream
@@ -93,8 +92,6 @@ class StreamSource:
         if count is None:
             count = self._wait(buf)
         return count
-
-    try_readinto = readinto
 
     def _wait(self, buf):
         from time import sleep_ms

@@ -385,8 +385,9 @@ class OTA:
         """Take a file from a source (see source.py), to its end; returns the number of bytes."""
         self.begin(source.size, sha, length)
         start = self._received
+        read = getattr(source, "try_readinto", source.readinto)
         while True:
-            count = source.try_readinto(self.buffer())
+            count = read(self.buffer())
             if count is None:
                 sleep_ms(_POLL_MS)
             elif not self.take(count):
