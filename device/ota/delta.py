@@ -40,7 +40,7 @@ class Delta:
         self._code = code
         self._part = part = Partition(Partition.RUNNING)
         self._size = size
-        if digest(part, size) != expected:
+        if digest(part, size, code[:SECTOR]) != expected:
             raise FrameError(
                 "base", "the delta starts from another app than the one that runs here"
             )

@@ -24,7 +24,8 @@ def digests():
         part.readblocks(end // _SECTOR, head, 0)
         if head[0] == _SIGNATURE_MAGIC:
             sizes.append(end + _SECTOR)
-    return [digest(part, size).hex() for size in sizes]
+    buf = memoryview(bytearray(_PIECE))
+    return [digest(part, size, buf).hex() for size in sizes]
 
 
 def _image_size(part):
@@ -39,13 +40,16 @@ def _image_size(part):
     return ((at + 16) & ~15) + (_DIGEST_SIZE if head[23] == 1 else 0)
 
 
-def digest(part, size):
-    """SHA-256 of the first ``size`` bytes of a partition, None if it is not that large."""
+def digest(part, size, buf):
+    """SHA-256 of the first ``size`` bytes of a partition, None if it is not that large.
+
+    ``buf``: a memoryview to read with, of a sector or a part of one.
+    """
     if size > part.info()[3]:
         return None
     sha = sha256()
-    buf = bytearray(_PIECE)
-    for at in range(0, size, _PIECE):
+    piece = len(buf)
+    for at in range(0, size, piece):
         part.readblocks(at // _SECTOR, buf, at % _SECTOR)
-        sha.update(buf if size - at >= _PIECE else memoryview(buf)[: size - at])
+        sha.update(buf if size - at >= piece else buf[: size - at])
     return sha.digest()
