@@ -10,7 +10,6 @@ from .http import Client
 
 _POLL_MS = const(1)  # nobody else waits
 _PIECE = const(4096)  # bytes that a broken connection may take with it
-_LARGE = const(65536)  # bytes of heap that a block for the flash may take
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 
 
@@ -173,6 +172,7 @@ class HttpSource:
                 if self.give_room:
                     self.give_room()
                     yield 0  # the caller's buffer may be what is given back
+                    gc.collect()  # from deeper down, stale places on the stack might keep it
                 from .failures import Failures
 
                 if not self.client.is_over():
@@ -180,6 +180,7 @@ class HttpSource:
                 if self._failures is None:
                     self._failures = Failures(*self._limits, self.log)
                 yield from self._failures.wait(error, self.name, self.at - self.skip, self.size)
+                gc.collect()  # so that what stays stands where the heap begins
             try:
                 yield from self._ask()
                 return
@@ -212,15 +213,6 @@ class HttpSource:
         self._task = None
         if not self._is_lent:
             self.client.close()
-
-
-def prepare():
-    """Load what an update may need, before its buffers: a large one leaves no room for code."""
-    from . import resume  # noqa: F401
-
-    gc.collect()
-    if gc.mem_free() > _LARGE:
-        from . import failures, rejoin  # noqa: F401
 
 
 def _ignore(text):

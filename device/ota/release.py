@@ -152,9 +152,6 @@ class Release:
 
     def _fetch_app(self, url, item, request_args, progress):
         """As ota.update.from_file does: goes on where an earlier download broke off."""
-        from .download import prepare
-
-        prepare()
         options = dict(self._options)
         options["progress"] = progress
         for is_last in (False, True):

@@ -20,6 +20,7 @@ _SECTOR = const(4096)
 # slot offset, position, size of the file, digest, name of the file (SHA-256); then the validator.
 _RECORD = "<III32s32s"
 _RECORD_SIZE = const(76)
+_DIGEST_SIZE = const(32)
 _MAX_VALIDATOR = const(100)
 
 
@@ -39,7 +40,7 @@ class Trail:
         self._buf = buf
         self._name = None
         self._pos = self._saved = 0
-        self._digest = b""
+        self._digest = bytearray(_DIGEST_SIZE)
 
     def recall(self, name):
         """A generator: find out what the slot holds of the file ``name``. It yields 0."""
@@ -54,10 +55,10 @@ class Trail:
         _, _, slot_offset, slot_size, _, _ = self._part.info()
         if (name, offset) != (self._name, slot_offset) or not position < total <= slot_size:
             return
-        found = b""
+        found = bytearray(_DIGEST_SIZE)
         for at in range(0, position, _STEP):
             self._part.readblocks(at // _SECTOR, buf)
-            found = _add(found, buf)
+            _add(found, buf)
             yield 0
         if position and found == digest:
             self.size = self._saved = position
@@ -77,7 +78,7 @@ class Trail:
     def write(self, buf):
         """Take the next block that is in the slot: sectors of one 64 KiB."""
         if self._pos % _STEP == 0:
-            self._digest = _add(self._digest, buf[:_SECTOR])
+            _add(self._digest, buf[:_SECTOR])
         self._pos += len(buf)
         if self._pos % _STEP == 0 and self._saved < self._pos < (self.total or 0):
             self._save()
@@ -105,10 +106,10 @@ class Trail:
 
 
 def _add(digest, sector):
-    """The digest over one sector more."""
+    """Make ``digest`` that over one sector more. It stays where it is in the heap."""
     sha = sha256(digest)
     sha.update(sector)
-    return sha.digest()
+    digest[:] = sha.digest()
 
 
 gc.collect()  # what loading left behind would divide a small heap

@@ -14,7 +14,7 @@ _ERASE_BLOCK = const(65536)
 _SMALL_PIECE = const(512)
 _MIDDLE_PIECE = const(1024)
 # Heap to leave alone then: for what is read, and for the objects of a failure.
-_RESERVE = const(4096)
+_RESERVE = const(3072)
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
@@ -49,7 +49,7 @@ class SlotWriter:
         _, _, _, self._limit, self._name, _ = partition.info()
         self._at = 0  # where in the slot the block at hand begins
         self._fill = 0
-        self._small = None  # what read a sector back, before a block of 64 KiB was taken
+        self._small = None  # the buffers from before a block of 64 KiB was taken
         # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
         self._use(buf or bytearray(SECTOR), bytearray(_SMALL_PIECE))
 
@@ -70,7 +70,7 @@ class SlotWriter:
         self._has_grown = True
         gc.collect()
         free = gc.mem_free() - _RESERVE
-        self._small = self._check
+        self._small = self._buf, self._check, self._pieces
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
                 self._use(bytearray(_ERASE_BLOCK), self._buf)  # a piece is a sector
@@ -86,8 +86,9 @@ class SlotWriter:
         if not self._small:
             return
         block, count = self._buf, self._fill
-        self._use(self._check, self._small)
+        self._buf, self._check, self._pieces = self._small
         self._small = None
+        self._size = SECTOR
         self._fill = 0
         self._has_grown = False
         self._write_part(block[:count])

@@ -521,10 +521,6 @@ def from_json(url, verify=True, verbose=True, reboot=True, **more):
 def _run(url, take, args, more):
     """Update by ``take(update)``, and once more if parts of two versions of a file were joined."""
     options = {name: more.pop(name) for name in _OPTIONS if name in more}
-    if is_url(url):
-        from .download import prepare
-
-        prepare()
     update = OTA(*args, **options)
     try:
         with update:

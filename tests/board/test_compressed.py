@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import encoded
+import ota_board
 import pytest
 import releases
-from encoded import NEW, content, noise, slot
+import web
+from encoded import NEW, OLD, content, noise, slot
+from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, compress
 from mpota.release import Content
 from mpota.virtual import micropython
@@ -72,6 +75,25 @@ def test_a_compressed_file_may_be_passed_as_an_image_may(board: Board) -> None:
     (Path(str(board.frozen)) / "file").write_bytes(compress(NEW).to_bytes())
     assert run(board, FILE) == "INSTALLED\n"
     assert slot(board, len(NEW)) == NEW
+
+
+@pytest.mark.parametrize(
+    ("data", "kib"),
+    [(NEW, 60), (compress(NEW).to_bytes(), 84), (make_delta(OLD, NEW).to_bytes(), 92)],
+    ids=["image", "compressed", "delta"],
+)
+def test_the_heap_that_the_readme_names_is_enough(data: bytes, kib: int) -> None:
+    flash = VirtualFlash.create(len(encoded.base()), {0: encoded.base()})
+    board = Board(flash, heap_size=kib * 1024, frozen=compiled())
+    with flash, web.serving({"/file": web.File(data, '"one"')}) as server:
+        server.troubles = [web.drop(len(data) // 2), None]
+        ota_board.output(
+            board, ota_board.try_update(server.url("/file"), ", max_failures=5, pause=0.01")
+        )
+        assert len(server.requests) == 2
+        assert slot(board, len(NEW)) == NEW
+    table = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f" {kib} KiB |\n" in table
 
 
 def test_files_and_data_come_compressed_too(board: Board) -> None:
