@@ -228,7 +228,7 @@ def test_a_signed_image_in_a_bundle_must_be_whole(board: Board) -> None:
     """Whose key it is, is the manifest's business: Secure Boot may use others than updates do."""
     trust(board, 0)
     signed = sign_app(boards.app("v1.27.0"), "app", (key(1),))
-    broken = signed[:-3000] + b"\x00" + signed[-2999:]
+    broken = signed[:-3000] + bytes([signed[-3000] ^ 1]) + signed[-2999:]
     run = install(board, Content("app", "app.bin", broken), keys=(key(0),))
     assert "its CRC-32 does not fit" in run.traceback, run.console
     assert board.run().labels == ("ota_0",)
