@@ -15,6 +15,9 @@ _SMALL_PIECE = const(512)
 _MIDDLE_PIECE = const(1024)
 # Heap to leave alone then: for what is read, and for the objects of a failure.
 _RESERVE = const(3072)
+# The same of ESP-IDF's heap, out of which MicroPython's grows: for Wi-Fi and TCP buffers (an
+# estimate: TCP's window is 6 KiB, a frame takes 1.6 KiB).
+_SYSTEM_RESERVE = const(20480)
 # Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
 # from five sectors on the whole block is faster, though all of it is programmed again.
 _FEW = const(4)
@@ -70,25 +73,31 @@ class SlotWriter:
         self._has_grown = True
         gc.collect()
         free = gc.mem_free() - _RESERVE
-        self._small = self._buf, self._check, self._pieces
+        small = self._buf, self._check, self._pieces
         try:
             if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
                 self._use(bytearray(_ERASE_BLOCK), self._buf)  # a piece is a sector
-                return
+                if self._block_size or not _is_system_short():
+                    self._small = small
+                    return
+                self._use_again(small)
+                gc.collect()
             if free >= SECTOR:
                 self._use(self._buf, bytearray(_MIDDLE_PIECE))
         except MemoryError:  # there is enough, but not in one piece
-            pass
-        self._small = None
+            self._use_again(small)
+
+    def _use_again(self, small):
+        self._buf, self._check, self._pieces = small
+        self._size = SECTOR
 
     def give_room(self):
         """Give a block of 64 KiB back, until the slot comes to the next one: the heap is needed."""
         if not self._small:
             return
         block, count = self._buf, self._fill
-        self._buf, self._check, self._pieces = self._small
+        self._use_again(self._small)
         self._small = None
-        self._size = SECTOR
         self._fill = 0
         self._has_grown = False
         self._write_part(block[:count])
@@ -239,6 +248,15 @@ class SlotWriter:
             places,
             ", ..." if lost > _NAMED else "",
         )
+
+
+def _is_system_short():
+    """Whether ESP-IDF's heap has got too small for the network: gc.mem_free() counts it as free."""
+    try:
+        from esp32 import HEAP_DATA, idf_heap_info
+    except ImportError:  # a port without it has one heap
+        return False
+    return sum([region[1] for region in idf_heap_info(HEAP_DATA)]) < _SYSTEM_RESERVE
 
 
 gc.collect()  # what loading left behind would divide a small heap

@@ -294,6 +294,19 @@ def test_64k_blocks_are_erased_at_once_where_the_heap_allows(board, server):
         assert slot_content(small, len(NEW)) == NEW
 
 
+def test_64k_blocks_leave_the_network_its_memory(board, server):
+    """MicroPython's heap grows out of ESP-IDF's, and gc.mem_free() counts both."""
+    for left, sizes in ((20479, {0x1000}), (20480, {0x10000})):
+        script = (
+            f"import esp32; esp32.idf_heap_info = lambda kind: [(65536, {left - 5}), (32768, 5)]"
+        )
+        run = board.run(script + try_update(server.url("/app.bin")))
+        erases = [op for op in run.operations if op.kind == "erase" and op.offset >= OTA_1.offset]
+        assert {op.size for op in erases} == sizes, run.console
+        assert slot_content(board, len(NEW)) == NEW
+        board.flash.restore(ota_board.base())
+
+
 def test_a_heap_of_56_kib_is_enough_for_a_merged_firmware_too(server):
     with ota_board.updating_board(heap_size=56 * 1024) as board:
         assert output(board, try_update(server.url("/merged.bin"))).startswith("wrote ")
