@@ -56,7 +56,7 @@ class HttpSource:
         self._failures = None
         self.validator = None
         self.at = 0  # in the file: the next byte to fetch
-        self._kept = 0  # bytes at the start of the file that come from the slot
+        self._kept = self._kept_end = 0  # the part of the file that comes from the slot
         self.given = 0  # bytes handed out
         self.skip = 0  # bytes to fetch once more, and to drop
         self._task = None  # what has to end before the next bytes come
@@ -77,8 +77,11 @@ class HttpSource:
         if trail:
             yield from trail.recall(self.sha or self.name)
             if trail.size:
-                self._kept = self.at = trail.size
+                self._kept = trail.start
+                self._kept_end = trail.start + trail.size
                 self.size, self.validator = trail.total, trail.validator
+                if not self._kept:
+                    self.at = self._kept_end
         yield from self._connect()
 
     def readinto(self, buf):
@@ -111,9 +114,11 @@ class HttpSource:
     def _try_piece(self, buf):
         if self._task and not self._has_connected():
             return None
-        if self.given < self._kept:
+        if self._kept <= self.given < self._kept_end:
             count = self._read_kept(buf)
         else:
+            if self.given < self._kept:
+                buf = memoryview(buf)[: self._kept - self.given]
             try:
                 count = self._skip_body(buf) if self.skip else self._read_body(buf)
             except (OSError, SourceError) as error:
@@ -133,14 +138,26 @@ class HttpSource:
             return True
 
     def _read_kept(self, buf):
-        count = min(len(buf), self._kept - self.given)
-        self._trail.read(self.given, buf if count == len(buf) else memoryview(buf)[:count])
+        if self.given == self._kept:
+            if self.at < self._kept_end:
+                self._leave_out(self._kept_end - self.at)
+            self.is_joined = True
+            self.log(
+                "going on at byte %d of %d, what is before it is in flash"
+                % (self._kept_end, self.size)
+            )
+        count = min(len(buf), self._kept_end - self.given)
+        at = self.given - self._kept
+        self._trail.read(at, buf if count == len(buf) else memoryview(buf)[:count])
         return count
 
     def pass_over(self, count):
         """Leave out the next ``count`` bytes: where that is less work, ask for what follows."""
-        self.at += count
         self.given += count
+        self._leave_out(count)
+
+    def _leave_out(self, count):
+        self.at += count
         if count < _FAR or not self._has_ranges:
             self.skip += count
         else:
@@ -196,17 +213,25 @@ class HttpSource:
             yield from rejoin(self)
             if self.at:
                 return
-            self._kept = 0
+            self._kept_end = 0
         else:
             yield from client.get(self.name)
         if client.status != 200:
             from .failures import refused
 
             raise refused(client, self.name)
+        is_kept = self._kept_end > 0
+        if is_kept:
+            from .rejoin import fits
+
+            is_kept = fits(self, (0, client.size))
+            if not is_kept:
+                self._kept_end = 0
+                self.log("the file has changed on the server: starting over with %s" % self.name)
         self.size = client.size
         self._has_ranges = client.header(b"accept-ranges") == "bytes"
         self.validator = client.header(b"etag") or client.header(b"last-modified")
-        if self._trail:
+        if self._trail and not is_kept:
             self._trail.begin(self.size, self.validator)
 
     def close(self):

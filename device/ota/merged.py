@@ -25,11 +25,13 @@ class MergedFirmware:
     """A stage that finds the app in a merged firmware and lets that alone pass.
 
     The file starts with the bootloader, or is a dump of the flash from its start. Its partition
-    table is read as it streams by; the app in it is `factory`, or else `ota_0`.
+    table is read as it streams by; the app in it is `factory`, or else `ota_0`. ``trail``, if there
+    is one, is told where in the file it begins.
     """
 
-    def __init__(self, app, board):
+    def __init__(self, app, board, trail=None):
         self._app = app
+        self._trail = trail
         self._board = board
         self._pos = 0
         self._is_blank = False  # at its start
@@ -93,6 +95,8 @@ class MergedFirmware:
                     raise ImageError(
                         "no-app", "the firmware's app at 0x%x is not in the file" % app[0]
                     )
+                if self._trail:
+                    self._trail.start = self._start
         if self._end == _NOWHERE and offset >= _TABLE_LIMIT:
             raise ImageError("no-table", self._no_table())
 

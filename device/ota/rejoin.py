@@ -16,16 +16,11 @@ def rejoin(source):
     if source.validator and not source.validator.startswith("W/"):
         headers.append(("If-Range", source.validator))
     yield from client.get(source.name, headers)
-    if client.status == 206 and _fits(source, _parse_range(client)):
+    if client.status == 206 and fits(source, _parse_range(client)):
         source.is_joined = True
-        if not source.given:
-            source.log(
-                "going on at byte %d of %d, what is before it is in flash"
-                % (source.at, source.size)
-            )
         return
     if client.status == 200:
-        is_same = _fits(source, (source.at, client.size))
+        is_same = fits(source, (source.at, client.size))
     elif client.status in (206, 416):
         is_same = False
     else:
@@ -55,7 +50,7 @@ def _parse_range(client):
     return int(first), int(total)
 
 
-def _fits(source, span):
+def fits(source, span):
     """Whether an answer, (first byte, size of the whole), goes on with the file begun."""
     if not span or span[0] != source.at or source.size not in (None, span[1]):
         return False

@@ -17,24 +17,26 @@ _KEY = "download"
 _STEP = const(65536)  # bytes between records: what is fetched again at most
 _SECTOR = const(4096)
 
-# slot offset, position, size of the file, digest, name of the file (SHA-256); then the validator.
-_RECORD = "<III32s32s"
-_RECORD_SIZE = const(76)
+# slot offset, start and end in the file of what the slot holds of it, size of the file, digest,
+# name of the file (SHA-256); then the validator.
+_RECORD = "<IIII32s32s"
+_RECORD_SIZE = const(80)
 _DIGEST_SIZE = const(32)
 _MAX_VALIDATOR = const(100)
 
 
 class Trail:
-    """The bytes of a file that a slot holds, from the start of both.
+    """The bytes of a file that a slot holds, from its start on.
 
     It is a stage: `write` gets the blocks of the slot. ``buf``: 4096 bytes to read it with.
 
     ``size``: how many bytes there are from an earlier download, a multiple of 64 KiB, 0 if none;
-    then ``total`` is the size of that file, ``validator`` its ETag or Last-Modified.
+    then ``total`` is the size of that file, ``validator`` its ETag or Last-Modified. ``start``:
+    their place in the file, which whoever finds an app in it sets.
     """
 
     def __init__(self, part, buf):
-        self.size = self.total = 0
+        self.start = self.size = self.total = 0
         self.validator = None
         self._part = part
         self._buf = buf
@@ -51,16 +53,20 @@ class Trail:
             size = NVS(_NAMESPACE).get_blob(_KEY, data)
         except OSError:
             return
-        offset, position, total, digest, name = struct.unpack(_RECORD, data)
+        offset, start, end, total, digest, name = struct.unpack(_RECORD, data)
         _, _, slot_offset, slot_size, _, _ = self._part.info()
-        if (name, offset) != (self._name, slot_offset) or not position < total <= slot_size:
+        position = end - start
+        if (name, offset) != (self._name, slot_offset) or not 0 < position <= slot_size:
+            return
+        if end >= total:
             return
         found = bytearray(_DIGEST_SIZE)
         for at in range(0, position, _STEP):
             self._part.readblocks(at // _SECTOR, buf)
             _add(found, buf)
             yield 0
-        if position and found == digest:
+        if found == digest:
+            self.start = start
             self.size = self._saved = position
             self.total = total
             self.validator = str(data[_RECORD_SIZE:size], "ascii") or None
@@ -73,20 +79,22 @@ class Trail:
         """The file is fetched from its start."""
         self.total = total
         self.validator = validator if validator and len(validator) <= _MAX_VALIDATOR else None
-        self.size = self._saved = 0
+        self.start = self.size = self._saved = 0
 
     def write(self, buf):
         """Take the next block that is in the slot: sectors of one 64 KiB."""
         if self._pos % _STEP == 0:
             _add(self._digest, buf[:_SECTOR])
         self._pos += len(buf)
-        if self._pos % _STEP == 0 and self._saved < self._pos < (self.total or 0):
-            self._save()
+        end = self.start + self._pos
+        if self._pos % _STEP == 0 and self._saved < self._pos and end < (self.total or 0):
+            self._save(end)
 
-    def _save(self):
+    def _save(self, end):
         self._saved = self._pos
         offset = self._part.info()[2]
-        data = struct.pack(_RECORD, offset, self._pos, self.total, self._digest, self._name)
+        place = offset, self.start, end, self.total
+        data = struct.pack(_RECORD, *place, self._digest, self._name)
         try:
             nvs = NVS(_NAMESPACE)
             # A power cut may lose it (keys.py): then the download starts over.

@@ -192,8 +192,7 @@ class OTA:
         self._digest.image = self._image
         self._first = self._image
         if merged:
-            self._digest.trail = None  # the slot holds a part of the file only
-            self._first = MergedFirmware(self._image, self._board)
+            self._first = MergedFirmware(self._image, self._board, self._digest.trail)
 
     def _check_signed_size(self, merged):
         """Where keys are installed an image has to be signed itself: its size may tell.

@@ -11,9 +11,11 @@ import web
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 from ota_board import NEW, output, slot_content, states, try_update
+from test_update import merged_firmware
 from web import File
 
 KIB_64 = 0x10000
+PATIENT = ", max_failures=5, pause=0.01, timeout=0.4"
 SIZE = 1_670_000  # about that of MicroPython for an ESP32
 
 SLOT = 0x1B0000
@@ -205,15 +207,51 @@ def test_what_has_been_installed_is_not_remembered(board):
         assert [request.start for request in server.requests] == [0, 0]
 
 
-def test_a_merged_firmware_is_fetched_from_its_first_byte_again(board):
-    from test_update import merged_firmware
-
+@pytest.mark.parametrize("ranges", [True, False])
+def test_of_a_merged_firmware_what_is_before_the_app_is_fetched_again(board, ranges):
     merged = merged_firmware(NEW)
+    start = len(merged) - len(NEW)
+    with web.serving({"/app.bin": File(merged, '"one"', ranges=ranges)}) as server:
+        break_off(board, server, after=0x28000)
+        printed = go_on(board, server.url("/app.bin"))
+        there = start + KIB_64
+        assert f"going on at byte {there} of {len(merged)}, what is before it is in" in printed
+        assert f"wrote {len(merged)}" in printed
+        assert [request.start for request in server.requests] == ([0, there] if ranges else [0])
+        assert slot_content(board, len(NEW)) == NEW
+        assert board.run().labels == ("ota_1",)
+
+
+def test_a_merged_firmware_goes_on_over_a_connection_that_breaks_before_the_app(board):
+    merged = merged_firmware(NEW)
+    there = len(merged) - len(NEW) + KIB_64
     with web.serving({"/app.bin": File(merged, '"one"')}) as server:
         break_off(board, server, after=0x28000)
-        assert f"wrote {len(merged)}" in go_on(board, server.url("/app.bin"))
-        assert [request.start for request in server.requests] == [0]
-        assert board.run().labels == ("ota_1",)
+        server.troubles = [web.drop(0x4000), None, web.drop(0x2000), None]
+        assert f"wrote {len(merged)}" in go_on(board, server.url("/app.bin"), PATIENT)
+        starts = [request.start for request in server.requests]
+        assert starts == [0, 0x4000, there, there + 0x2000]
+        assert slot_content(board, len(NEW)) == NEW
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (('"one"', '"two"'), "the file has changed on the server: starting over"),
+        ((None, None), "the image is damaged"),  # found only at its end
+    ],
+)
+def test_a_merged_firmware_that_has_changed_starts_over(board, tags, words):
+    before, after = merged_firmware(NEW), merged_firmware(OTHER)
+    assert len(before) == len(after)
+    with web.serving({"/app.bin": File(before, tags[0])}) as server:
+        break_off(board, server, after=0x28000)
+        server.files["/app.bin"] = File(after, tags[1])
+        printed = go_on(board, server.url("/app.bin"))
+        assert words in printed
+        assert "starting over" in printed
+        assert f"wrote {len(after)}" in printed
+        assert slot_content(board, len(OTHER)) == OTHER
 
 
 def test_heap_stays_within_24_kib_besides_the_package(board):
