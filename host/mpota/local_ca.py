@@ -65,8 +65,10 @@ class LocalCa:
 
         key = ec.generate_private_key(ec.SECP256R1())
         name = _name("mpota development CA")
-        builder = _builder(name, name, key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        builder = (
+            _builder(name, name, key.public_key(), key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True), critical=True)
         )
         return cls(key, _signed(builder, key))
 
@@ -85,10 +87,15 @@ class LocalCa:
 
         key = ec.generate_private_key(ec.SECP256R1())
         names = tuple(names)
-        builder = _builder(_name(names[0]), self._certificate.subject, key.public_key())
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([*_alternatives(names)]), critical=False
-        ).add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        issuer = self._certificate.subject
+        server_auth = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
+        builder = (
+            _builder(_name(names[0]), issuer, key.public_key(), self._key.public_key())
+            .add_extension(x509.SubjectAlternativeName([*_alternatives(names)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(digital_signature=True), critical=True)
+            .add_extension(server_auth, critical=False)
+        )
         certificate = _signed(builder, self._key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         with tempfile.NamedTemporaryFile(suffix=".pem") as file:
@@ -121,11 +128,26 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text[:64])])
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
-) -> x509.CertificateBuilder:
+def _key_usage(**uses: bool) -> x509.KeyUsage:
     from cryptography import x509
 
+    names = (
+        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
+        "key_cert_sign crl_sign encipher_only decipher_only"
+    )
+    return x509.KeyUsage(**{name: uses.get(name, False) for name in names.split()})
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+) -> x509.CertificateBuilder:
+    """What RFC 5280 asks of both: strict clients (Python 3.13's) refuse less."""
+    from cryptography import x509
+
+    by_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -134,6 +156,8 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(_START)
         .not_valid_after(datetime.now(timezone.utc) + _LIFETIME)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(by_key, critical=False)
     )
 
 

@@ -65,6 +65,7 @@ def connect(server: Server, ca: LocalCa | None = None) -> http.client.HTTPConnec
     if ca is None:
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
     context = ssl.create_default_context(cadata=ca.der)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 and browsers do
     return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=10, context=context)
 
 
