@@ -5,6 +5,7 @@ What is expected here is what ports/esp32 of MicroPython and ESP-IDF do; the fun
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import boards
@@ -13,6 +14,7 @@ from boards import OTA_0, OTA_1, OTADATA, VFS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import Partition
 from mpota.virtual.board import Board, End, ResetCause
+from mpota.virtual.call_faults import CallFault
 from mpota.virtual.flash import FlashError, Operation, VirtualFlash
 
 
@@ -209,6 +211,242 @@ def test_writing_to_what_runs_resets_the_board_and_changes_nothing(board, offset
     assert "abort() was called" in run.output
     assert "still here" not in run.output
     assert board.flash.snapshot() == before
+
+
+# --- esp32.Partition: a source at address 0 ----------------------------------------------------
+
+NULL_ERASE = """
+import gc, uctypes
+from esp32 import Partition
+p = Partition("ota_1")
+null = uctypes.bytearray_at(0, {size})
+free = gc.mem_free()
+try: p.writeblocks({block}, null)
+except OSError as e: print(e, free - gc.mem_free() < 2048)
+else: print("no error")
+"""
+BLOCK = OTA_1.offset + 0x10000
+
+
+def null_erase(board, size=0x10000, block=16):
+    return board.run(NULL_ERASE.format(size=size, block=block))
+
+
+def noise(board):
+    """Something else than blank in all of ota_1; what it is."""
+    content = bytes(range(256)) * (OTA_1.size // 256)
+    board.flash.erase(OTA_1.offset, OTA_1.size)
+    board.flash.write(OTA_1.offset, content)
+    board.flash.restart_count()
+    return content
+
+
+@pytest.mark.parametrize("size", [0x1000, 0x3000, 0x10000, 0x20000])
+def test_a_source_at_address_0_erases_and_is_then_refused(board, size):
+    """esp_partition_erase_range erases, esp_flash_write: ESP_ERR_INVALID_ARG."""
+    before = noise(board)
+    assert null_erase(board, size).output == "(-258, 'ESP_ERR_INVALID_ARG') True\n"
+    step = min(size, 0x10000)
+    steps = (
+        [0x1000] * (size // 0x1000) if size < step or step < 0x10000 else [step] * (size // step)
+    )
+    assert [(op.kind, op.size) for op in board.flash.operations] == [("erase", s) for s in steps]
+    after = before[:0x10000] + b"\xff" * size + before[0x10000 + size :]
+    assert board.flash.read(OTA_1.offset, OTA_1.size) == after
+
+
+def test_a_source_at_address_0_that_is_not_to_be_erased_for_changes_nothing(board):
+    script = """
+import esp, uctypes
+from esp32 import Partition
+null = uctypes.bytearray_at(0, 4096)
+for write in (lambda: Partition("ota_1").writeblocks(0, null, 0),
+              lambda: esp.flash_write(0x50000, null)):
+    try: write()
+    except OSError as e: print(e)
+"""
+    assert output(board, script) == "(-258, 'ESP_ERR_INVALID_ARG')\n[Errno 5] EIO\n"
+    assert board.flash.operations == []
+
+
+def test_whoever_reads_what_lies_at_address_0_dies(board):
+    run = board.run("import uctypes\nprint(uctypes.bytearray_at(0, 65536)[:16])")
+    assert run.end is End.DIED
+
+
+@pytest.mark.parametrize(
+    ("how", "says", "blank"),
+    [
+        ("crashes", None, 0x10000),
+        ("written", "no error", 0),
+        ("ignored", "(-258, 'ESP_ERR_INVALID_ARG') True", 0),
+        ("partial", "(-258, 'ESP_ERR_INVALID_ARG') True", 0x1000),
+        ("accepted", "no error", 0x10000),
+    ],
+)
+def test_other_chips_may_take_a_source_at_address_0_otherwise(board, how, says, blank):
+    before = noise(board)
+    board.null_erase = how
+    run = null_erase(board)
+    if says is None:
+        assert [boot.cause for boot in run.boots] == [ResetCause.POWER_ON, ResetCause.HARD]
+        assert "Guru Meditation Error" in run.output
+    else:
+        assert run.output == f"{says}\n"
+    found = board.flash.read(BLOCK, 0x10000)
+    assert found[:blank] == b"\xff" * blank
+    if how == "written":
+        assert found == bytes(0x10000)
+    else:
+        assert found[blank:] == before[0x10000 + blank : 0x20000]
+
+
+def test_a_source_at_address_0_resets_a_board_whose_partition_is_encrypted(base):
+    table = tuple(replace(p, flags=1) if p is OTA_1 else p for p in boards.OTA_TABLE)
+    apps = {OTA_0.offset: boards.app()}
+    with boards.formatted(apps=apps, table=table).flash as flash:
+        run = null_erase(Board(flash))
+    assert [boot.cause for boot in run.boots] == [ResetCause.POWER_ON, ResetCause.HARD]
+
+
+# --- reads that are counted, calls that fail ---------------------------------------------------
+
+
+def test_reads_of_the_flash_are_counted_by_boot_and_cost_no_heap(board):
+    idle = board.run("")
+    assert idle.file_reads == idle.reads > 4  # the superblock, boot.py looked up and read
+    script = """
+import esp, gc
+from esp32 import Partition
+p = Partition("ota_1")
+buf = bytearray(4096)
+p.readblocks(0, buf)
+free = gc.mem_free()
+for n in range(50): p.readblocks(n, buf)
+print(free - gc.mem_free() < 512)
+esp.flash_read(0, buf)
+"""
+    run = board.run(script)
+    assert run.output == "True\n"
+    assert (run.file_reads, run.reads) == (idle.file_reads, idle.reads + 52)
+    run = board.run(script + "import machine\nmachine.reset()")
+    assert [boot.other_reads for boot in run.boots] == [52, 0]
+    scripted, ordinary = (boot.file_reads for boot in run.boots)
+    assert scripted == idle.file_reads < ordinary  # which looks for main.py as well
+
+
+def test_the_file_system_is_mounted_as_the_esp32_port_does(board):
+    """extmod/vfs_lfs.c: read and program 32 bytes, a cache of 128, blocks of 4 KiB."""
+    output(board, "with open('f', 'wb') as f: f.write(bytes(4096))")
+    idle, one = (board.run(script) for script in ("", "open('f', 'rb').read()"))
+    assert 4096 // 128 <= one.file_reads - idle.file_reads <= 4096 // 128 + 40
+    writes = [op for op in board.flash.operations if op.kind == "write"]
+    assert {op.size % 32 for op in writes if VFS.offset <= op.offset} == {0}
+    assert max(op.size for op in writes if VFS.offset <= op.offset) == 128
+
+
+@pytest.mark.parametrize(
+    ("fault", "call", "says"),
+    [
+        (CallFault("read", 0x6002, "ota_1"), "p.readblocks(0, buf)", "ESP_ERR_FLASH_OP_TIMEOUT"),
+        (CallFault("erase", 0x6001), "p.ioctl(6, 0)", "ESP_ERR_FLASH_OP_FAIL"),
+        (CallFault("write", 0x6001, "ota_1"), "p.writeblocks(0, buf)", "ESP_ERR_FLASH_OP_FAIL"),
+        (CallFault("write", 0x6001), "esp.flash_write(0x50000, buf)", "EIO"),
+        (CallFault("set_boot", 0x1503, "ota_1"), "p.set_boot()", "ESP_ERR_OTA_VALIDATE_FAILED"),
+        (CallFault("mark_valid", -1), "p.mark_app_valid_cancel_rollback()", "ESP_FAIL"),
+        (CallFault("nvs_open", 0x1105, "app"), "NVS('app')", "ESP_ERR_NVS_NOT_ENOUGH_SPACE"),
+        (CallFault("nvs_set", 0x1105, "b"), "n.set_i32('b', 1)", "ESP_ERR_NVS_NOT_ENOUGH_SPACE"),
+        (CallFault("nvs_get", 0x110B, "a"), "n.get_i32('a')", "ESP_ERR_NVS_INVALID_STATE"),
+        (CallFault("nvs_erase", 0x110B, "a"), "n.erase_key('a')", "ESP_ERR_NVS_INVALID_STATE"),
+        (CallFault("nvs_commit", 0x1105), "n.commit()", "ESP_ERR_NVS_NOT_ENOUGH_SPACE"),
+    ],
+    ids=lambda value: f"{value.call} {value.where or ''}" if isinstance(value, CallFault) else "",
+)
+def test_a_call_fault_is_the_error_of_that_call_as_often_as_it_says(board, fault, call, says):
+    script = """
+import esp
+from esp32 import NVS, Partition
+p = Partition("ota_1")
+n = NVS("other")
+n.set_i32("a", 1)
+buf = bytearray(4096)
+for _ in range(2):
+    try: {call}
+    except OSError as e: print(e)
+    else: print("done")
+"""
+    fault.times = 1
+    board.call_faults.append(fault)
+    lines = output(board, script.format(call=call)).splitlines()
+    assert says in lines[0]
+    assert lines[1] == "done"
+
+
+def test_a_call_fault_elsewhere_strikes_nothing(board):
+    board.call_faults += [
+        CallFault("read", -1, "nvs"),
+        CallFault("erase", -1, "ota_0"),
+        CallFault("nvs_set", -1, "b"),
+    ]
+    script = """
+from esp32 import NVS, Partition
+NVS("app").set_i32("a", 1)
+Partition("ota_1").writeblocks(0, bytearray(4096))
+print("done")
+"""
+    assert output(board, script) == "done\n"
+
+
+def test_a_fault_of_a_call_that_there_is_not_is_noticed():
+    with pytest.raises(ValueError, match="no call 'nvs-set'"):
+        CallFault("nvs-set", 1)
+
+
+def test_a_board_may_have_no_file_system_or_one_that_is_only_read(board):
+    script = """
+import vfs
+from flashbdev import bdev
+vfs.umount("/")
+vfs.mount(bdev, "/", readonly=True)
+try: open("new", "w")
+except OSError as e: print(e.errno)
+"""
+    assert output(board, script) == "30\n"  # EROFS
+    scratch = Partition("scratch", 1, 0x40, VFS.offset, boards.FLASH_SIZE - VFS.offset)
+    with boards.flash(table=(boards.NVS, OTADATA, OTA_0, OTA_1, scratch)) as flash:
+        script = "try: open('new', 'w')\nexcept OSError as e: print(e.errno)"
+        assert output(Board(flash), script) == "19\n"  # ENODEV
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_what_micropython_takes_beyond_its_first_heap_is_missing_in_esp_idf_s(board):
+    script = """
+import esp32, gc
+def free(): return esp32.idf_heap_info(esp32.HEAP_DATA)[0][1]
+print(free())
+small = bytearray(32768)
+print(free())
+large = bytearray(65536)
+print(40000 < free() < 80000)
+large = None
+gc.collect()
+print(free())
+print(esp32.idf_heap_info(esp32.HEAP_DATA)[0][3] < 80000)
+"""
+    assert output(board, script).split() == ["110000", "110000", "True", "110000", "True"]
+
+
+def test_a_board_with_psram_has_a_heap_of_mebibytes_in_it(board):
+    board.heap_size = 4 << 20
+    script = """
+import esp32, gc
+buf = bytearray(3 << 20)
+print(3 << 20 < gc.mem_alloc(), gc.mem_free() < 1 << 20)
+print(esp32.idf_heap_info(esp32.HEAP_DATA)[0][1])
+"""
+    assert output(board, script) == "True True\n110000\n"
 
 
 # --- otadata -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
+from typing import Literal
 
 from mpota.formats import partition_table
 from mpota.formats.app_desc import find_micropython
@@ -30,6 +31,7 @@ from mpota.storage import Flash
 from mpota.units import KiB
 from mpota.virtual import micropython, ota_ops
 from mpota.virtual.bootloader import BootloaderInfo, BootResult, boot, set_boot_error
+from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
 from mpota.virtual.terminal import Terminal
@@ -38,13 +40,15 @@ STANDIN = Path(__file__).with_name("standin")
 
 # What a board without PSRAM has for MicroPython's heap after it has grown.
 DEFAULT_HEAP_SIZE = 120 * KiB
+# A larger heap than any board without PSRAM has.
+_PSRAM_HEAP_SIZE = 256 * KiB
 # The stand-ins and the interpreter's own needs, which on a board are not in the heap.
 _HEAP_RESERVE = 80 * KiB
 
 _DEFAULT_TIMEOUT_S = 60.0
 _DEFAULT_MAX_BOOTS = 20
 
-_REQUEST = struct.Struct("<BII")  # kind, argument, payload size
+_REQUEST = struct.Struct("<BIIII")  # kind, argument, payload size, reads of files, other reads
 _ANSWER = struct.Struct("<iI")  # result, payload size
 
 # How an app came to its prompt: standin/boot_app.py.
@@ -54,6 +58,15 @@ _HAS_TIMERS = 4
 # Where an image holds MicroPython's version texts: in its first segment, the read-only data.
 _TEXTS_SIZE = 512 * KiB
 _RELEASE = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(preview))?")
+
+
+# What `writeblocks(n, uctypes.bytearray_at(0, size))` does on a chip. "erases" is what is known of
+# ESP32 and ESP32-C3: esp_flash_write refuses the source after esp_partition_erase_range, and all
+# of ``size`` is blank. The others are what a flash driver in ROM might do: it reads at address 0
+# after the erase ("crashes", as it always does where the partition is encrypted), takes what it
+# reads there ("written"), does nothing but says the same error ("ignored"), erases the first sector
+# ("partial"), or erases and says no error ("accepted").
+NullErase = Literal["erases", "crashes", "written", "ignored", "partial", "accepted"]
 
 
 class ResetCause(IntEnum):
@@ -85,6 +98,11 @@ class Boot:
     partition: Partition | None  # None: the bootloader found no app, or the power failed in it
     bootloader_lines: tuple[str, ...]
     output: str  # what the app wrote on the console
+    # How often the app's MicroPython had read the flash when it last changed anything, or was at
+    # its prompt: by the file system, and otherwise. (Not what ESP-IDF reads for itself: NVS,
+    # otadata, the image that set_boot() verifies.)
+    file_reads: int = 0
+    other_reads: int = 0
 
     @property
     def console(self) -> str:
@@ -116,6 +134,16 @@ class Run:
         return tuple(boot.partition.label if boot.partition else None for boot in self.boots)
 
     @property
+    def file_reads(self) -> int:
+        """How often the file system read the flash, over all boots."""
+        return sum(boot.file_reads for boot in self.boots)
+
+    @property
+    def reads(self) -> int:
+        """How often MicroPython read the flash, the file system included: `Boot`."""
+        return self.file_reads + sum(boot.other_reads for boot in self.boots)
+
+    @property
     def duration_ms(self) -> float:
         """The modelled time of the flash operations."""
         return total_ms(self.operations)
@@ -133,6 +161,8 @@ class Board:
     unique_id: bytes = bytes.fromhex("240ac4c0ffee")
     on_output: Callable[[str], None] | None = None  # told of the console as it is written
     radio_port: int = 0  # of the radio in reach (radio.py), 0: `bluetooth` finds none
+    null_erase: NullErase = "erases"
+    call_faults: list[CallFault] = field(default_factory=list)
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
 
     def run(
@@ -252,7 +282,7 @@ class _PowerOn:
         process = _Process(self._board, start, self._limits, self._watchdog)
         next_cause = process.serve()
         self._watchdog = process.watchdog
-        self.boots.append(Boot(cause, app, lines, process.output))
+        self.boots.append(Boot(cause, app, lines, process.output, *process.reads))
         if next_cause is None:
             self.end, self.traceback = process.end, process.traceback
         return next_cause
@@ -285,6 +315,7 @@ class _Process:
         names = ("data", "nvs", "nvs")
         nvs = (p for p in self._partitions if (p.type_name, p.subtype_name, p.label) == names)
         self._nvs = Nvs(self._flash, next(nvs, None))
+        self.reads = (0, 0)  # by the file system, and others
         self._output = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.end = End.DIED  # unless something else is found to have happened
@@ -394,7 +425,8 @@ class _Process:
         header = _read_exactly(request_fd, _REQUEST.size)
         if not header:
             return True  # the process has ended
-        kind, argument, size = _REQUEST.unpack(header)
+        kind, argument, size, *reads = _REQUEST.unpack(header)
+        self.reads = (reads[0], reads[1])
         result, payload = self._perform(chr(kind), argument, _read_exactly(request_fd, size))
         if self._is_idle and not self._lives_on():
             return True
@@ -413,6 +445,9 @@ class _Process:
 
     def _perform(self, kind: str, argument: int, payload: bytes) -> tuple[int, bytes]:
         """One request of ``standin/link.py``: the result and the payload of the answer."""
+        faults = self._board.call_faults
+        if faults and (error := find_error(faults, kind, argument, payload, self._partitions)):
+            return error, b""
         match kind:
             case "E":
                 (size,) = struct.unpack("<I", payload)
@@ -518,6 +553,13 @@ class _Process:
             "terminal": self._terminal and ("raw" if self._terminal.is_raw else "friendly"),
             "frozen": str(board.frozen.resolve()) if board.frozen else None,
             "radio_port": board.radio_port,
+            "read_faults": [
+                (fault.where, fault.error, fault.times)
+                for fault in board.call_faults
+                if fault.call == "read"
+            ],
+            "null_erase": board.null_erase,
+            "has_psram": board.heap_size >= _PSRAM_HEAP_SIZE,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
         }
 

@@ -4,8 +4,10 @@
 import gc
 import json
 import sys
+import time
 
 import link
+import machine
 
 _MOUNT_OF_FROZEN = "/frozen"
 
@@ -32,13 +34,14 @@ def start(requests_fd, answers_fd, flash_fd):
         _connect_terminal()
     _set_up_files(config)
     _take_all_but(config["heap_size"])
+    if not config["has_psram"]:
+        import esp32
+
+        gc.collect()
+        esp32._idle_alloc = gc.mem_alloc()
     has_prompt = config["has_prompt"]
     config = None
     ended, traceback = _run(script, terminal)
-    import time
-
-    import machine
-
     if machine.Timer._running:
         ended += _HAS_TIMERS
     link.call(link.IDLE, ended, traceback)
@@ -63,11 +66,12 @@ def _set_up_modules(config):
     import bluetooth
     import esp
     import esp32
-    import machine
     import network  # noqa: F401 - made known
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]
+    esp32._read_faults = config["read_faults"]
+    esp32._null_erase = config["null_erase"]
     esp._flash_size = config["flash_size"]
     bluetooth._port = config["radio_port"]
     machine._reset_cause = config["reset_cause"]

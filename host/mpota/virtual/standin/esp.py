@@ -4,6 +4,7 @@ import errno
 import struct
 
 import link
+from uctypes import addressof
 
 LOG_NONE, LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG, LOG_VERBOSE = range(6)
 
@@ -29,12 +30,14 @@ def flash_read(offset, buf):
 
 def flash_write(offset, buf):
     _check_range(offset, len(buf))
-    link.call(link.WRITE, offset, buf)
+    if addressof(buf) == 0 or link.call(link.WRITE, offset, buf):
+        raise OSError(errno.EIO)
 
 
 def flash_erase(sector):
     _check_range(sector * 4096, 4096)
-    link.call(link.ERASE, sector * 4096, struct.pack("<I", 4096))
+    if link.call(link.ERASE, sector * 4096, struct.pack("<I", 4096)):
+        raise OSError(errno.EIO)
 
 
 def _check_range(offset, size):

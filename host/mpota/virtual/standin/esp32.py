@@ -2,10 +2,12 @@
 # (esp32_nvs.c), over the flash of a virtual board.
 
 import errno
+import gc
 import struct
 
 import link
 from micropython import const
+from uctypes import addressof
 
 _NATIVE_BLOCK_SIZE = const(4096)
 
@@ -32,12 +34,18 @@ _NAMES = {
     0x110C: "ESP_ERR_NVS_INVALID_LENGTH",
     0x110E: "ESP_ERR_NVS_VALUE_TOO_LONG",
     0x1503: "ESP_ERR_OTA_VALIDATE_FAILED",
+    0x6001: "ESP_ERR_FLASH_OP_FAIL",
+    0x6002: "ESP_ERR_FLASH_OP_TIMEOUT",
 }
 
 # What the app read from its partition table at boot: (type, subtype, offset, size, label,
 # encrypted) tuples, and the one of them that runs. Set by boot_app.py.
 _partitions = ()
 _running = None
+# Faults of reading, lists [label or None for all, esp_err_t, times or None], and what this chip
+# makes of a write from address 0: board.py. Set by boot_app.py.
+_read_faults = ()
+_null_erase = "erases"
 
 
 def _check_esp_err(code):
@@ -93,6 +101,7 @@ class Partition:
         self._block_size = block_size
         self._cache = bytearray(_NATIVE_BLOCK_SIZE) if block_size < _NATIVE_BLOCK_SIZE else None
         self._erase_size = bytearray(4)
+        self._whose = link.FILES if info[4] in ("vfs", "ffat") else link.OTHER
 
     def __repr__(self):
         return "<Partition type=%u, subtype=%u, address=%u, size=%u, label=%s, encrypted=%u>" % (
@@ -109,13 +118,18 @@ class Partition:
     def readblocks(self, block, buf, offset=0):
         offset += block * self._block_size
         self._check_range(offset, len(buf))
-        link.read(self._address + offset, buf)
+        if _read_faults:
+            self._meet_read_fault()
+        link.read(self._address + offset, buf, self._whose)
 
     def writeblocks(self, block, buf, offset=None):
         start = block * self._block_size
         if offset is not None:  # an extended write: the caller has erased
             start += offset
         elif self._cache is None:
+            if addressof(buf) == 0:
+                self._erase_for_null(start, len(buf))
+                return
             self._erase(start, len(buf))
         else:
             self._erase_around(start, len(buf))
@@ -174,8 +188,35 @@ class Partition:
         struct.pack_into("<I", self._erase_size, 0, size)
         _check_esp_err(link.call(link.ERASE, self._address + offset, self._erase_size))
 
+    def _erase_for_null(self, offset, size):
+        # esp_partition_erase_range erases, then esp_flash_write refuses a source at address 0. How
+        # chips behave that have another driver is the board's choice: board.py, NullErase.
+        how = "crashes" if self._info[5] else _null_erase
+        if how != "ignored":
+            self._erase(offset, _NATIVE_BLOCK_SIZE if how == "partial" else size)
+        if how == "crashes":
+            print("Guru Meditation Error: Core  0 panic'ed (LoadProhibited)")
+            print("Rebooting...")
+            link.call(link.RESET, 2)
+        elif how == "written":
+            zeros = bytes(256)
+            for at in range(offset, offset + size, len(zeros)):
+                self._write(at, zeros)
+        elif how != "accepted":
+            _check_esp_err(_ESP_ERR_INVALID_ARG)
+
+    def _meet_read_fault(self):
+        for fault in _read_faults:
+            label, error, times = fault
+            if label in (None, self._info[4]) and times != 0:
+                if times:
+                    fault[2] -= 1
+                _check_esp_err(error)
+
     def _write(self, offset, buf):
         self._check_range(offset, len(buf))
+        if addressof(buf) == 0:  # esp_flash_write
+            _check_esp_err(_ESP_ERR_INVALID_ARG)
         _check_esp_err(link.call(link.WRITE, self._address + offset, buf))
 
     def _erase_around(self, start, size):
@@ -187,7 +228,7 @@ class Partition:
             behind = sector + _NATIVE_BLOCK_SIZE - end
             if before or behind > 0:
                 self._check_range(sector, _NATIVE_BLOCK_SIZE)
-                link.read(self._address + sector, self._cache)
+                link.read(self._address + sector, self._cache, self._whose)
             self._erase(sector, _NATIVE_BLOCK_SIZE)
             if before:
                 self._write(sector, memoryview(self._cache)[:before])
@@ -252,9 +293,21 @@ WAKEUP_ALL_LOW = False
 WAKEUP_ANY_HIGH = True
 
 
+# MicroPython's heap starts with 64 KiB, then grows out of ESP-IDF's: main.c, gc_get_max_new_split.
+# With PSRAM it lies there.
+_FIRST_HEAP_SIZE = const(65536)
+_idle_alloc = None  # what is allocated when boot.py starts; None: the heap lies in PSRAM
+_least_free = 110000
+
+
 def idf_heap_info(capabilities):
     # One region, with as much free outside MicroPython's heap as a board without PSRAM has left.
-    return [(163840, 110000, 69632, 102400)]
+    global _least_free
+    free = 110000
+    if _idle_alloc is not None:
+        free -= min(free, max(0, gc.mem_alloc() - _idle_alloc - _FIRST_HEAP_SIZE))
+    _least_free = min(_least_free, free)
+    return [(163840, free, min(69632, free), min(102400, _least_free))]
 
 
 def mcu_temperature():

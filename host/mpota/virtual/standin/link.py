@@ -4,7 +4,8 @@
 # host process: mpota/virtual/board.py. Requests go through one pipe, answers come through
 # another; reads of the flash come straight from its file, which is open here for reading only.
 #
-# Request: kind (a character), u32 argument, u32 payload size, payload.
+# Request: kind (a character), u32 argument, u32 payload size, u32 reads of the file system and u32
+# other reads of the flash since the start, payload.
 # Answer: i32 result, u32 payload size, payload. Nothing is allocated for a request without one.
 
 import _thread
@@ -30,9 +31,14 @@ SEND = ord("T")  # payload: bytes for it, as they are
 INTERRUPT_CHAR = ord("Y")  # argument: what raises KeyboardInterrupt when it is typed, 0xFF: none
 RAW_MODE = ord("A")  # argument: whether the raw REPL is on, also after a soft reset
 
+# Whose reads of the flash: `read`. On a board each one stops both cores.
+FILES = 0
+OTHER = 1
+
 _SIGINT = 2
 
-_header = bytearray(9)
+_reads = [0, 0]
+_header = bytearray(17)
 _answer = bytearray(8)
 _lock = _thread.allocate_lock()
 _requests = _answers = _flash = _hold = _release = None
@@ -98,14 +104,15 @@ def fetch(kind, argument=0, payload=b""):
         return result, _answers.read(size)
 
 
-def read(offset, buf):
+def read(offset, buf, whose=OTHER):
     with _lock:
+        _reads[whose] += 1
         _flash.seek(offset)
         _flash.readinto(buf)
 
 
 def _exchange(kind, argument, payload):
-    struct.pack_into("<BII", _header, 0, kind, argument, len(payload))
+    struct.pack_into("<BIIII", _header, 0, kind, argument, len(payload), _reads[0], _reads[1])
     _requests.write(_header)
     if payload:
         _requests.write(payload)
