@@ -50,7 +50,7 @@ TABLE = PartitionTable(
     )
 )
 
-_PLAIN = """
+PLAIN = """
 def plain(host, port, path, sha):
     import socket
     from esp32 import Partition
@@ -72,7 +72,7 @@ def plain(host, port, path, sha):
     part.set_boot()
 plain({host!r}, {port}, b"/app.bin", None)
 """
-_HASHED = _PLAIN.replace(", None)", ", __import__('hashlib').sha256())")
+HASHED = PLAIN.replace(", None)", ", __import__('hashlib').sha256())")
 _OTA = """
 import ota.update
 ota.update.from_file(
@@ -209,8 +209,8 @@ def results(compiled: Path) -> list[Result]:
         with serving(Path(directory)) as where, VirtualFlash.create(len(content)) as flash:
             board = Board(flash, heap_size=HEAP_SIZE, frozen=compiled)
             bodies = {
-                "plain loop": _PLAIN.format(**where),
-                "plain, SHA-256": _HASHED.format(**where),
+                "plain loop": PLAIN.format(**where),
+                "plain, SHA-256": HASHED.format(**where),
                 "ota, 64 KiB": _OTA.format(**where, block_size=0),
                 "ota, 4 KiB": _OTA.format(**where, block_size=4096),
             }

