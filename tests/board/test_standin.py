@@ -444,9 +444,10 @@ def test_a_board_with_psram_has_a_heap_of_mebibytes_in_it(board):
 import esp32, gc
 buf = bytearray(3 << 20)
 print(3 << 20 < gc.mem_alloc(), gc.mem_free() < 1 << 20)
-print(esp32.idf_heap_info(esp32.HEAP_DATA)[0][1])
+internal, psram = esp32.idf_heap_info(esp32.HEAP_DATA)
+print(internal[1], psram[0] > 3 << 20, psram[1] < 1 << 20)
 """
-    assert output(board, script) == "True True\n110000\n"
+    assert output(board, script) == "True True\n110000 True True\n"
 
 
 # --- otadata -----------------------------------------------------------------------------------

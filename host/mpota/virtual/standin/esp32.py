@@ -301,13 +301,18 @@ _least_free = 110000
 
 
 def idf_heap_info(capabilities):
-    # One region, with as much free outside MicroPython's heap as a board without PSRAM has left.
+    # (size, free, largest free block, least free so far) of each region: one with as much free
+    # outside MicroPython's heap as a board without PSRAM has left, and the PSRAM.
     global _least_free
     free = 110000
     if _idle_alloc is not None:
         free -= min(free, max(0, gc.mem_alloc() - _idle_alloc - _FIRST_HEAP_SIZE))
     _least_free = min(_least_free, free)
-    return [(163840, free, min(69632, free), min(102400, _least_free))]
+    regions = [(163840, free, min(69632, free), min(102400, _least_free))]
+    if _idle_alloc is None:
+        free = gc.mem_free()
+        regions.append((free + gc.mem_alloc(), free, free, free))
+    return regions
 
 
 def mcu_temperature():
