@@ -1,0 +1,69 @@
+"""What measures the weight of the package measures right: bench/weight.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mpota import sample
+from mpota.units import KiB
+
+from bench import weight
+
+APP = sample.build_app("esp32")
+
+
+def modules(directory: Path, **sources: str) -> dict[str, bytes]:
+    for name, text in sources.items():
+        (directory / f"{name}.py").write_text(text)
+    return weight.compile_package(sorted(directory.glob("*.py")))
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> weight.Installed:
+    sources = {"__init__": "", "one": "import ota.two", "two": "import ota.three", "three": ""}
+    directory = tmp_path_factory.mktemp("package")
+    return weight.install(modules(directory, **sources), APP)
+
+
+def test_a_file_takes_whole_blocks(tmp_path):
+    assert weight.install({}, APP).used_size == 4 * 4096  # /lib and /lib/ota: two blocks each
+    large = modules(tmp_path, large="X = " + repr("x" * 5000))
+    assert weight.install(large, APP).used_size == 6 * 4096
+
+
+def test_each_import_reads_the_directory_and_the_file_again(package):
+    one, three = (
+        weight.file_reads(package.content, f"import ota.{name}") for name in ("three", "one")
+    )
+    assert 10 < one < three < 4 * one
+    assert weight.file_reads(package.content, "") == 0
+
+
+def test_reads_of_a_slot_are_no_reads_of_files(package):
+    script = "from esp32 import Partition\nbuf = bytearray(4096)\np = Partition('ota_1')\n"
+    script += "for n in range(10): p.readblocks(n, buf)"
+    assert weight.file_reads(package.content, script) == 0
+    assert weight.all_reads(package.content, script) == 10
+
+
+def test_the_least_heap_is_what_the_script_takes(package):
+    takes = 60 * KiB
+    found = weight.least_heap(package.content, f"kept = bytearray({takes})\nprint('done')")
+    assert takes < found <= takes + 4 * KiB
+    assert weight.least_heap(package.content, "bytearray(1 << 20)\nprint('done')") is None
+
+
+def test_the_least_heap_is_above_all_that_fail_close_by(package):
+    """As where success is a chance of fragments."""
+    script = "import gc\nk = gc.mem_free() >> 10\nif k > 60 and not 64 < k < 66: print('done')"
+    assert 66 * KiB < weight.least_heap(package.content, script) <= 70 * KiB
+
+
+def test_a_script_that_fails_is_no_figure(package):
+    with pytest.raises(RuntimeError, match="nothing"):
+        weight.file_reads(package.content, "import ota.nothing")
