@@ -118,12 +118,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:
-    print(f"mpota: {_one_line(message)}", file=sys.stderr)
+    from mpota.report import say
+
+    say(f"mpota: {message}", error=True)
     if hint:
-        print(f"  hint: {_one_line(hint)}", file=sys.stderr)
+        say(f"  hint: {hint}", error=True)
     sys.exit(code)
-
-
-def _one_line(text: str) -> str:
-    """Names out of damaged files may hold anything: control characters are escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -21,11 +21,11 @@ from mpota.formats.littlefs import (
     Superblock,
     Volume,
     is_littlefs,
-    shown,
     split_path,
     superblock_commit,
 )
 from mpota.region import MemoryRegion, Region, is_blank
+from mpota.text import shown
 from mpota.units import align_down, format_size
 
 if TYPE_CHECKING:

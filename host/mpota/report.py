@@ -9,15 +9,35 @@ from typing import Any
 
 from mpota.changes import Difference
 from mpota.formats.partition_table import Partition, PartitionTable
+from mpota.text import is_visible, shown
 from mpota.units import format_size
 
 MAP_WIDTH = 64
 
 
+def say(line: str = "", *, error: bool = False) -> None:
+    """Print one line, at once. Whatever it quotes cannot leave it, nor steer the terminal.
+
+    All that commands print comes by here; nothing else in the package prints.
+    """
+    print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def print_json(value: object) -> None:
+    """The value as it is: JSON's escapes are plain ASCII."""
     import json
 
     print(json.dumps(value, indent=2))
+
+
+def print_document(text: str) -> None:
+    """A JSON document, byte for byte where all of it is visible; else another text of its value."""
+    import json
+
+    if all(map(is_visible, text.split("\n"))):
+        print(text, end="")
+    else:
+        print_json(json.loads(text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -26,15 +46,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Not rich's: importing that takes longer than all else that `mpota resize` does.
     """
     right = [column.startswith(">") for column in columns]
-    lines = [[column.removeprefix(">") for column in columns], *rows]
+    lines = [[column.removeprefix(">") for column in columns]]
+    lines += [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     lines.insert(1, ["-" * width for width in widths])
-    print()
+    say()
     for line in lines:
         cells = zip(line, widths, right, strict=True)
         text = "  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in cells)
-        print(f"  {text.rstrip()}")
-    print()
+        say(f"  {text.rstrip()}")
+    say()
 
 
 def partition_rows(partitions: PartitionTable) -> Iterator[Sequence[str]]:
@@ -109,14 +130,14 @@ def progress(description: str, total: int) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(shown(description), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import compose, read_private_keys, release_options
 from mpota.formats.manifest import Form
@@ -30,18 +31,20 @@ def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options:
     made = bundle(manifest, contents.contents, read_private_keys(keys))
     data = made.to_bytes()
     write_file(target, data)
-    print(
+    report.say(
         f"{manifest.name} {manifest.version}" + (f" for {manifest.chip}" if manifest.chip else "")
     )
     for payload in manifest.payloads:
-        print(f"  {payload.kind:<6}{payload.size:>12,} bytes  {payload.sha256[:16]}...")
+        report.say(f"  {payload.kind:<6}{payload.size:>12,} bytes  {payload.sha256[:16]}...")
         for form in payload.forms:
             if form.encoding:
-                print(
+                report.say(
                     f"    {_name(form):<20}{form.size:>10,} bytes  {form.size / payload.size:.1%}"
                 )
-    print("  signed" if made.signature else "  not signed: boards that have keys will refuse it")
-    print(f"written: {target} ({format_size(len(data))})")
+    report.say(
+        "  signed" if made.signature else "  not signed: boards that have keys will refuse it"
+    )
+    report.say(f"written: {target} ({format_size(len(data))})")
 
 
 def _name(form: Form) -> str:

@@ -71,19 +71,19 @@ def _check_file(
 
 def _print(check: Check, name: str) -> None:
     verdict = f"'{check.boots}' boots" if check.boots else "nothing boots"
-    print(f"{name}: {verdict}")
+    report.say(f"{name}: {verdict}")
     for slot in check.slots:
         state = "bootable" if slot.verdict.is_bootable else "not bootable"
         if slot.is_blank:
             state = "blank"
         version = f", MicroPython {slot.version}" if slot.version else ""
-        print(
+        report.say(
             f"  {slot.partition.label} at {slot.partition.offset:#x}: {state}{version}",
         )
     if check.console:
-        print("The bootloader says:")
+        report.say("The bootloader says:")
         for line in check.console:
-            print(f"  {line}")
+            report.say(f"  {line}")
     for finding in check.findings:
-        print(f"{finding.where}: {finding.cause}")
-        print(f"  remedy: {finding.remedy}")
+        report.say(f"{finding.where}: {finding.cause}")
+        report.say(f"  remedy: {finding.remedy}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.errors import UsageError
 from mpota.release import app_content
@@ -40,5 +41,5 @@ def command(old: Path, new: Path, output: Path | None, force: bool) -> None:
         data, what = compressed, "compressed image (a delta would be larger)"
     write_file(target, data)
     size = len(new_app.data)
-    print(f"{what}: {len(data):,} bytes, {len(data) / size:.2%} of {size:,}")
-    print(f"written: {target} ({format_size(len(data))})")
+    report.say(f"{what}: {len(data):,} bytes, {len(data) / size:.2%} of {size:,}")
+    report.say(f"written: {target} ({format_size(len(data))})")

@@ -36,7 +36,7 @@ def command(ctx: click.Context, plan: Path, as_json: bool, report_path: Path | N
     """
     from mpota.fleet import Plan, deploy
 
-    results = deploy(Plan.open(plan), (lambda line: None) if as_json else print)
+    results = deploy(Plan.open(plan), (lambda line: None) if as_json else report.say)
     document = _document(plan, results)
     if report_path is not None:
         write_file(report_path, json.dumps(document, indent=2).encode())
@@ -69,4 +69,4 @@ def _print_table(results: tuple[Result, ...]) -> None:
         ),
     )
     counts = Counter(result.outcome for result in results)
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    report.say(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))

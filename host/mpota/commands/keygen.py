@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.errors import UsageError
 from mpota.signing import PrivateKey, public_to_pem
 from mpota.storage.file import write_file
@@ -37,6 +38,6 @@ def command(key: Path) -> None:
             raise
     except OSError as error:
         raise UsageError(f"cannot write '{key}': {error.strerror}") from None
-    print(f"private key: {key} (keep it secret, and a copy of it safe)")
-    print(f"public key:  {public}")
-    print(f"digest:      {made.public.digest.hex()}")
+    report.say(f"private key: {key} (keep it secret, and a copy of it safe)")
+    report.say(f"public key:  {public}")
+    report.say(f"digest:      {made.public.digest.hex()}")

@@ -15,6 +15,7 @@ from mpota.errors import MpotaError
 from mpota.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.ports import DEFAULT_BAUD, is_port
+from mpota.text import shown
 from mpota.units import format_size
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ def change_board(
     """
     print_change(board.name, change)
     if not change.plan.steps:
-        print("nothing to write: all of this is on the board already")
+        report.say("nothing to write: all of this is on the board already")
         return False
     if dry_run:
-        print("dry run: nothing written")
+        report.say("dry run: nothing written")
         return False
     ask("Write this?", yes=yes)
     if write is None:
@@ -85,17 +86,17 @@ def change_board(
 
 def ask(question: str, *, yes: bool) -> None:
     """Raises MpotaError if somebody sits there and says no."""
-    if not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
+    if not yes and sys.stdin.isatty() and not click.confirm(shown(question), err=True):
         raise MpotaError("nothing was written")
 
 
 def print_change(port: str, change: LiveChange) -> None:
-    print(f"{port}: {change.summary}")
+    report.say(f"{port}: {change.summary}")
     if change.differences:
         report.print_table(report.DIFFERENCE_COLUMNS, report.difference_rows(change.differences))
     print_plan(change.plan)
     for note in change.notes:
-        print(f"note: {note}")
+        report.say(f"note: {note}")
 
 
 def print_plan(plan: Plan) -> None:
@@ -111,12 +112,14 @@ def print_plan(plan: Plan) -> None:
     report.print_table(("Step", "What", ">From", ">Size", "If power fails here"), rows)
     if plan.unsafe:
         names = ", ".join(phase.what for phase in plan.unsafe)
-        print(f"not safe against a power cut: {names}. Run the same command again to repair it.")
+        report.say(
+            f"not safe against a power cut: {names}. Run the same command again to repair it."
+        )
     else:
-        print("safe against a power cut at any moment: the board boots a complete app")
+        report.say("safe against a power cut at any moment: the board boots a complete app")
 
 
 def print_done(plan: Plan) -> None:
     size = format_size(sum(step.size for step in plan.steps))
     boots = f"'{plan.boots_after}' boots" if plan.boots_after else "nothing boots"
-    print(f"done: {size} written and verified, {boots}")
+    report.say(f"done: {size} written and verified, {boots}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import compose, read_private_keys, release_options
 from mpota.errors import UsageError
@@ -31,11 +32,11 @@ def command(
     With a bundle in place of FIRMWARE and no other option, print its manifest.
     """
     if firmware is not None and options["name"] is None and is_bundle(data := read_file(firmware)):
-        print(Bundle.from_bytes(data).manifest_bytes.decode(), end="")
+        report.print_document(Bundle.from_bytes(data).manifest_bytes.decode())
         return
     if output is None:
         raise UsageError("give the directory to publish in by -o")
     manifest, contents = compose(firmware, **options, as_url=True)
     check_output(output / "manifest.json", force=force)
     for path in publish(output, manifest, contents, read_private_keys(keys)):
-        print(f"written: {path}")
+        report.say(f"written: {path}")

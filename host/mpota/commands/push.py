@@ -68,7 +68,7 @@ def command(
 
     source = Package.open(package)
     options = Options(Check.parse(check, check_timeout), settle, force)
-    show = (lambda text: None) if as_json else print
+    show = (lambda text: None) if as_json else report.say
     with Session(port) as session, report.progress(source.name, len(source.data)) as progress:
         done = push(session, source, options, Tell(show, progress))
     if as_json:
@@ -82,6 +82,6 @@ def command(
             }
         )
     elif done.is_new:
-        print(f"{done.slot} runs {done.version}, confirmed")
+        report.say(f"{done.slot} runs {done.version}, confirmed")
     else:
-        print(f"{done.slot} runs {done.version} already, confirmed: nothing to do")
+        report.say(f"{done.slot} runs {done.version} already, confirmed: nothing to do")

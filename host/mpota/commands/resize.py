@@ -113,16 +113,16 @@ def command(
     if not dry_run:
         check_output(target, (firmware,), force=force)
     result = resize(Firmware.open(firmware, table_offset), edits, keep_files=bool(keep_files))
-    print(f"{firmware.name}: {result.chip.title}, {result.summary}")
+    report.say(f"{firmware.name}: {result.chip.title}, {result.summary}")
     rows = report.difference_rows(result.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
     for note in result.notes:
-        print(f"note: {note}")
+        report.say(f"note: {note}")
     if dry_run:
-        print("dry run: nothing written")
+        report.say("dry run: nothing written")
         return
     write_file(target, result.data)
-    print(f"written: {target} ({len(result.data):,} bytes)")
+    report.say(f"written: {target} ({len(result.data):,} bytes)")
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

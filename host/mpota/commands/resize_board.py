@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpota import backup as backups
+from mpota import report
 from mpota.commands.live import change_board, connected
 from mpota.errors import MpotaError
 from mpota.firmware import Firmware
@@ -33,10 +34,10 @@ def resize_board(port: str, edits: Edits, words: str, options: Options) -> None:
         if journal is None:
             _start(board, edits, words, options)
             return
-        print(f"{board.name}: '{words}' was interrupted, going on with {journal}")
+        report.say(f"{board.name}: '{words}' was interrupted, going on with {journal}")
         if not options.dry_run:
             path = backups.resume(board, journal, words)
-            print(f"done: all of it is written and verified; what it overwrote is in {path}")
+            report.say(f"done: all of it is written and verified; what it overwrote is in {path}")
 
 
 def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
@@ -58,6 +59,6 @@ def _start(board: BoardFlash, edits: Edits, words: str, options: Options) -> Non
 
     def write() -> None:
         backups.change_with_backup(board, change.plan, path, words, options.table_offset)
-        print(f"backup: {path}")
+        report.say(f"backup: {path}")
 
     change_board(board, change, dry_run=options.dry_run, yes=options.yes, write=write)

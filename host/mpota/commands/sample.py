@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.options import Size, force_option, output_option
 from mpota.storage.file import check_output, write_file
 from mpota.units import MiB
@@ -32,4 +33,4 @@ def command(
     app = build_app(chip, version=mp_version or DEFAULT_VERSION)
     data = build_firmware(chip, flash_size=flash_size, app=app)
     write_file(target, data)
-    print(f"written: {target} ({len(data):,} bytes)")
+    report.say(f"written: {target} ({len(data):,} bytes)")

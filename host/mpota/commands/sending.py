@@ -60,10 +60,10 @@ def send_file(
     size = len(update.data)
     start = time.monotonic()
     with report.progress(update.name, size) as progress:
-        sent = push(update, Options(secret, restart, attempts, progress=progress, tell=print))
+        sent = push(update, Options(secret, restart, attempts, progress=progress, tell=report.say))
     seconds = time.monotonic() - start
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))
-    print(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
+    report.say(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
     then = "restarts into" if restart and sent.needs_restart else "has verified and selected"
-    print(f"the board ({sent.board.version}) {then} {update.version or update.name}")
+    report.say(f"the board ({sent.board.version}) {then} {update.version or update.name}")

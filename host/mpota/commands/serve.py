@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.local_ca import LocalCa
 from mpota.serve import DEFAULT_PORT, Served, Server, serve_forever
 from mpota.virtual.micropython import cache_dir
@@ -28,9 +29,9 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
     ca = LocalCa.open(cache_dir() / "serve") if tls else None
 
     def start(server: Server) -> None:
-        print(f"serving {directory} at {server.url} (Ctrl-C ends it)", flush=True)
+        report.say(f"serving {directory} at {server.url} (Ctrl-C ends it)")
         for line in _board_lines(server, directory):
-            print(f"on the board: {line}", flush=True)
+            report.say(f"on the board: {line}")
 
     serve_forever(directory, host, port, ca, start, _tell)
 
@@ -50,4 +51,4 @@ def _board_lines(server: Server, directory: Path) -> list[str]:
 
 def _tell(served: Served) -> None:
     asked = f" {served.range}" if served.range else ""
-    print(f"{served.client} {served.method} {served.path} {served.status}{asked}", flush=True)
+    report.say(f"{served.client} {served.method} {served.path} {served.status}{asked}")

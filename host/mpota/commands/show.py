@@ -51,7 +51,7 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None
         return
     if found:
         chip_size = format_flash_size(found["flash_size"])
-        print(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
+        report.say(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
     _print_description(description)
 
 
@@ -60,13 +60,13 @@ _ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unk
 
 def _print_description(facts: Description) -> None:
     for key, value in _lines(facts):
-        print(f"{key and key + ':':<12}{value}")
+        report.say(f"{key and key + ':':<12}{value}")
     if facts.table is None:
         return
     report.print_table(report.PARTITION_COLUMNS, report.partition_rows(facts.table))
     size = (facts.header.flash_size if facts.header else None) or facts.table.end
     for line in report.flash_map(facts.table, facts.table_offset, size):
-        print(line)
+        report.say(line)
 
 
 def _lines(facts: Description) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import keys_option, read_private_keys
 from mpota.errors import UsageError
@@ -43,7 +44,7 @@ def command(
     target = output or _target(file, data)
     check_output(target, (file, *keys), force=force)
     write_file(target, _sign(data, file.name, private, read_file(signed) if signed else None))
-    print(f"written: {target}")
+    report.say(f"written: {target}")
 
 
 def _target(file: Path, data: bytes) -> Path:

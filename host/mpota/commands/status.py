@@ -28,10 +28,10 @@ def command(port: str, as_json: bool) -> None:
         report.print_json({**status.info, "release": status.release})
         return
     info = status.info
-    print(f"running: {info['running']}, next boot: {info['boot'] or info['running']}")
-    print(f"next update goes to: {info['next'] or 'nowhere (mpota resize PORT --layout ota)'}")
+    report.say(f"running: {info['running']}, next boot: {info['boot'] or info['running']}")
+    report.say(f"next update goes to: {info['next'] or 'nowhere (mpota resize PORT --layout ota)'}")
     if status.release:
-        print(f"release: {status.release.get('name')} {status.release.get('version')}")
+        report.say(f"release: {status.release.get('name')} {status.release.get('version')}")
     columns = ("Slot", "State", "App", ">Size", "Digest", "")
     report.print_table(columns, _rows(info))
 

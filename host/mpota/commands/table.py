@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.live import opened
 from mpota.commands.options import (
     Size,
@@ -52,7 +53,8 @@ def command(
     table.check(flash_size, table_offset)
     csv = table_to_csv(table)
     if output is None:
-        print(csv, end="")
+        for line in csv.split("\n")[:-1]:
+            report.say(line)
         return
     write_file(output, csv.encode() if output.suffix == ".csv" else table.to_bytes())
-    print(f"written: {output} ({len(table)} partitions)")
+    report.say(f"written: {output} ({len(table)} partitions)")

@@ -74,23 +74,25 @@ def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     signed = "signature not checked: no --key" if found.is_signed else "not signed"
     if signer:
         signed = f"signed by {signer}"
-    print(f"{file.name}: {what}, whole, {signed}")
+    report.say(f"{file.name}: {what}, whole, {signed}")
 
 
 def _print(result: Verified) -> None:
     region, found = result.region, result.comparison
     place = f"{region.name} at {region.offset:#x}"
     if found.is_equal:
-        print(f"{place}: {found.size:,} bytes are the same")
+        report.say(f"{place}: {found.size:,} bytes are the same")
         return
-    print(f"{place}: {found.differing:,} of {found.size:,} bytes differ")
+    report.say(f"{place}: {found.differing:,} of {found.size:,} bytes differ")
     for kind in (result.note,) if result.note else found.kinds:
-        print(f"  {kind}")
+        report.say(f"  {kind}")
     shown = ", ".join(f"{start:#x}-{end:#x}" for start, end in found.shown_ranges)
     more = len(found.ranges) - len(found.shown_ranges)
-    print(f"  at {shown}" + (f" and {more:,} more places" if more else ""))
+    report.say(f"  at {shown}" + (f" and {more:,} more places" if more else ""))
     if result.slot is not None:
         verdict = result.slot.verdict
-        print("  the bootloader would boot it" if verdict.is_bootable else "  it does not boot:")
+        report.say(
+            "  the bootloader would boot it" if verdict.is_bootable else "  it does not boot:"
+        )
         for line in verdict.console:
-            print(f"    {line}")
+            report.say(f"    {line}")

@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+from mpota import report
 from mpota.commands.options import Size
 from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
@@ -49,9 +50,9 @@ def command(
         with plugged_in(Board(memory), row) as ports:
             names = {".repl": ports.console, ".rom": ports.loader}
             with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
-                print(f"{row.title}, flash in {flash}; Ctrl-C ends it")
-                print(f"REPL (mpremote):      {ports.console}")
-                print(f"ROM loader (esptool): {ports.loader}", flush=True)
+                report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
+                report.say(f"REPL (mpremote):      {ports.console}")
+                report.say(f"ROM loader (esptool): {ports.loader}")
                 _wait_for_ctrl_c()
 
 
@@ -81,4 +82,5 @@ def _wait_for_ctrl_c() -> None:
         while True:
             signal.pause()
     except KeyboardInterrupt:
-        print("\noff")
+        report.say()
+        report.say("off")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mpota import report
 from mpota.commands.live import change_board, connected_firmware
 from mpota.commands.options import (
     baud_option,
@@ -71,9 +72,9 @@ def command(
     sources = [Path(path) for _, path in pairs]
     check_output(target, (firmware, *sources), force=force)
     result = write_contents(Firmware.open(firmware, table_offset), wanted)
-    print(f"{firmware.name}: {result.summary}")
+    report.say(f"{firmware.name}: {result.summary}")
     if dry_run:
-        print("dry run: nothing written")
+        report.say("dry run: nothing written")
         return
     write_file(target, result.data)
-    print(f"written: {target} ({len(result.data):,} bytes)")
+    report.say(f"written: {target} ({len(result.data):,} bytes)")

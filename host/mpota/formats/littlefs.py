@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mpota.errors import MpotaError
+from mpota.text import shown
 from mpota.units import SECTOR_SIZE
 
 BLOCK_SIZE = SECTOR_SIZE
@@ -408,12 +409,6 @@ class Volume:
 def split_path(path: str) -> list[str]:
     """The names in a path, from the root on; ``//`` and ``.`` count for nothing."""
     return [name for name in path.split("/") if name not in ("", ".")]
-
-
-def shown(name: str) -> str:
-    """A name as it may be printed: a hostile one could hold terminal commands."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def is_littlefs(start: bytes) -> bool:
