@@ -9,7 +9,10 @@ from pathlib import Path
 from mpota.carried import data_directory
 from mpota.deploy import ScriptError, Session
 from mpota.errors import MpotaError
+from mpota.formats.private_key import is_private_key
+from mpota.key_files import read_public_key
 from mpota.mpy import MpyFormat, can_compile, compile_module
+from mpota.signing import public_to_pem
 from mpota.storage.file import read_file
 
 FOLDER = "/lib/ota"
@@ -43,7 +46,9 @@ def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = Non
     is_compiled = can_compile(format)
     wanted = {f"{FOLDER}/{name}": data for name, data in package(format, is_compiled).items()}
     if ca is not None:
-        wanted[ca_path(ca)] = read_file(ca)
+        wanted[ca_path(ca)] = certificates = read_file(ca)
+        if is_private_key(certificates):
+            raise MpotaError(f"{ca.name} holds a private key, which is not for boards")
     found = {f"{FOLDER}/{name}": digest for name, digest in session.digests(FOLDER).items()}
     found |= {f"/{name}": digest for name, digest in session.digests("/").items()}
     missing = {
@@ -87,7 +92,7 @@ def ca_path(path: Path) -> str:
 
 def _trust(session: Session, keys: tuple[Path, ...]) -> tuple[str, ...]:
     for path in keys:
-        text = read_file(path).decode("ascii", "replace")
+        text = public_to_pem(read_public_key(path)).decode()  # never what is in the file
         try:
             session.execute(f"import ota\nota.keys.add({text!r})")
         except ScriptError as error:

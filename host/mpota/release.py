@@ -17,8 +17,9 @@ from mpota.formats.bundle import Bundle, Member, disk_size, is_bundle, read_tree
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.formats.signature import PublicKey, check_signature, padded, parse_sector
-from mpota.signing import PrivateKey, sign
+from mpota.formats.private_key import is_private_key
+from mpota.formats.signature import PublicKey, padded, parse_sector
+from mpota.signing import PrivateKey, check_signature, sign
 from mpota.storage.file import read_file, write_file
 from mpota.units import SECTOR_SIZE
 
@@ -153,7 +154,8 @@ def app_content(path: Path) -> tuple[Content, str]:
 
     Raises MpotaError if there is no intact app in it.
     """
-    app = read_app(read_file(path), path.name)
+    data = _public(read_file(path), path)
+    app = read_app(data, path.name)
     return Content("app", "app.bin", app.to_bytes()), app.image.chip.name
 
 
@@ -192,12 +194,12 @@ def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Con
 
 def data_content(label: str, path: Path) -> Content:
     """The content of data partition ``label``."""
-    return Content("data", f"{label}.bin", read_file(path), label)
+    return Content("data", f"{label}.bin", _public(read_file(path), path), label)
 
 
 def certs_content(paths: Iterable[Path]) -> Content:
     """CA certificates: any number in PEM, or a single one in DER."""
-    pieces = [read_file(path) for path in paths]
+    pieces = [_public(read_file(path), path) for path in paths]
     if any(b"-----BEGIN CERTIFICATE-----" in piece for piece in pieces) or len(pieces) > 1:
         for piece in pieces:
             if b"-----BEGIN CERTIFICATE-----" not in piece:
@@ -335,9 +337,17 @@ def _read_directory(directory: Path, top: Path) -> Iterator[Member]:
             yield Member(name, b"", is_directory=True)
             yield from _read_directory(path, top)
         elif path.is_file():
-            yield Member(name, path.read_bytes())
+            yield Member(name, _public(path.read_bytes(), path))
         else:
             raise MpotaError(f"'{path}' is no regular file")
+
+
+def _public(data: bytes, path: Path) -> bytes:
+    """``data``, the content of ``path``, unless it is a private key: whoever gets a release could
+    sign with it."""
+    if is_private_key(data):
+        raise MpotaError(f"'{path}' holds a private key: it is not packed", "keys stay at home")
+    return data
 
 
 def _compile(member: Member) -> bytes:

@@ -1,4 +1,4 @@
-"""Keys and signatures: the one place where ``cryptography`` (it comes with esptool) is imported."""
+"""Keys and signatures: made and verified by ``cryptography``, which is imported here, and late."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mpota.errors import MpotaError
@@ -16,12 +17,18 @@ from mpota.formats.signature import (
     SignatureBlock,
     compose_sector,
     padded,
+    parse_sector,
 )
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+_SIGNATURE_SIZE = KEY_BITS // 8
 _PUBLIC_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----\s(.*?)-----END PUBLIC KEY-----", re.DOTALL)
+
+
+class LockedKeyError(MpotaError):
+    """A private key is encrypted, and no passphrase was given."""
 
 
 class PrivateKey:
@@ -38,13 +45,28 @@ class PrivateKey:
 
     @classmethod
     def from_pem(cls, data: bytes, password: bytes | None = None) -> PrivateKey:
-        """Raises MpotaError unless ``data`` is a private RSA key that Secure Boot V2 can use."""
+        """Raises MpotaError unless ``data`` is a private RSA key that Secure Boot V2 can use, and
+        for a wrong ``password``; LockedKeyError if it needs one. A password that it does not need
+        is ignored.
+        """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import rsa
 
+        is_locked = False
         try:
-            key = serialization.load_pem_private_key(data, password)
+            try:
+                key = serialization.load_pem_private_key(data, None)
+            except TypeError:  # it is encrypted
+                is_locked = True
+                if password is None:
+                    raise LockedKeyError("the key is encrypted") from None
+                key = serialization.load_pem_private_key(data, password)
+        except UnsupportedAlgorithm as error:
+            raise MpotaError(f"a private key of a kind that is not supported: {error}") from None
         except (ValueError, TypeError) as error:
+            if is_locked:
+                raise MpotaError("the passphrase is wrong, or the key is damaged") from None
             raise MpotaError(f"not a private key in PEM: {error}") from None
         if not isinstance(key, rsa.RSAPrivateKey) or key.key_size != KEY_BITS:
             raise MpotaError(f"private key is not RSA with {KEY_BITS} bits")
@@ -52,13 +74,19 @@ class PrivateKey:
             raise MpotaError(f"private key has another exponent than {EXPONENT}")
         return cls(key)
 
-    def to_pem(self) -> bytes:
+    def to_pem(self, password: bytes | None = None) -> bytes:
+        """PEM as espsecure makes it; with a password PKCS #8, encrypted with AES-256."""
         from cryptography.hazmat.primitives import serialization
 
+        if password is None:
+            form = serialization.PrivateFormat.TraditionalOpenSSL
+            return self._key.private_bytes(
+                serialization.Encoding.PEM, form, serialization.NoEncryption()
+            )
         return self._key.private_bytes(
             serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password),
         )
 
     @property
@@ -84,19 +112,58 @@ def sign(content: bytes, keys: tuple[PrivateKey, ...]) -> bytes:
     return compose_sector(key.sign(content) for key in keys)
 
 
+def check_signature(content: bytes, sector: bytes, trusted: Iterable[PublicKey]) -> PublicKey:
+    """The trusted key that signed ``content``.
+
+    Raises MpotaError if the sector is damaged, belongs to other content, or none of its blocks is
+    a valid signature of a trusted key.
+    """
+    digest = hashlib.sha256(padded(content)).digest()
+    known = set(trusted)
+    blocks = parse_sector(sector)
+    for block in blocks:
+        if block.content_digest != digest:
+            raise MpotaError("signature belongs to other content: the digests differ")
+        if not is_valid(block):
+            raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
+    for block in blocks:
+        if block.key in known:
+            return block.key
+    signers = ", ".join(block.key.digest.hex()[:16] for block in blocks)
+    raise MpotaError(f"signed by {signers}: none of the keys given")
+
+
+def is_valid(block: SignatureBlock) -> bool:
+    """Does the signature fit the block's own key and digest? Says nothing of the content."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
+
+    try:
+        rsa.RSAPublicNumbers(EXPONENT, block.key.n).public_key().verify(
+            block.signature.to_bytes(_SIGNATURE_SIZE, "big"),
+            block.content_digest,
+            padding.PSS(padding.MGF1(hashes.SHA256()), salt_length=hashes.SHA256.digest_size),
+            utils.Prehashed(hashes.SHA256()),
+        )
+    except (InvalidSignature, ValueError):  # ValueError: a modulus that is none
+        return False
+    return True
+
+
 def public_to_pem(key: PublicKey) -> bytes:
     text = base64.encodebytes(key.to_der()).replace(b"\n", b"")
     lines = [text[i : i + 64] for i in range(0, len(text), 64)]
     return b"\n".join((b"-----BEGIN PUBLIC KEY-----", *lines, b"-----END PUBLIC KEY-----", b""))
 
 
-def public_from_pem(data: bytes) -> PublicKey:
-    """A public key from its PEM, or from that of the private key.
+def public_from_pem(data: bytes, password: bytes | None = None) -> PublicKey:
+    """A public key from its PEM, or from that of the private key, for which ``password`` is.
 
-    Raises MpotaError if ``data`` is neither.
+    Raises MpotaError if ``data`` is neither; LockedKeyError as `PrivateKey.from_pem`.
     """
     if b"PRIVATE KEY-----" in data:
-        return PrivateKey.from_pem(data).public
+        return PrivateKey.from_pem(data, password).public
     found = _PUBLIC_PEM.search(data)
     if found is None:
         raise MpotaError("not a key in PEM: there is no BEGIN PUBLIC KEY")

@@ -19,12 +19,11 @@ from mpota.formats.signature import (
     BLOCK_SIZE,
     PublicKey,
     SignatureBlock,
-    check_signature,
     compose_sector,
     padded,
     parse_sector,
 )
-from mpota.signing import PrivateKey, sign
+from mpota.signing import PrivateKey, check_signature, sign
 from mpota.virtual import micropython
 
 CONTENT = b'{"format": 1}\n'

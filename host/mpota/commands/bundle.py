@@ -9,8 +9,9 @@ import click
 
 from mpota import report
 from mpota.commands.options import force_option, output_option
-from mpota.commands.release_options import compose, read_private_keys, release_options
+from mpota.commands.release_options import compose, release_options
 from mpota.formats.manifest import Form
+from mpota.key_files import read_private_keys
 from mpota.release import bundle
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size

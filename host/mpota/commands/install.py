@@ -8,6 +8,7 @@ import click
 
 from mpota import report
 from mpota.commands.options import port_argument
+from mpota.key_files import passphrase_file_option
 
 
 @click.command()
@@ -19,6 +20,7 @@ from mpota.commands.options import port_argument
     type=click.Path(path_type=Path),
     help="Public key (PEM) to trust: from then on only what it has signed is installed.",
 )
+@passphrase_file_option
 @click.option(
     "--ca", type=click.Path(path_type=Path), help="CA certificates (PEM or DER) for https."
 )

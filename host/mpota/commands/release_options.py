@@ -11,21 +11,23 @@ from typing import Any, TypeVar
 import click
 
 from mpota.commands.options import split_pair
-from mpota.errors import MpotaError, UsageError
+from mpota.errors import UsageError
 from mpota.formats.manifest import Manifest
-from mpota.formats.signature import PublicKey
+from mpota.key_files import passphrase_file_option, read_public_key
 from mpota.release import Contents, Sources
-from mpota.signing import PrivateKey, public_from_pem
-from mpota.storage.file import read_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_Key = TypeVar("_Key")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PATH = click.Path(path_type=Path)
 
-keys_option = click.option(
-    "--key", "keys", multiple=True, type=_PATH, help="Private key to sign with; up to three."
-)
+
+def keys_option(command: _Command) -> _Command:
+    """The keys to sign with, and what opens them."""
+    option = click.option(
+        "--key", "keys", multiple=True, type=_PATH, help="Private key to sign with; up to three."
+    )
+    return option(passphrase_file_option(command))
+
 
 _OPTIONS = (
     click.argument("firmware", type=_PATH, required=False),
@@ -110,28 +112,11 @@ def compose(
     return manifest, contents
 
 
-def read_private_keys(paths: tuple[Path, ...]) -> tuple[PrivateKey, ...]:
-    return tuple(_read_key(PrivateKey.from_pem, path) for path in paths)
-
-
-def read_public_keys(paths: tuple[Path, ...]) -> tuple[PublicKey, ...]:
-    return tuple(_read_key(public_from_pem, path) for path in paths)
-
-
-def _read_key(parse: Callable[[bytes], _Key], path: Path) -> _Key:
-    try:
-        return parse(read_file(path))
-    except UsageError:
-        raise
-    except MpotaError as error:
-        raise MpotaError(f"{path.name}: {error}", error.hint) from None
-
-
 def key_digest(text: str) -> str:
     """A key's digest in hex, given as such or as a PEM file."""
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return text
-    return _read_key(public_from_pem, Path(text)).digest.hex()
+    return read_public_key(Path(text)).digest.hex()
 
 
 def _parse_time(text: str) -> str:

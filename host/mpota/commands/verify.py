@@ -12,6 +12,7 @@ from mpota import report
 from mpota.commands.live import connected
 from mpota.commands.options import baud_option, json_option, table_offset_option
 from mpota.errors import UsageError
+from mpota.key_files import passphrase_file_option, read_public_keys
 from mpota.storage.file import read_file
 from mpota.verify import Verified, find_regions, verify
 
@@ -23,6 +24,7 @@ from mpota.verify import Verified, find_regions, verify
 @click.option(
     "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="A key that may sign."
 )
+@passphrase_file_option
 @json_option
 @baud_option
 @table_offset_option
@@ -61,7 +63,6 @@ def command(
 
 
 def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
-    from mpota.commands.release_options import read_public_keys
     from mpota.release import verify_file
 
     found = verify_file(file, read_public_keys(keys))

@@ -19,7 +19,8 @@ three blocks of 1216 bytes and then 0xFF. A block (``ets_secure_boot_sig_block_t
 A key is known by its digest, the SHA-256 of the four key fields as they stand in a block: the
 value that ESP-IDF burns into eFuses and ``espsecure digest-sbv2-public-key`` computes.
 
-Not handled: ECDSA blocks (version 3) and Secure Boot V1.
+Not handled: ECDSA blocks (version 3) and Secure Boot V1. Signatures are made and verified in
+signing.py.
 """
 
 from __future__ import annotations
@@ -41,12 +42,9 @@ EXPONENT = 65537
 _MAGIC = 0xE7
 _VERSION_RSA = 2
 _NUMBER_SIZE = KEY_BITS // 8
-_HASH_SIZE = 32
-_SALT_SIZE = 32
 _BLOCK = struct.Struct("<BBxx32s384sI384sI384s")
 _KEY = struct.Struct("<384sI384sI")
 _CRC_OFFSET = 1196
-_TRAILER = 0xBC
 
 # SubjectPublicKeyInfo of an RSA key with 3072 bits and the exponent 65537 (RFC 8017, A.1.1):
 # the modulus stands between these two.
@@ -95,13 +93,6 @@ class PublicKey:
         """What the key is known by, 32 bytes."""
         return hashlib.sha256(self.block_fields).digest()
 
-    def is_signature(self, signature: int, message_digest: bytes) -> bool:
-        """Is ``signature`` a valid RSASSA-PSS over content with this SHA-256 (RFC 8017, 8.1.2)?"""
-        if not 0 < signature < self.n:
-            return False
-        encoded = pow(signature, EXPONENT, self.n).to_bytes(_NUMBER_SIZE, "big")
-        return _is_pss(encoded, message_digest)
-
 
 @dataclass(frozen=True)
 class SignatureBlock:
@@ -133,11 +124,6 @@ class SignatureBlock:
             raise MpotaError("signature block: the key fields do not belong to one key")
         return cls(digest, key, int.from_bytes(signature, "little"))
 
-    @property
-    def is_valid(self) -> bool:
-        """Does the signature fit the block's own key and digest? Says nothing of the content."""
-        return self.key.is_signature(self.signature, self.content_digest)
-
 
 def parse_sector(data: bytes) -> tuple[SignatureBlock, ...]:
     """The blocks of a signature sector, in order.
@@ -164,42 +150,3 @@ def compose_sector(blocks: Iterable[SignatureBlock]) -> bytes:
 def padded(content: bytes) -> bytes:
     """``content`` as it is signed: filled with 0xFF to a multiple of 4 KiB."""
     return content.ljust(align_up(len(content), SECTOR_SIZE), b"\xff")
-
-
-def check_signature(content: bytes, sector: bytes, trusted: Iterable[PublicKey]) -> PublicKey:
-    """The trusted key that signed ``content``.
-
-    Raises MpotaError if the sector is damaged, belongs to other content, or none of its blocks is
-    a valid signature of a trusted key.
-    """
-    digest = hashlib.sha256(padded(content)).digest()
-    known = set(trusted)
-    blocks = parse_sector(sector)
-    for block in blocks:
-        if block.content_digest != digest:
-            raise MpotaError("signature belongs to other content: the digests differ")
-        if not block.is_valid:
-            raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
-    for block in blocks:
-        if block.key in known:
-            return block.key
-    signers = ", ".join(block.key.digest.hex()[:16] for block in blocks)
-    raise MpotaError(f"signed by {signers}: none of the keys given")
-
-
-def _is_pss(encoded: bytes, message_digest: bytes) -> bool:
-    """EMSA-PSS-VERIFY (RFC 8017, 9.1.2) with SHA-256, MGF1 and a salt of 32 bytes."""
-    mask_size = _NUMBER_SIZE - _HASH_SIZE - 1
-    masked, digest = encoded[:mask_size], encoded[mask_size:-1]
-    if encoded[-1] != _TRAILER or masked[0] & 0x80:
-        return False
-    mask = b"".join(
-        hashlib.sha256(digest + counter.to_bytes(4, "big")).digest()
-        for counter in range(-(-mask_size // _HASH_SIZE))
-    )[:mask_size]
-    block = bytes(a ^ b for a, b in zip(masked, mask, strict=True))
-    block = bytes([block[0] & 0x7F]) + block[1:]  # the bit above the 3071 of the encoded message
-    padding, salt = block[:-_SALT_SIZE], block[-_SALT_SIZE:]
-    if padding != bytes(len(padding) - 1) + b"\x01":
-        return False
-    return hashlib.sha256(bytes(8) + message_digest + salt).digest() == digest

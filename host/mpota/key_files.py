@@ -1,0 +1,110 @@
+"""Keys in files, private ones encrypted or not, and the passphrase that opens these.
+
+The passphrase comes from a file, from MPOTA_KEY_PASSPHRASE, or from whoever sits at the terminal:
+never from the command line, which others on the machine can see.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mpota.errors import MpotaError, UsageError
+from mpota.formats.signature import PublicKey
+from mpota.signing import LockedKeyError, PrivateKey, public_from_pem
+from mpota.storage.file import read_file
+from mpota.text import shown
+
+VARIABLE = "MPOTA_KEY_PASSPHRASE"
+_FILE = "mpota.key_files: passphrase file"  # in the context of click
+_HINT = f"--passphrase-file FILE, or {VARIABLE} in the environment"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Key = TypeVar("_Key")
+
+
+def passphrase_file_option(command: _Command) -> _Command:
+    """``--passphrase-file``, remembered for the functions below: commands need not hand it on."""
+    return click.option(
+        "--passphrase-file",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        is_eager=True,
+        callback=_remember,
+        help=f"The passphrase of the key, its first line; or set {VARIABLE}.",
+    )(command)
+
+
+def read_private_key(path: Path) -> PrivateKey:
+    """The key in a PEM file. Raises UsageError where a passphrase is needed and nobody can give
+    it, MpotaError for a wrong one and for a file that is no such key."""
+    return _read(path, PrivateKey.from_pem)
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """A public key from its PEM, or from that of the private key; raises as `read_private_key`."""
+    return _read(path, public_from_pem)
+
+
+def read_private_keys(paths: Iterable[Path]) -> tuple[PrivateKey, ...]:
+    return tuple(map(read_private_key, paths))
+
+
+def read_public_keys(paths: Iterable[Path]) -> tuple[PublicKey, ...]:
+    return tuple(map(read_public_key, paths))
+
+
+def given_passphrase() -> bytes | None:
+    """What a file or the environment gives. Raises UsageError if that is empty."""
+    context = click.get_current_context(silent=True)
+    path = context.meta.get(_FILE) if context else None
+    if path is not None:
+        found = read_file(path).split(b"\n", 1)[0].rstrip(b"\r")
+        source = f"'{path}'"
+    elif VARIABLE in os.environ:
+        found, source = os.fsencode(os.environ[VARIABLE]), VARIABLE
+    else:
+        return None
+    if not found:
+        raise UsageError(f"the passphrase in {source} is empty")
+    return found
+
+
+def new_passphrase(path: Path) -> bytes:
+    """The passphrase for a key that is about to be made; asked for twice."""
+    given = given_passphrase()
+    return given if given is not None else _ask(path, is_new=True)
+
+
+def _read(path: Path, parse: Callable[[bytes, bytes | None], _Key]) -> _Key:
+    data = read_file(path)
+    try:
+        try:
+            return parse(data, None)
+        except LockedKeyError:
+            given = given_passphrase()
+            return parse(data, given if given is not None else _ask(path))
+    except UsageError:
+        raise
+    except MpotaError as error:
+        raise MpotaError(f"{path.name}: {error}", error.hint) from None
+
+
+def _ask(path: Path, *, is_new: bool = False) -> bytes:
+    if not sys.stdin.isatty():
+        what = "a passphrase is needed" if is_new else "the key is encrypted"
+        raise UsageError(f"{path.name}: {what}, and there is no terminal to ask at", _HINT)
+    text: str = click.prompt(
+        f"Passphrase for {shown(path.name)}", hide_input=True, confirmation_prompt=is_new, err=True
+    )
+    return os.fsencode(text)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.meta[_FILE] = value
