@@ -6,6 +6,10 @@ aiohttp does the protocol (``pip install mpota[serve]``); it is imported here on
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
+import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +22,7 @@ from urllib.parse import quote
 from mpota.errors import UsageError
 from mpota.formats.bundle import is_bundle
 from mpota.formats.image import IMAGE_MAGIC
+from mpota.formats.private_key import is_private_key
 from mpota.local_ca import LocalCa
 
 if TYPE_CHECKING:
@@ -27,6 +32,14 @@ DEFAULT_PORT = 8000
 # Boards of a fleet that reset at once also connect at once.
 _BACKLOG = 1024
 _CHUNK_SIZE = 65536
+_MAX_CONNECTIONS = 512
+_HEAD_TIMEOUT_S = 10.0  # for a request to be said to its end, and for the TLS handshake
+_IDLE_TIMEOUT_S = 30.0  # between two requests
+_STALL_TIMEOUT_S = 120.0  # of a board that takes nothing: it may be erasing its flash
+_SHUTDOWN_S = 2.0
+_MAX_KEY_FILE = 8 << 20  # bytes in which a private key is looked for
+_HEAD_END = re.compile(rb"\n\r?\n")
+_DENIED = "there is no such file\n"
 # A place in the network that needs not exist: asked only for the way there (RFC 5737).
 _ANYWHERE = ("192.0.2.1", 9)
 
@@ -40,6 +53,7 @@ class Served:
     path: str
     status: int
     range: str | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Server:
             return None
         install = "ota.release.install" if is_release else "ota.update.from_file"
         certificate = f", cadata=bytes.fromhex('{self.ca.hex()}')" if self.ca else ""
-        return f"import ota; {install}('{self.url}{quote(path)}'{certificate})"
+        return f"import ota; {install}('{self.url}{quote(os.fsencode(path))}'{certificate})"
 
 
 @asynccontextmanager
@@ -82,17 +96,35 @@ async def serving(
         raise UsageError(f"'{directory}' is not a directory")
     address = own_address() if host in ("0.0.0.0", "::", "") else host
     context = None if ca is None else ca.server_context((address, socket.gethostname()))
-    runner = web.AppRunner(_application(directory.resolve(), on_served), access_log=None)
+    runner = web.AppRunner(
+        _application(directory.resolve(), on_served),
+        access_log=None,
+        logger=_silent_log(),
+        keepalive_timeout=_IDLE_TIMEOUT_S,
+        shutdown_timeout=_SHUTDOWN_S,
+    )
     await runner.setup()
+    assert runner.server is not None
+    door = _Door(runner.server)
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=context, backlog=_BACKLOG)
-        await site.start()
+        server = await asyncio.get_running_loop().create_server(
+            door.admit,
+            host,
+            port,
+            ssl=context,
+            backlog=_BACKLOG,
+            ssl_handshake_timeout=None if context is None else _HEAD_TIMEOUT_S,
+        )
+    except (OSError, ssl.SSLError) as error:
+        await runner.cleanup()
+        raise UsageError(f"cannot serve at {host} port {port}: {error.strerror}") from None
+    try:
         scheme = "http" if context is None else "https"
         name = f"[{address}]" if ":" in address else address
-        yield Server(f"{scheme}://{name}:{runner.addresses[0][1]}/", ca.der if ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"cannot serve at {host} port {port}: {error.strerror}") from None
+        found_port = server.sockets[0].getsockname()[1]
+        yield Server(f"{scheme}://{name}:{found_port}/", ca.der if ca else None)
     finally:
+        server.close()
         await runner.cleanup()
 
 
@@ -124,26 +156,183 @@ def serve_forever(
     asyncio.run(main())
 
 
+def is_hidden(path: Path, directory: Path) -> str | None:
+    """Why a file is not for others, None if it is.
+
+    ``path`` is resolved, and in ``directory``. Raises OSError if it cannot be read.
+    """
+    if any(part.startswith(".") for part in path.relative_to(directory).parts):
+        return "a hidden file"
+    status = path.stat()
+    if _holds_key(path, status.st_mtime_ns, status.st_size):
+        return "it holds a private key"
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _holds_key(path: Path, mtime_ns: int, size: int) -> bool:
+    with path.open("rb") as file:
+        return is_private_key(file.read(_MAX_KEY_FILE))
+
+
+class _Door:
+    """Lets connections in, not too many, and closes those that do not come out with a request."""
+
+    def __init__(self, serve: Callable[[], asyncio.Protocol]) -> None:
+        self._serve = serve
+        self.inside: set[_Guard] = set()
+        self.waiting: dict[_Guard, None] = {}  # those without a whole request, the oldest first
+
+    def admit(self) -> asyncio.Protocol:
+        return _Guard(self, self._serve())
+
+    def enter(self, guard: _Guard) -> bool:
+        """Whether there is room; whoever has waited longest for nothing has to make it."""
+        if len(self.inside) >= _MAX_CONNECTIONS:
+            if not self.waiting:
+                return False
+            next(iter(self.waiting)).abort()
+        self.inside.add(guard)
+        return True
+
+
+class _Guard(asyncio.Protocol):
+    """aiohttp's protocol behind a clock: it sets none for the head of a request."""
+
+    def __init__(self, door: _Door, inner: asyncio.Protocol) -> None:
+        self._door = door
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tail = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if not self._door.enter(self):
+            transport.abort()
+            return
+        _limit_stalls(transport.get_extra_info("socket"))
+        self._inner.connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        if self not in self._door.inside:
+            return
+        seen = self._tail + data
+        ends = [match.end() for match in _HEAD_END.finditer(seen)]
+        rest = seen[ends[-1] :] if ends else seen
+        if ends:
+            self._stop_waiting()
+        if rest:
+            self._wait()
+        self._tail = rest[-2:]
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self in self._door.inside else None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_waiting()
+        if self in self._door.inside:
+            self._door.inside.discard(self)
+            self._inner.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def abort(self) -> None:
+        self._stop_waiting()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _wait(self) -> None:
+        """For the rest of a request: from its first byte on, or from the connection's start."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_HEAD_TIMEOUT_S, self.abort)
+            self._door.waiting[self] = None
+
+    def _stop_waiting(self) -> None:
+        self._door.waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _limit_stalls(connection: socket.socket | None) -> None:
+    """Have the kernel end a connection whose other end takes nothing for long."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # not everywhere
+    if connection is not None and option is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, option, int(_STALL_TIMEOUT_S * 1000))
+
+
+def _silent_log() -> logging.Logger:
+    """For aiohttp, which would print a traceback for each request that makes no sense."""
+    log = logging.Logger("mpota.serve")
+    log.addHandler(logging.NullHandler())
+    return log
+
+
+def _find(directory: Path, asked: str) -> Path | None:
+    """The file of ``directory`` that a path in a URL means; None if there is none for others.
+
+    Raises ValueError for what cannot be a path.
+    """
+    if "\0" in asked:
+        raise ValueError("NUL")
+    parts = asked.split("/")
+    if any(part in ("", ".", "..") or part.startswith(".") for part in parts):
+        return None
+    if os.name == "nt" and re.search(r'[\\:*?"<>|]', asked):
+        return None
+    try:
+        path = (directory / asked).resolve()
+        if not path.is_relative_to(directory) or not path.is_file() or not os.access(path, os.R_OK):
+            return None
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, no text
+        return None
+    return path
+
+
 def _application(directory: Path, on_served: Callable[[Served], None] | None) -> web.Application:
     from aiohttp import web
 
+    def tell(request: web.Request, status: int, note: str = "") -> None:
+        if on_served is not None:
+            asked = request.headers.get("Range")
+            path = request.path
+            on_served(Served(request.remote or "", request.method, path, status, asked, note))
+
     @web.middleware
-    async def tell(
+    async def watch(
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
-        response = await handler(request)
-        if on_served is not None:
-            asked = request.headers.get("Range")
-            on_served(
-                Served(request.remote or "", request.method, request.path, response.status, asked)
-            )
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            tell(request, error.status)
+            raise
+        except OSError:  # gone, or changed, just now
+            response = web.Response(status=404, text=_DENIED)
+        tell(request, response.status, response.get("note", ""))
         return response
 
     async def send(request: web.Request) -> web.StreamResponse:
-        path = (directory / request.match_info["path"]).resolve()
-        if not path.is_relative_to(directory) or not path.is_file():
-            return web.Response(status=404, text="there is no such file\n")
+        try:
+            path = _find(directory, request.match_info["path"])
+        except ValueError:
+            return web.Response(status=400, text="this is no path\n")
+        if path is None:
+            return web.Response(status=404, text=_DENIED)
+        reason = await asyncio.to_thread(is_hidden, path, directory)
+        if reason:
+            response = web.Response(status=404, text=_DENIED)
+            response["note"] = reason
+            return response
         stat = path.stat()
         tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'  # as FileResponse makes it
         if request.headers.get("If-Range", tag) != tag:
@@ -151,6 +340,6 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
             return web.Response(body=path.open("rb"), headers={"ETag": tag})
         return web.FileResponse(path, chunk_size=_CHUNK_SIZE)
 
-    application = web.Application(middlewares=[tell])
+    application = web.Application(middlewares=[watch])
     application.router.add_get("/{path:.*}", send)
     return application

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from mpota import backup as backups
 from mpota import report
-from mpota.commands.live import change_board, connected
+from mpota.commands.live import ask, change_board, connected
 from mpota.errors import MpotaError
 from mpota.firmware import Firmware
 from mpota.layout import Edits
 from mpota.live import plan_resize
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import check_output
+from mpota.units import format_size
 
 
 class Options(NamedTuple):
@@ -33,18 +35,34 @@ def resize_board(port: str, edits: Edits, words: str, options: Options) -> None:
         journal = _find_journal(board, options.backup)
         if journal is None:
             _start(board, edits, words, options)
-            return
-        report.say(f"{board.name}: '{words}' was interrupted, going on with {journal}")
-        if not options.dry_run:
-            path = backups.resume(board, journal, words)
-            report.say(f"done: all of it is written and verified; what it overwrote is in {path}")
+        else:
+            _go_on(board, journal, words, options)
 
 
 def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
-    if backup is None:
-        return backups.find_unfinished(Path(), board.mac)
-    journal = backups.unfinished_path(backup)
-    return journal if journal.exists() else None
+    """This user's own; those that somebody else may have left where we are do not count."""
+    if backup is not None:
+        journal = backups.unfinished_path(backup)
+        return journal if os.path.lexists(journal) else None
+    for journal in backups.find_unfinished(Path(), board.mac):
+        reason = backups.foreign(journal)
+        if reason is None:
+            return journal
+        report.say(f"note: {journal} is left alone: {reason}")
+    return None
+
+
+def _go_on(board: BoardFlash, journal: Path, words: str, options: Options) -> None:
+    saved = backups.load_journal(board, journal, words)
+    report.say(f"{board.name}: '{words}' was interrupted, going on with {journal}")
+    rows = [(step.what, f"{step.offset:#x}", format_size(step.size)) for step in saved.steps]
+    report.print_table(("What", ">From", ">Size"), rows)
+    if options.dry_run:
+        report.say("dry run: nothing written")
+        return
+    ask("Go on with it?", yes=options.yes)
+    path = backups.finish(board, saved, journal)
+    report.say(f"done: all of it is written and verified; what it overwrote is in {path}")
 
 
 def _start(board: BoardFlash, edits: Edits, words: str, options: Options) -> None:

@@ -23,9 +23,8 @@ def command(backup: Path, port: str, dry_run: bool, yes: bool, baud: int) -> Non
 
     Also undoes a change that was interrupted: its backup's name ends in .unfinished.
     """
-    saved = Backup.load(backup)
     with connected(port, baud) as board:
-        saved.check_board(board)
+        saved = Backup.load(backup, board)
         change = LiveChange(f"undo '{saved.change}'", saved.plan_undo(board))
         change_board(board, change, dry_run=dry_run, yes=yes)
         if not dry_run:

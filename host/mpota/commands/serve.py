@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from mpota import report
 from mpota.local_ca import LocalCa
-from mpota.serve import DEFAULT_PORT, Served, Server, serve_forever
+from mpota.serve import DEFAULT_PORT, Served, Server, is_hidden, serve_forever
 from mpota.virtual.micropython import cache_dir
 
 _HEAD_SIZE = 16
@@ -24,7 +25,7 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
     """Serve DIRECTORY over HTTP/1.1 with ranges, and print what to paste on a board.
 
     A server for development: with --tls its authority is kept in your cache directory, and the
-    line for the board carries its certificate.
+    line for the board carries its certificate. Hidden files and private keys are not served.
     """
     ca = LocalCa.open(cache_dir() / "serve") if tls else None
 
@@ -38,10 +39,16 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
 
 def _board_lines(server: Server, directory: Path) -> list[str]:
     """A line for each file that a board can install, the newest first."""
-    files = [path for path in directory.iterdir() if path.is_file()]
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    top = directory.resolve()
+    found = []
+    for path in top.iterdir():
+        with suppress(OSError):  # not for us to read
+            real = path.resolve()
+            is_ours = path.is_file() and real.is_relative_to(top)
+            if is_ours and not path.name.startswith(".") and not is_hidden(real, top):
+                found.append((path.stat().st_mtime, path))
     lines = []
-    for path in files:
+    for _, path in sorted(found, reverse=True):
         with path.open("rb") as file:
             line = server.board_line(path.name, file.read(_HEAD_SIZE))
         if line:
@@ -51,4 +58,5 @@ def _board_lines(server: Server, directory: Path) -> list[str]:
 
 def _tell(served: Served) -> None:
     asked = f" {served.range}" if served.range else ""
-    report.say(f"{served.client} {served.method} {served.path} {served.status}{asked}")
+    note = f" ({served.note})" if served.note else ""
+    report.say(f"{served.client} {served.method} {served.path} {served.status}{asked}{note}")

@@ -95,19 +95,21 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
-    A link stays one: what it points to is replaced. Raises UsageError if the file cannot be
-    written.
+    A link stays one: what it points to is replaced. A ``private`` file is its owner's to read from
+    its first byte on, whatever stood there before, and a link there is replaced itself. Raises
+    UsageError if the file cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.abspath(path) if private else os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.touch(exist_ok=False)
+            mode = 0o600 if private else 0o666
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
             yield temporary
-            if target.exists():
+            if target.exists() and not private:
                 temporary.chmod(target.stat().st_mode)
             temporary.replace(target)
         except BaseException:
