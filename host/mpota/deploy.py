@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +33,10 @@ _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
 _POLL_S = 0.05  # to the next try to open a port: nothing portable tells that one came or is free
 _BUSY_S = 2.0
+_MAX_OPERATION_S = 600.0  # of one thing that is asked of a board, however much it sends
+_MAX_OUTPUT = 1 << 20  # bytes that a script prints
+_MAX_RECEIVED = 4 << 20  # bytes that a board sends in one thing, noise among it
+_MAX_SHOWN = 200  # characters of an answer in an error
 _WRITE_CHUNK = 2048  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
@@ -52,7 +56,7 @@ class ScriptError(MpotaError):
 
     def __init__(self, traceback: str, hint: str | None = None) -> None:
         lines = traceback.strip().splitlines()
-        super().__init__(lines[-1] if lines else "the script failed", hint)
+        super().__init__(_short(lines[-1]) if lines else "the script failed", hint)
         self.traceback = traceback
 
 
@@ -66,6 +70,7 @@ class Session:
         self.port = find_port(port)
         self._keeps_app_stopped = keeps_app_stopped
         self._transport: Any = None
+        self._received = 0  # bytes that a script from `start` has sent
 
     def __enter__(self) -> Session:
         try:
@@ -93,27 +98,54 @@ class Session:
 
     def execute(self, code: str, timeout_s: float = _RUN_TIMEOUT_S) -> str:
         """Run ``code``; what it prints. Raises ScriptError."""
+        with self._reporting():
+            self._transport.exec_raw_no_follow(code)
+            output = self._read_part(timeout_s)
+            error = self._read_part(timeout_s)
+        if error:
+            raise ScriptError(error.decode("utf-8", "replace"))
+        return output.decode("utf-8", "replace")
+
+    def _read_part(self, timeout_s: float) -> bytes:
+        """What a script prints, or its traceback: all up to an EOT."""
         output = bytearray()
 
         def consume(byte: bytes) -> None:
             output.extend(byte)
             if has_restarted(output):
                 raise LostBoardError(f"{self.port}: the board has restarted")
+            if len(output) > _MAX_OUTPUT:
+                raise LostBoardError(
+                    f"{self.port}: the board prints more than {_MAX_OUTPUT:,} bytes: "
+                    f"{_excerpt(output.decode('utf-8', 'replace'))}"
+                )
 
-        with self._reporting():
-            self._transport.exec_raw_no_follow(code)
-            _, error = self._transport.follow(timeout_s, consume)
-        if error:
-            raise ScriptError(error.decode("utf-8", "replace"))
-        return output.rstrip(b"\x04").decode("utf-8", "replace")
+        self._transport.read_until(1, b"\x04", timeout=timeout_s, data_consumer=consume)
+        if not output.endswith(b"\x04"):
+            said = f", it printed {_excerpt(output.decode('utf-8', 'replace'))}" if output else ""
+            raise LostBoardError(f"{self.port}: the script does not come to its end{said}")
+        return bytes(output[:-1])
 
-    def evaluate(self, expression: str, setup: str = "", timeout_s: float = _RUN_TIMEOUT_S) -> Any:
-        """The value of an expression, which must be one that JSON can hold. Raises ScriptError."""
+    def evaluate(
+        self,
+        expression: str,
+        setup: str = "",
+        timeout_s: float = _RUN_TIMEOUT_S,
+        *,
+        fits: Callable[[Any], bool] = lambda value: True,
+    ) -> Any:
+        """The value of an expression, which must be one that JSON can hold.
+
+        Raises ScriptError, and MpotaError for an answer that is no JSON or does not fit.
+        """
         output = self.execute(f"{setup}\nimport json\nprint(json.dumps({expression}))", timeout_s)
         try:
-            return json.loads(output.strip().splitlines()[-1])
-        except (ValueError, IndexError):
-            raise MpotaError(f"{self.port}: no answer but {output!r}") from None
+            value = json.loads(output.strip().splitlines()[-1])
+            if fits(value):
+                return value
+        except (ValueError, IndexError, RecursionError):
+            pass
+        raise MpotaError(f"{self.port}: no answer but {_excerpt(output)}")
 
     def start(self, code: str) -> None:
         """Run ``code`` without waiting for it: `send` and `receive` talk to it, and `end_script`
@@ -121,6 +153,7 @@ class Session:
         with self._reporting():
             self._transport.exec_raw_no_follow(code)
             self._transport.serial.timeout = _SLICE_S
+        self._received = 0
 
     def end_script(self) -> None:
         """A script from `start` is over. `receive` may have swallowed the prompt behind it: ask
@@ -144,13 +177,18 @@ class Session:
                 data = serial.read(1)
             if data and serial.in_waiting:
                 data += serial.read(serial.in_waiting)
+        self._received += len(data)
+        if self._received > _MAX_RECEIVED:
+            raise LostBoardError(f"{self.port}: the board sends without end")
         return data
 
     # --- files
 
     def digests(self, directory: str) -> dict[str, str]:
         """SHA-256 (hex) of the files in a directory of the board, by name; none without it."""
-        found: dict[str, str] = self.evaluate(f"_digests({directory!r})", _DIGESTS)
+        found: dict[str, str] = self.evaluate(
+            f"_digests({directory!r})", _DIGESTS, fits=_are_digests
+        )
         return found
 
     def write_parts(self, files: Mapping[str, bytes]) -> None:
@@ -170,13 +208,19 @@ class Session:
                 mode = "ab" if at else "wb"
                 self.execute(f"_put({path + '.new'!r}, {mode!r}, {text!r})")
         parts = [path + ".new" for path in files]
-        found = self.evaluate(f"[_digest(path) for path in {parts!r}]", _DIGESTS)
+        found = self.evaluate(
+            f"[_digest(path) for path in {parts!r}]",
+            _DIGESTS,
+            fits=lambda value: isinstance(value, list) and len(value) == len(parts),
+        )
         for digest, (path, data) in zip(found, files.items(), strict=True):
             if digest != hashlib.sha256(data).hexdigest():
                 raise MpotaError(f"{self.port}: {path} does not read back as it was written")
 
     def _check_room(self, files: Mapping[str, bytes]) -> None:
-        free = self.evaluate("s[0] * s[3]", "import os\ns = os.statvfs('/')")
+        free = self.evaluate(
+            "s[0] * s[3]", "import os\ns = os.statvfs('/')", fits=lambda value: type(value) is int
+        )
         needed = sum(align_up(len(data) + 1, SECTOR_SIZE) for data in files.values())
         if needed > free:
             raise MpotaError(
@@ -255,6 +299,7 @@ class Session:
             while self._transport is None:
                 try:
                     self._transport = SerialTransport(self.port, BAUD)
+                    self._transport.serial = _Metered(self._transport.serial, self.port)
                 except TransportError:  # whoever had it open may be about to close it
                     if time.monotonic() > deadline or not self._may_exist():
                         raise
@@ -286,7 +331,7 @@ class Session:
                         "Ctrl-C?",
                     )
                 transport.serial.write(b"\r\x03")
-                while transport.serial.in_waiting:
+                while transport.serial.in_waiting and time.monotonic() < deadline:
                     transport.serial.read(transport.serial.in_waiting)
                 transport.serial.write(b"\r\x01")
                 data = transport.read_until(1, _RAW_REPL, timeout=_ATTEMPT_S)
@@ -303,12 +348,53 @@ class Session:
         """Errors of mpremote, pyserial and the operating system as ours."""
         from mpremote.transport import TransportError
 
+        if self._transport is not None:
+            self._transport.serial.begin()
         try:
             yield
         except (TransportError, OSError, struct.error, AttributeError) as error:
             if isinstance(error, AttributeError) and self._transport is not None:
                 raise
             raise LostBoardError(f"{self.port}: {_words(error)}") from None
+
+
+class _Metered:
+    """A serial port that ends what a board keeps alive by sending: mpremote waits for silence."""
+
+    def __init__(self, serial: Any, port: str) -> None:
+        self.__dict__.update(_serial=serial, _port=port)
+        self.begin()
+
+    def begin(self) -> None:
+        """One thing is asked of the board from now on."""
+        self.__dict__.update(_left=_MAX_RECEIVED, _deadline=time.monotonic() + _MAX_OPERATION_S)
+
+    def read(self, size: int = 1) -> bytes:
+        data: bytes = self._serial.read(size)
+        self.__dict__["_left"] -= len(data)
+        if self._left < 0 or time.monotonic() > self._deadline:
+            raise LostBoardError(f"{self._port}: the board sends without end")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._serial, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._serial, name, value)
+
+
+def _excerpt(text: str) -> str:
+    """An answer as it may stand in an error."""
+    more = f"... ({len(text):,} characters)" if len(text) > _MAX_SHOWN else ""
+    return repr(text[:_MAX_SHOWN]) + more
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 5 * _MAX_SHOWN else line[: 5 * _MAX_SHOWN] + "..."
+
+
+def _are_digests(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(digest, str) for digest in value.values())
 
 
 def _words(error: Exception) -> str:

@@ -24,6 +24,7 @@ instead of those at the top.
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from typing import Any, TypeVar
 
 from mpota.deploy import LostBoardError, ScriptError, Session
 from mpota.errors import MpotaError, UsageError
+from mpota.formats.private_key import is_private_key
 from mpota.install import install
 from mpota.push import (
     Check,
@@ -56,6 +58,9 @@ else:
     import tomli as tomllib
 
 _MAX_PARALLEL = 64
+_MAX_MESSAGE = 1000  # characters
+_MAX_PLAN_SIZE = 1 << 18
+_MAX_DOTS = 1000  # in a key, or fewer in several: one of n parts takes n * n / 2 places in memory
 
 # In the order in which they are told apart: the first that an error is an instance of.
 _OUTCOMES: tuple[tuple[type[MpotaError], str], ...] = (
@@ -98,10 +103,13 @@ class Plan:
         Raises UsageError for what no plan can say, MpotaError for a firmware that is damaged.
         """
         try:
-            data = tomllib.loads(read_file(path).decode("utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"{path.name} is not TOML: {error}") from None
-        top = _Table(data, path.name, path.parent)
+            data = tomllib.loads(_plan_text(path))
+        except RecursionError:
+            raise UsageError(f"{path.name} is not a plan: it is nested too deeply") from None
+        except ValueError as error:  # TOMLDecodeError is one
+            raise UsageError(f"{path.name} is not TOML: {str(error)[:_MAX_MESSAGE]}") from None
+        files = _Files(path.parent)
+        top = _Table(data, path.name, files)
         parallel = top.number("parallel", 4, 1, _MAX_PARALLEL)
         stop_after = top.number("stop_after", 1, 1, sys.maxsize)
         boards = top.take("boards", dict, {})
@@ -201,6 +209,8 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
     except MpotaError as error:
         outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
         message = str(error) + (f" ({error.hint})" if error.hint else "")
+    except Exception as error:  # one odd board is one row, not the end of all
+        outcome, message = "failed", f"{type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
     else:
         outcome, message = (UPDATED if changes else UP_TO_DATE), ""
     seconds = time.monotonic() - start
@@ -226,6 +236,41 @@ def _copy_files(session: Session, files: Mapping[str, bytes]) -> list[str]:
 
 # --- reading a plan
 
+
+def _plan_text(path: Path) -> str:
+    data = read_file(path)
+    if len(data) > _MAX_PLAN_SIZE:
+        raise UsageError(f"{path.name} is {len(data):,} bytes, a plan has {_MAX_PLAN_SIZE:,}")
+    if sum(line.count(b".") ** 2 for line in data.splitlines()) > _MAX_DOTS**2:
+        raise UsageError(f"{path.name} has lines with more dots than any key needs")
+    return data.decode("utf-8")
+
+
+class _Files:
+    """The files that a plan names, each read once for all of its boards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._contents: dict[Path, bytes] = {}
+        self._packages: dict[str, Package] = {}
+
+    def read(self, path: Path) -> bytes:
+        if path not in self._contents:
+            self._contents[path] = read_file(path)
+        return self._contents[path]
+
+    def package(self, name: str) -> Package:
+        source = name if "://" in name else str(self.folder / name)
+        if source not in self._packages:
+            self._packages[source] = Package.open(source)
+        return self._packages[source]
+
+    def check_key(self, path: Path) -> None:
+        """Raises UsageError for a private key: a plan is no place for one."""
+        if is_private_key(self.read(path)):
+            raise UsageError(f"'{path}' is a private key: boards are given public ones")
+
+
 _BOARD_KEYS = frozenset(
     {"port", "firmware", "check", "check_timeout", "settle", "keys", "ca", "files"}
 )
@@ -235,7 +280,7 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     own = {"port": board} if isinstance(board, str) else board
     if not isinstance(own, dict):
         raise UsageError(f"{top.name}: boards.{name} is neither a port nor a table")
-    table = _Table({**shared, **own}, f"{top.name}: {name}", top.folder)
+    table = _Table({**shared, **own}, f"{top.name}: {name}", top.source)
     firmware = table.take("firmware", str, "")
     check = table.take("check", str, "")
     keys = tuple(table.path(key) for key in table.strings("keys"))
@@ -250,11 +295,12 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     target = Target(
         name,
         table.take("port", str, ""),
-        Package.open(firmware if "://" in firmware else str(table.path(firmware)))
-        if firmware
-        else None,
+        table.source.package(firmware) if firmware else None,
         options,
-        {_board_path(table, key): read_file(table.path(path)) for key, path in table.files()},
+        {
+            _board_path(table, key): table.source.read(table.path(path))
+            for key, path in table.files()
+        },
         keys,
         table.path(ca) if ca else None,
     )
@@ -262,7 +308,7 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     if not target.port:
         raise UsageError(f"{table.name} has no port")
     for path in (*target.keys, *([target.ca] if target.ca else [])):
-        read_file(path)
+        table.source.check_key(path)
     return target
 
 
@@ -286,28 +332,30 @@ def _check_ports(targets: tuple[Target, ...], name: str) -> None:
 class _Table:
     """A TOML table: each key is taken once, by its type; what is left in the end is an error."""
 
-    def __init__(self, data: Mapping[str, Any], name: str, folder: Path) -> None:
+    def __init__(self, data: Mapping[str, Any], name: str, source: _Files) -> None:
         self._left = dict(data)
         self.name = name
-        self.folder = folder
+        self.source = source
 
     def take(self, key: str, kind: type[T], default: T) -> T:
         value = self._left.pop(key, default)
         if not isinstance(value, kind):
-            raise UsageError(f"{self.name}: {key} = {value!r} is not {_KINDS[kind]}")
+            raise UsageError(f"{self.name}: {key} = {_said(value)} is not {_KINDS[kind]}")
         return value
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
         value = self._left.pop(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:
-            raise UsageError(f"{self.name}: {key} = {value!r} is not a number from {low} to {high}")
+            raise UsageError(
+                f"{self.name}: {key} = {_said(value)} is not a number from {low} to {high}"
+            )
         return float(value)
 
     def strings(self, key: str) -> list[str]:
         values = self.take(key, list, [])
         if not all(isinstance(value, str) for value in values):
-            raise UsageError(f"{self.name}: {key} = {values!r} is not a list of texts")
+            raise UsageError(f"{self.name}: {key} = {_said(values)} is not a list of texts")
         return values
 
     def files(self) -> list[tuple[str, str]]:
@@ -317,7 +365,7 @@ class _Table:
         return list(files.items())
 
     def path(self, text: str) -> Path:
-        return self.folder / text
+        return self.source.folder / text
 
     def rest(self, known: frozenset[str]) -> Mapping[str, Any]:
         """What is left, none of it unknown."""
@@ -330,6 +378,14 @@ class _Table:
     def _check_known(self, unknown: set[str]) -> None:
         if unknown:
             raise UsageError(f"{self.name}: '{sorted(unknown)[0]}' is nothing that a plan knows")
+
+
+def _said(value: object) -> str:
+    """A value of a plan, however deep or long it is."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
 
 
 _KINDS: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}

@@ -42,7 +42,9 @@ def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = Non
     the place of the old ones together, once all of them are on the board. Raises MpotaError for a
     board that stores something else, ScriptError for a key that it does not take.
     """
-    format = MpyFormat.from_word(session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS))
+    format = MpyFormat.from_word(
+        session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS, fits=_is_word)
+    )
     is_compiled = can_compile(format)
     wanted = {f"{FOLDER}/{name}": data for name, data in package(format, is_compiled).items()}
     if ca is not None:
@@ -66,7 +68,9 @@ def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = Non
         session.finish_parts(missing, tuple(path for path in stale if path[:-4] not in missing))
         session.soft_reset()  # lets go of the modules of the former version
     trusted = _trust(session, keys)
-    origin = session.evaluate("ota.__file__", "import ota")
+    origin = session.evaluate(
+        "ota.__file__", "import ota", fits=lambda value: isinstance(value, str)
+    )
     kept = len(wanted) - len(missing)
     return Installed(tuple(missing), stale, kept, is_compiled, trusted, origin)
 
@@ -97,8 +101,16 @@ def _trust(session: Session, keys: tuple[Path, ...]) -> tuple[str, ...]:
             session.execute(f"import ota\nota.keys.add({text!r})")
         except ScriptError as error:
             raise MpotaError(f"{path.name}: {error}") from None
-    trusted: list[str] = session.evaluate("ota.keys.trusted()", "import ota")
+    trusted: list[str] = session.evaluate("ota.keys.trusted()", "import ota", fits=_are_texts)
     return tuple(trusted)
+
+
+def _is_word(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 _SYS = "import sys"

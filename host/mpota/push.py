@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines, has_restarted
@@ -241,8 +242,12 @@ class Status:
         """Raises ScriptError, with a hint, if the board has no ota package."""
         setup = "import ota.boot, ota.files"
         try:
-            info = session.evaluate(f"ota.status.info(verify={verify})", "import ota")
-            release = session.evaluate("ota.files.running() if ota.boot.has_home() else {}", setup)
+            info = session.evaluate(
+                f"ota.status.info(verify={verify})", "import ota", fits=_is_status
+            )
+            release = session.evaluate(
+                "ota.files.running() if ota.boot.has_home() else {}", setup, fits=_is_release
+            )
         except ScriptError as error:
             if "ImportError" not in error.traceback:
                 raise
@@ -286,6 +291,37 @@ class Status:
 
     def _holds(self, label: str, package: Package) -> bool:
         return package.digest is not None and self.slot(label).get("digest") == package.digest
+
+
+_SLOT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "label": str,
+    "state": (str, NoneType),
+    "valid": bool,
+    "problem": str,
+    "micropython": (str, NoneType),
+    "version": (str, NoneType),
+    "image_size": int,
+    "digest": str,
+}
+
+
+def _is_status(info: Any) -> bool:
+    """Whether that can be `ota.status.info()`."""
+    if not isinstance(info, dict) or not isinstance(info.get("running"), str):
+        return False
+    if not all(isinstance(info.get(key, 0), (str, NoneType)) for key in ("boot", "next")):
+        return False
+    slots = info.get("slots")
+    return isinstance(slots, list) and all(
+        isinstance(slot, dict)
+        and {"label", "state", "valid"} <= slot.keys()
+        and all(isinstance(slot[k], kind) for k, kind in _SLOT_FIELDS.items() if k in slot)
+        for slot in slots
+    )
+
+
+def _is_release(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _why(console: str, after: Status, target: str) -> str:

@@ -25,12 +25,13 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mpota.errors import MpotaError
-from mpota.formats.frames import Frames, decompress
+from mpota.formats.frames import Frames, decompress, pieces
 from mpota.formats.manifest import MAX_SIZE, Form, Manifest, Payload
 from mpota.units import SECTOR_SIZE, align_up
 
@@ -170,9 +171,7 @@ class Bundle:
         for payload in self.manifest.payloads:
             for form in payload.forms:
                 if form.member and form.encoding in (None, "deflate"):
-                    content = _decode(form, payload, self.members[form.member])
-                    if payload.kind == "files":
-                        read_tree(content)
+                    _check_content(form, payload, self.members[form.member])
 
     def to_bytes(self) -> bytes:
         members = [Member(MANIFEST_NAME, self.manifest_bytes)]
@@ -182,14 +181,31 @@ class Bundle:
         return write_tar(members)
 
 
-def _decode(form: Form, payload: Payload, data: bytes) -> bytes:
-    """The content that a member gives by itself. Raises MpotaError if it is another one."""
+def _check_content(form: Form, payload: Payload, data: bytes) -> None:
+    """Raises MpotaError if a member gives by itself another content than the payload's, or one
+    that a board would refuse. What is not needed whole is not held whole.
+    """
     if form.encoding is None:
-        return data
-    content = decompress(Frames.from_bytes(data))
+        if payload.kind == "files":
+            read_tree(data)
+        return
+    frames = Frames.from_bytes(data)
+    what = f"member '{form.member}', decompressed,"
     plain = Form(payload.size, payload.sha256, form.member)
-    plain.check(content, f"member '{form.member}', decompressed,")
-    return content
+    if payload.kind == "files":
+        content = decompress(frames)
+        plain.check(content, what)
+        read_tree(content)
+        return
+    if frames.size != plain.size:
+        raise MpotaError(f"{what} is {frames.size:,} bytes, its manifest says {plain.size:,}")
+    digest = hashlib.sha256()
+    for piece in pieces(frames):
+        digest.update(piece)
+    if (found := digest.hexdigest()) != plain.sha256:
+        raise MpotaError(
+            f"{what} has SHA-256 {found[:16]}..., its manifest says {plain.sha256[:16]}..."
+        )
 
 
 def _parse_header(header: bytes, what: str) -> tuple[str, int, bool]:

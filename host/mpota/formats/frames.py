@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mpota.errors import MpotaError
-from mpota.units import SECTOR_SIZE
+from mpota.units import SECTOR_SIZE, MiB
 
 MAGIC = b"OTAF"
 VERSION = 1
@@ -39,6 +39,7 @@ WINDOW_BITS = 12
 MAX_PACKED = 6656
 MAX_PACKED_DELTA = 4640
 MAX_SIZE = (1 << 30) - 1
+MAX_CONTENT = 32 * MiB  # that the desk holds at once: the largest flash that tables are made for
 
 _HEADER = struct.Struct("<4sBBBBI")
 _BASE = struct.Struct("<I32s")
@@ -115,17 +116,23 @@ def compress(content: bytes) -> Frames:
     return Frames(len(content), tuple(_compress_frames(content)))
 
 
-def decompress(frames: Frames) -> bytes:
-    """The content of a compressed payload. Raises MpotaError for damage."""
+def decompress(frames: Frames, limit: int = MAX_CONTENT) -> bytes:
+    """The content of a compressed payload. Raises MpotaError for damage, and for more than
+    ``limit`` bytes: deflate makes a thousand out of one."""
+    if frames.size > limit:
+        raise MpotaError(f"encoded payload gives {frames.size:,} bytes, {limit:,} are the limit")
+    return b"".join(pieces(frames))
+
+
+def pieces(frames: Frames) -> Iterator[bytes]:
+    """The content of a compressed payload, frame by frame. Raises MpotaError for damage."""
     if frames.base is not None:
         raise MpotaError("this is a delta: it gives its content only together with its base")
-    pieces = []
     left = frames.size
     for frame in frames.frames:
         size = min(left, frame.sectors * SECTOR_SIZE)
-        pieces.append(inflate(frame, frames.window_bits, size))
+        yield inflate(frame, frames.window_bits, size)
         left -= size
-    return b"".join(pieces)
 
 
 def deflate(*parts: bytes) -> bytes:

@@ -24,6 +24,7 @@ BLOCK_SIZE = SECTOR_SIZE
 MAGIC = b"littlefs"
 MTIME = 1  # user attribute: ns since 1970, 8 bytes (MicroPython, extmod/vfs_lfs.c)
 MAX_NAME_SIZE = 255
+_MAX_PROBLEMS = 1000  # that are said
 MAX_DEPTH = 100  # of directories: a limit of this module, for damage that nests without end
 DISK_VERSIONS = (0x20000, 0x20001)  # what MicroPython >= 1.22 mounts
 
@@ -172,6 +173,7 @@ class Volume:
         self._read_block = read_block
         self.problems: list[str] = []
         self.owners: dict[int, str] = {}  # block -> whose it is
+        self._readers: dict[int, int] = {}  # block -> id of the entry whose content was read
         self._limit = block_count  # reading ends there
         first = self._fetch((0, 1))
         superblock = first.superblock
@@ -212,6 +214,9 @@ class Volume:
         if entry.inline is not None:
             return entry.inline
         blocks = self._chain(entry)
+        # However many files are said to be in them, all are no more than the blocks hold.
+        if any(self._readers.setdefault(block, id(entry)) != id(entry) for block in blocks):
+            raise MpotaError("it is in blocks that are another file's")
         parts = []
         for index, block in enumerate(blocks):
             start = 4 * _pointer_count(index)
@@ -224,10 +229,13 @@ class Volume:
             if entry.is_dir or entry.inline is not None:
                 continue
             try:
-                for block in self._chain(entry):
-                    self._own(block, shown(path))
+                if not all(self._own(block, shown(path)) for block in self._chain(entry)):
+                    continue  # one shared block says enough
             except MpotaError as error:
                 self.problems.append(f"{shown(path)}: {error}")
+            if len(self.problems) > _MAX_PROBLEMS:
+                self.problems.append("and more: this is no file system that can be saved")
+                return
 
     @property
     def has_orphans(self) -> bool:
@@ -389,7 +397,7 @@ class Volume:
         divisible by two, and one. Raises MpotaError if one of them is wrong.
         """
         count = _block_count(entry.size)
-        limit = self.superblock.block_count
+        limit = self._limit
         if not 0 < count <= limit:
             raise MpotaError(f"size {entry.size:,} bytes, the file system has {limit:#x} blocks")
         blocks = [0] * count
@@ -400,6 +408,8 @@ class Volume:
             data = self._read(block)
             pointers[index] = struct.unpack_from(f"<{_pointer_count(index)}I", data)
             block = pointers[index][0] if index else 0
+        if len({*blocks}) < count:
+            raise MpotaError("the chain of blocks comes back to where it was")
         for index, found in pointers.items():
             if found != tuple(blocks[index - (1 << n)] for n in range(len(found))):
                 raise MpotaError(f"the chain of blocks is broken at block {blocks[index]:#x}")
