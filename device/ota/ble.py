@@ -1,6 +1,6 @@
 """Takes updates over Bluetooth Low Energy: `mpota ble push` or a phone is at the other end.
 
-    ota.ble.Peripheral("greenhouse").run()
+    ota.ble.Peripheral("greenhouse", secret=b"...").run()
 
 advertises until an update has come, and restarts into it. Apps with a main loop of their own call
 `start` once and `poll` several times a second, those with asyncio await `serve`.
@@ -8,12 +8,13 @@ docs/PROTOCOL.md says what goes over the air.
 """
 
 from errno import ENOMEM
-from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+from os import urandom
+from time import sleep_ms
 
 import bluetooth
 from micropython import const
 
-from .receive import MAX_MESSAGE, Receiver, busy, send_error
+from .push_receiver import MAX_MESSAGE, Receiver, busy, send_error
 
 SERVICE = "6d706f74-6100-4b1e-9c53-7a0f5d2e8b46"
 CONTROL = "6d706f74-6101-4b1e-9c53-7a0f5d2e8b46"
@@ -32,6 +33,7 @@ _FLAG_WRITE_ENCRYPTED = const(0x1000)
 _FLAG_WRITE_AUTHENTICATED = const(0x2000)
 _IO_DISPLAY_ONLY = const(0)
 _PASSKEY_DISPLAY = const(3)
+_OF_A_CONNECTION = (_IRQ_CENTRAL_DISCONNECT, _IRQ_MTU_EXCHANGED, _IRQ_PASSKEY_ACTION)
 
 _MIN_MTU = const(23)
 _DEFAULT_MTU = const(247)  # a packet is one PDU of the link layer, one buffer of NimBLE
@@ -46,14 +48,18 @@ _MAX_PACKETS = const(20)
 _MAX_CREDIT = const(4096)
 _RING_SIZE = const(5120)
 
-_RECORD_HEAD = const(5)
-_RESERVE = const(8)  # of the ring, for the end of a connection
-_LOST = const(0)  # kinds of records in the ring
-_ON_CONTROL = const(1)
-_ON_DATA = const(2)
+_RECORD_HEAD = const(4)
+_ON_CONTROL = const(0)  # kinds of records in the ring
+_ON_DATA = const(1)
 
 _MORE = const(0x80)  # head of a fragment: others follow; the rest counts them
+_MAX_PENDING = const(192)  # bytes of messages that wait, of one whose update it is not
+_MAX_CLIENTS = const(5)  # NimBLE has four, and one may still be on its way out
+_IDLE_MS = const(10000)  # for a connection that says nothing
+_FULL_MS = const(3000)  # or so much, when there is no room for another one
+_PAIRING_MS = const(40000)  # somebody types: Core Specification, 3.H.3.4 has 30 s for it
 _HANG_UP_MS = const(500)  # for the last words to get through
+_RETRY_MS = const(200)
 _RESTART_MS = const(5000)  # the client should have gone by then
 _POLL_MS = const(5)
 _INTERVAL_US = const(100000)
@@ -63,10 +69,17 @@ class Peripheral:
     """A BLE peripheral that takes updates.
 
     ``name``: what it is found by, up to 29 bytes; by default "mpota-" and the end of its address.
-    ``passkey`` (six digits): who writes has to pair with it first; nothing is bonded, so the
-    passkey is due in each session. ``mtu``: the largest that is agreed to, 23 to 517.
-    ``reboot``: restart into a complete update. All else is for `Receiver`: ``secret``, ``accept``,
-    ``progress``, ``version``, ``silence``, ``keep``, ``force``, ``verify``.
+    Who may update it: who knows ``secret``, or has paired, or comes with what a key on the board
+    has signed; with ``open=True`` anyone.
+
+    ``passkey``: a function that shows a number to somebody who stands there, for each pairing a
+    new one, with leading zeros up to six digits; who writes has to pair with it first. Nothing is
+    bonded, so that is due in each session. An int is a fixed one, which is weak: six digits, and
+    each pairing that somebody tries or hears tells some of them.
+
+    ``mtu``: the largest that is agreed to, 23 to 517. ``reboot``: restart into a complete update.
+    All else is for `Receiver`: ``accept``, ``progress``, ``version``, ``silence``, ``keep``,
+    ``force``, ``verify``.
     """
 
     def __init__(
@@ -74,33 +87,30 @@ class Peripheral:
     ):
         if not _MIN_MTU <= mtu <= _MAX_MTU:
             raise ValueError("mtu is %d, 23 to 517 can be" % mtu)
-        self.receiver = Receiver(**options)
+        self.receiver = Receiver(is_paired=passkey is not None, **options)
         self._name = name
         self._passkey = passkey
         self._max_mtu = mtu
         self._reboot = reboot
         self._ble = ble or bluetooth.BLE()
         self._ring = _Ring(_RING_SIZE)
-        self._message = bytearray(MAX_MESSAGE)
-        self._size = 0  # of the message at hand
-        self._fragments = 0
-        self._mtus = {}  # connection -> MTU
-        self._conn = None  # of the client that is served
-        self._link = _Link(self)  # to it
-        self._is_starved = False  # an event came that there was no memory for
-        self._refused = None  # a connection whose client has to hear that
-        self._hang_up_at = None
-        self._restart_at = None
+        self._clients = [_Client(self, i) for i in range(_MAX_CLIENTS)]  # an event has no memory
+        self._restart_in = None
+        self._advertise_in = 0
         self._is_advertising = False
+        self._has_services = False
         self._other_irq = None
 
     def start(self, services=(), irq=None):
         """Switch the radio on, register the service, advertise.
 
         ``services``: those of the app, as for gatts_register_services, which replaces all that was
-        registered before; their handles are returned. ``irq``: the app's own handler.
+        registered before; their handles are returned. ``irq``: the app's own handler. Connections
+        that do not talk to this service are ended, with ``services`` only where there is no room
+        for another one.
         """
         ble = self._ble
+        self.receiver.check_keys()
         self._other_irq = irq
         ble.active(True)
         ble.config(mtu=self._max_mtu)
@@ -117,6 +127,7 @@ class Peripheral:
             ),
         )
         services = list(services)
+        self._has_services = bool(services)
         services.append(own)
         handles = ble.gatts_register_services(services)
         self._handles = self._control, self._data = handles[-1]
@@ -138,125 +149,105 @@ class Peripheral:
         self.receiver.close()
         self._ble.irq(None)
         self._ble.active(False)
+        self._is_advertising = False
+        for client in self._clients:
+            client.conn = None
 
     def run(self):
-        """Start, and take updates until one is complete; restart into it, if that is due."""
+        """Start, and take updates until one is complete; restart into it, if that is due.
+
+        Raises StateError when the keys are cleared.
+        """
         self.start()
-        while not self.receiver.is_done or self._conn is not None or self._has_to_restart():
+        receiver = self.receiver
+        while not receiver.is_done or receiver.active or self._has_to_restart():
             self.poll()
+            if receiver.is_shut:
+                self.stop()
+                receiver.check_keys()
             sleep_ms(_POLL_MS)
 
     async def serve(self):
-        """Start, and take updates as long as the task runs."""
+        """Start, and take updates as long as the task runs. Raises StateError as `run`."""
         from asyncio import sleep_ms
 
         self.start()
         try:
-            while True:
+            while not self.receiver.is_shut:
                 self.poll()
                 await sleep_ms(_POLL_MS)
         finally:
             self.stop()
+        self.receiver.check_keys()
 
     def poll(self):
         """Do what there is to do: several times a second, the more often the faster."""
+        receiver = self.receiver
         try:
-            while self._handle_next():
+            while not receiver.work() and self._handle_next():
                 pass
-            self.receiver.poll()
-            self._refuse()
+            passed = receiver.poll()
+            for client in self._clients:
+                client.poll(passed)
+            self._advertise_in -= passed
+            if not (self._is_advertising or receiver.is_held or receiver.is_shut):
+                self._advertise()
+            self._restart_if_due(passed)
         except MemoryError:
-            self._is_starved = True
-        if self._is_starved:
-            self._is_starved = False
-            self._give_up()
-        now = ticks_ms()
-        if self._hang_up_at is not None and ticks_diff(now, self._hang_up_at) >= 0:
-            self._hang_up()
-        if not self._mtus and not self._is_advertising:
-            self._advertise()
-        self._restart_if_due(now)
-
-    def _refuse(self):
-        """Tell a client that another one is served."""
-        conn, self._refused = self._refused, None
-        if conn is not None:
-            link = _Link(self)
-            link.conn = conn
-            send_error(link, busy())
-
-    def _give_up(self):
-        """There is no memory for what the client wants: end its session, and let it know why."""
-        conn = self._conn
-        if self.receiver.link is None and conn is not None and self._hang_up_at is None:
-            self._open(conn)  # there was none for its first message
-        self.receiver.fail(MemoryError())
-
-    def _open(self, conn):
-        self._link.conn = conn
-        self.receiver.open(self._link)
+            for client in self._clients:
+                client.is_starved = client.session and client.session is receiver.active
 
     def _has_to_restart(self):
-        receiver = self.receiver
-        return self._reboot and receiver.is_done and receiver.wants_restart
+        return self._reboot and self.receiver.wants_restart
 
-    def _restart_if_due(self, now):
+    def _restart_if_due(self, passed):
         if not self._has_to_restart():
+            self._restart_in = None
             return
-        if self._restart_at is None:
-            self._restart_at = ticks_add(now, _RESTART_MS)
-        elif self._conn is None or ticks_diff(now, self._restart_at) >= 0:
+        if self._restart_in is None:
+            self._restart_in = _RESTART_MS
+        self._restart_in -= passed
+        if not self.receiver.active or self._restart_in <= 0:
             import machine
 
             machine.reset()
 
     def _advertise(self):
-        self._is_advertising = True
-        self._ble.gap_advertise(_INTERVAL_US, self._advertised, resp_data=self._scan_response)
+        if self._advertise_in > 0:
+            return
+        try:
+            self._ble.gap_advertise(_INTERVAL_US, self._advertised, resp_data=self._scan_response)
+            self._is_advertising = True
+        except OSError:  # there is no room for another connection: who does least with its own?
+            self._advertise_in = _RETRY_MS
+            client = min(self._clients, key=_Client.worth)
+            if client.worth() < _IDLE_MS - _FULL_MS:
+                client.send_away()
 
     # --- events: on a board in NimBLE's task, between two bytecodes of whatever runs
 
     def _irq(self, event, data):
         """What is raised here would be the last event: modbluetooth.c: invoke_irq_handler."""
         is_own = event == _IRQ_GATTS_WRITE and data[1] in self._handles
+        client = None
+        for one in self._clients:
+            if one.conn == data[0] and (is_own or event in _OF_A_CONNECTION):
+                client = one
         try:
-            if is_own:
-                self._take_write(data[0], data[1])
-            else:
-                self._take_event(event, data)
+            if event == _IRQ_CENTRAL_CONNECT:
+                self._is_advertising = False  # NimBLE has stopped it
+                for one in self._clients:
+                    if one.conn is None and not one.is_lost:
+                        one.connect(data)
+                        break
+            elif client:
+                client.take_event(event, data)
         except MemoryError:
-            self._is_starved = is_own  # the rest can be done without: see `_mtu`
+            if is_own:
+                client.is_starved = True
         if is_own or not self._other_irq:
             return None
         return self._other_irq(event, data)
-
-    def _take_event(self, event, data):
-        conn = data[0]
-        if event == _IRQ_CENTRAL_CONNECT:
-            self._is_advertising = False  # NimBLE has stopped it
-            self._mtus[conn] = _MIN_MTU
-        elif event == _IRQ_CENTRAL_DISCONNECT:
-            self._mtus.pop(conn, None)
-            if conn == self._conn:
-                self._conn = None
-                self._ring.put(_LOST, conn, b"")
-        elif event == _IRQ_MTU_EXCHANGED:
-            self._mtus[conn] = data[1]
-        elif event == _IRQ_PASSKEY_ACTION and data[1] == _PASSKEY_DISPLAY and self._passkey:
-            try:
-                self._ble.gap_passkey(conn, _PASSKEY_DISPLAY, self._passkey)
-            except OSError:  # it has gone
-                pass
-
-    def _take_write(self, conn, handle):
-        """Copy what was written into the ring. A message binds a connection that is the first."""
-        if self._conn is None and handle == self._control:
-            self._conn = conn
-        if conn == self._conn:
-            kind = _ON_DATA if handle == self._data else _ON_CONTROL
-            self._ring.put(kind, conn, self._ble.gatts_read(handle))
-        elif handle == self._control:
-            self._refused = conn
 
     # --- the rest: in the app's own time
 
@@ -265,74 +256,162 @@ class Peripheral:
         record = self._ring.peek()
         if record is None:
             return False
+        client = self._clients[record[1]]
         try:
-            kind = record[0]
-            if kind == _ON_DATA:
-                self.receiver.data(record[3:])
-            elif kind == _ON_CONTROL:
-                self._take_fragment(record[1] | record[2] << 8, record[3:])
+            if record[0] == _ON_DATA:
+                self.receiver.data(client.session, record[2:])
             else:
-                self._hang_up_at = None
-                self._size = self._fragments = 0
-                self.receiver.lost()
+                client.take_fragment(record[2:])
+        except MemoryError:
+            client.is_starved = True
         finally:
             self._ring.drop()
         return True
 
-    def _take_fragment(self, conn, fragment):
-        """Put a message together. A fragment that is not the next one ends it."""
-        if not len(fragment) or self._hang_up_at is not None:
-            return
-        number = fragment[0] & ~_MORE
-        end = self._size + len(fragment) - 1
-        if number == 0:
-            self._size = 0
-            end = len(fragment) - 1
-        elif number != self._fragments:
-            end = MAX_MESSAGE + 1
-        if end > MAX_MESSAGE:
-            self._size = self._fragments = 0
-            message = memoryview(b"")
-        else:
-            self._message[self._size : end] = fragment[1:]
-            self._size = end
-            self._fragments = number + 1
-            if fragment[0] & _MORE:
+
+class _Client:
+    """A connection, and the link to it: see push_receiver.py."""
+
+    def __init__(self, peripheral, index):
+        self._peripheral = peripheral
+        self._index = index
+        self.peer = b""
+        self.conn = None
+        self.is_lost = False  # it has ended, and what came of it has not been looked at yet
+        self.is_starved = False  # an event came that there was no memory for
+        self.is_pairing = False
+        self.is_over = False  # nothing it says is of interest any more
+        self.session = None
+        self.mtu = _MIN_MTU
+        self.left = self._pending = self._fragments = 0
+        self._message = b""
+
+    def connect(self, data):
+        self.conn = data[0]
+        self.mtu = _MIN_MTU
+        self.left = _IDLE_MS
+        self._pending = 0
+        self.is_pairing = self.is_over = self.is_starved = False
+        self.peer = b""
+        self.peer = bytes(data[2])
+
+    def take_event(self, event, data):
+        """Nothing but the content of a write may take memory here."""
+        peripheral = self._peripheral
+        if event == _IRQ_GATTS_WRITE:
+            is_data = data[1] == peripheral._data
+            is_active = self._is_active()
+            if self.is_over or (is_data and not is_active):
                 return
-            message = memoryview(self._message)[:end]
-            self._size = self._fragments = 0
-        if self.receiver.link is None:
-            self._open(conn)
-        self.receiver.message(message)
+            value = peripheral._ble.gatts_read(data[1])
+            self._pending += len(value)
+            if is_active or self._pending <= _MAX_PENDING:
+                peripheral._ring.put(_ON_DATA if is_data else _ON_CONTROL, self._index, value)
+        elif event == _IRQ_CENTRAL_DISCONNECT:
+            self.conn = None
+            self.is_lost = True
+        elif event == _IRQ_MTU_EXCHANGED:
+            self.mtu = min(data[1], peripheral._max_mtu)
+        elif data[1] == _PASSKEY_DISPLAY:
+            self.is_pairing = True
 
-    def _mtu(self, conn):
-        return min(self._mtus.get(conn, _MIN_MTU), self._max_mtu)
+    def worth(self):
+        """ms that a place is worth which another client could have."""
+        if self.conn is None or self.is_over or self._is_active():
+            return _PAIRING_MS
+        return self.session.left if self.session else self.left
 
-    def _hang_up(self):
-        self._hang_up_at = None
-        conn = self._conn
-        if conn is not None:
+    def _is_active(self):
+        return self.session is not None and self.session is self._peripheral.receiver.active
+
+    def send_away(self):
+        """Another one needs the place."""
+        if self.session:
+            self._peripheral.receiver.fail(self.session, busy())
+        self.is_over = True
+        self.left = min(self.left, _HANG_UP_MS)
+
+    def poll(self, passed):
+        if self.is_starved:
+            self._give_up()
+        if self.is_lost:
+            if self.session:
+                self._peripheral.receiver.lost(self.session)
+            self.session = None
+            self.is_lost = False
+        if self.conn is None:
+            return
+        if self.is_pairing:
+            self.is_pairing = False
+            self.left = 0  # in case it cannot be shown
+            self._show_passkey()
+            self.left = _PAIRING_MS
+        if self.session:
+            return
+        self.left -= passed
+        if self.left <= 0 and (self.is_over or not self._peripheral._has_services):
+            self.is_over = True
+            self.left = _HANG_UP_MS  # if this does nothing, again
             try:
-                self._ble.gap_disconnect(conn)
+                self._peripheral._ble.gap_disconnect(self.conn)
             except OSError:  # it is not connected any more
                 pass
 
+    def _show_passkey(self):
+        passkey = self._peripheral._passkey
+        if callable(passkey):
+            show = passkey
+            passkey = int.from_bytes(urandom(4), "little") % 1000000
+            show(passkey)
+        try:
+            self._peripheral._ble.gap_passkey(self.conn, _PASSKEY_DISPLAY, passkey)
+        except OSError:  # it has gone
+            pass
 
-class _Link:
-    """The control characteristic of one connection: see Receiver."""
+    def _give_up(self):
+        """There is no memory for what the client wants: end its session, and let it know why."""
+        if self._open():
+            self._peripheral.receiver.fail(self.session, MemoryError("allocating up to 512 bytes"))
+        self.is_starved = False
 
-    conn = None
+    def _open(self):
+        if not self.session and not self.is_over:
+            self._fragments = 0
+            self.session = self._peripheral.receiver.open(self)
+            if not self.session:
+                send_error(self, busy())
+                self.close()
+        return self.session
 
-    def __init__(self, peripheral):
-        self._peripheral = peripheral
+    def take_fragment(self, fragment):
+        """Put a message together. A fragment that is not the next one ends it."""
+        self._pending -= len(fragment)
+        if self.is_over or not len(fragment) or not self._open():
+            return
+        number = fragment[0] & ~_MORE
+        if number == 0:
+            self._message = b""
+        message = self._message + fragment[1:]
+        if (number and number != self._fragments) or len(message) > MAX_MESSAGE:
+            message = b""
+        elif fragment[0] & _MORE:
+            self._message = message
+            self._fragments = number + 1
+            return
+        self._message = b""
+        self._fragments = 0
+        self._peripheral.receiver.message(self.session, memoryview(message))
+
+    @property
+    def packet_size(self):
+        return min(self.mtu - _ATT_HEADER, _MAX_VALUE)
 
     @property
     def credit(self):
-        payload = self._peripheral._mtu(self.conn) - _ATT_HEADER - _OFFSET_SIZE
-        return min(_MAX_CREDIT, _MAX_PACKETS * payload)
+        return min(_MAX_CREDIT, _MAX_PACKETS * (self.packet_size - _OFFSET_SIZE))
 
     def send(self, message):
-        room = self._peripheral._mtu(self.conn) - _ATT_HEADER - 1
+        room = self.packet_size - 1
         count = (len(message) + room - 1) // room
         for number in range(count):
             head = number if number == count - 1 else number | _MORE
@@ -341,9 +420,9 @@ class _Link:
                 return
 
     def _notify(self, fragment):
-        """False if it cannot be sent: NimBLE has had no buffer for a second, or nobody is there."""
+        """False if it cannot be sent: NimBLE has had no buffer for 0.3 s, or nobody is there."""
         peripheral = self._peripheral
-        for _ in range(100):
+        for _ in range(30):
             try:
                 peripheral._ble.gatts_notify(self.conn, peripheral._control, fragment)
                 return True
@@ -354,14 +433,15 @@ class _Link:
         return False
 
     def close(self):
-        self._peripheral._hang_up_at = ticks_add(ticks_ms(), _HANG_UP_MS)
+        self.session = None
+        self.is_over = True
+        self.left = _HANG_UP_MS
 
 
 class _Ring:
-    """Records, for one that puts and one that takes: u16 size, u8 kind, u16 connection, content.
+    """Records, for one that puts and one that takes: u16 size, u8 kind, u8 client, content.
 
-    Each stands in one piece. What finds no room is lost, but there is always some for the end of a
-    connection.
+    Each stands in one piece. What finds no room is lost.
     """
 
     def __init__(self, size):
@@ -370,27 +450,24 @@ class _Ring:
         self._limit = size
         self._put = self._get = 0
 
-    def put(self, kind, conn, data):
+    def put(self, kind, client, data):
         size = _RECORD_HEAD + len(data)
-        room = size if kind == _LOST else size + _RESERVE
         at, first = self._put, self._get
         if at >= first:
-            if at + room > self._limit:  # it does not fit behind the others: from the start again
-                if room >= first:
+            if at + size > self._limit:  # it does not fit behind the others: from the start again
+                if size >= first:
                     return
                 if at + 2 <= self._limit:
                     self._buf[at] = self._buf[at + 1] = 0
                 at = 0
-        elif at + room >= first:
+        elif at + size >= first:
             return
         buf = self._buf
         buf[at] = size & 0xFF
         buf[at + 1] = size >> 8
         buf[at + 2] = kind
-        buf[at + 3] = conn & 0xFF
-        buf[at + 4] = conn >> 8
-        if data:  # the end of a connection must be told without memory for a slice
-            buf[at + _RECORD_HEAD : at + size] = data
+        buf[at + 3] = client
+        buf[at + _RECORD_HEAD : at + size] = data
         self._put = at + size  # last: from now on it is there
 
     def peek(self):

@@ -13,9 +13,14 @@ import sys
 
 from esp32 import Partition
 
-from .home import HOME, has_home
+from .otadata import HOME, app_id, has_home
 
 TREES = HOME + "/trees/"
+_SETTLED = HOME + "/settled"
+_TYPES = {
+    "sha256": str, "tree": str, "certs": str, "name": str, "version": str, "counter": int,
+    "disk": int,
+}  # fmt: skip
 
 
 def activate():
@@ -52,10 +57,15 @@ def read_record(part):
             from json import load
 
             record = load(file)
-        if record["app"] == app_id(part) and isinstance(record["now"], dict):
+        app = app_id(part)
+        follows = record["next"] if "next" in record or "tried" in record else {}
+        if app and record["app"] == app.hex():
+            for key, value in list(record["now"].items()) + list(follows.items()):
+                if not isinstance(value, _TYPES.get(key, object)):
+                    return None
             return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        pass  # there is none, or it is damaged
     return None
 
 
@@ -69,35 +79,34 @@ def write_record(part, record):
     os.rename(path + ".new", path)
 
 
+def running():
+    """What belongs to the app that runs: a dict with name, version, tree, ... or an empty one."""
+    record = read_record(Partition(Partition.RUNNING)) or {"now": {}}
+    return record["next"] if record.get("tried") else record["now"]
+
+
+def settle(part=None):
+    """Note that nothing is left to confirm while the app of ``part`` runs; None: that there is.
+
+    The size of a file is the offset of the partition / 64 KiB: to know it takes one look into the
+    directory (rollback.py). The note is gone before anything else changes, and a power cut leaves
+    it or an empty one.
+    """
+    with open(_SETTLED, "w") as file:
+        if part:
+            file.write(" " * (part.info()[2] >> 16))
+
+
 def record_path(part):
     return "%s/%x" % (HOME, part.info()[2])
 
 
-def app_id(part):
-    """The last 32 bytes of the app image in a partition, in hex: its SHA-256, if it has one.
-
-    None if there is no image.
-    """
-    head = bytearray(24)
-    part.readblocks(0, head, 0)
-    at = 24
-    segment = memoryview(bytearray(8))
-    try:
-        for _ in range(head[1] if head[0] == 0xE9 and head[1] <= 16 else 0):
-            part.readblocks(at // 4096, segment, at % 4096)
-            at += 8 + int.from_bytes(segment[4:], "little")
-        if at == 24:
-            return None
-        at = ((at + 16) & ~15) + (32 if head[23] == 1 else 0) - 32
-        tail = bytearray(32)
-        part.readblocks(at // 4096, tail, at % 4096)
-    except OSError:  # it says that it goes on behind the partition
-        return None
-    return tail.hex()
-
-
 def _age(part, record):
-    """What to take while files are on trial, by the rules that the bootloader has for apps."""
+    """What to take while files are on trial, by the rules that the bootloader has for apps.
+
+    Files that are given up are remembered as apps are (failed_version.py), before the record is
+    exchanged: a power cut leads here once more.
+    """
     import machine
 
     if record.get("tried"):
@@ -105,6 +114,12 @@ def _age(part, record):
             return record["next"]
         record["failed"] = record.pop("next").get("sha256")
         del record["tried"]
+        try:
+            from .failed_version import add_files
+
+            add_files(record["failed"])
+        except Exception:  # the record holds it: then it is not forgiven
+            pass
     else:
         record["tried"] = True
     try:

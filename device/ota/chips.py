@@ -1,14 +1,14 @@
 """The chips, and where in their memory the bootloader of this board's flash stands.
 
 Where that is differs between chips and ESP-IDF releases, so its segments are read from the flash.
-It is of use once in an update: modules.py.
+It is of use once in an update: unload.py.
 """
 
 import struct
 
 from micropython import const
 
-from .memory import Memory
+from .image import Memory
 
 _MAGIC = const(0xE9)
 _MAX_SEGMENTS = const(16)

@@ -5,7 +5,6 @@ that runs, a sector at most at a time, and only after its digest has been found 
 the delta starts from.
 """
 
-import gc
 from array import array
 from struct import unpack_from
 
@@ -13,7 +12,7 @@ from esp32 import Partition
 from micropython import const
 
 from .errors import FrameError
-from .running import digest
+from .running import digesting
 
 SECTOR = const(4096)
 
@@ -31,20 +30,23 @@ _LEFT = const(3)
 class Delta:
     """Fills sector by sector, from the frames that ``stream`` inflates. ``code``: room for one.
 
-    Raises FrameError ("base") if the app that runs does not start with ``size`` bytes of this
-    SHA-256, and ValueError or IndexError for damage.
+    ``size``: of the base. Raises ValueError or IndexError for damage.
     """
 
-    def __init__(self, stream, code, size, expected):
+    def __init__(self, stream, code, size):
         self._stream = stream
         self._code = code
-        self._part = part = Partition(Partition.RUNNING)
+        self._part = Partition(Partition.RUNNING)
         self._size = size
-        if digest(part, size, code[:SECTOR]) != expected:
+        self._edits = array("i", (0, 0, 0, 0))
+
+    def checking(self, expected):
+        """A generator: raises FrameError ("base") unless what runs starts with such bytes."""
+        found = yield from digesting(self._size, self._code[:SECTOR])
+        if found != expected:
             raise FrameError(
                 "base", "the delta starts from another app than the one that runs here"
             )
-        self._edits = array("i", (0, 0, 0, 0))
 
     def begin(self, at):
         """A frame comes, which gives the content from ``at`` on."""
@@ -212,4 +214,3 @@ def _compile():
 
 
 edit = _compile()
-gc.collect()  # what compiling and loading left behind would divide a small heap

@@ -14,8 +14,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import boot
-from .confirm import sweep
+from .boot import running
+from .confirm import give_up_waiting, sweep
 from .errors import ReleaseError
+from .otadata import app_id
 from .tar import TarReader
 
 _MAX_DEPTH = const(16)
@@ -24,32 +26,41 @@ _BOOT_LINE = "import ota.boot; ota.boot.activate()"
 
 
 class TreeWriter:
-    """A stage that unpacks a `files` payload. Raises ReleaseError.
+    """A stage (pump.py) that unpacks a `files` payload. Raises ReleaseError.
 
-    ``name`` is that of the directory in boot.TREES; until `close` it ends in ".part". ``staged``
+    ``name`` is that of the directory in boot.TREES; until `finish` it ends in ".part". ``staged``
     names what the release has brought already.
     """
 
     def __init__(self, sha256, disk, staged=()):
         prepare()
-        sweep(staged)
-        check_space(disk)
-        self.name = _new_name(sha256[:12])
-        self._path = boot.TREES + self.name + ".part"
         try:
+            sweep(staged)
+            check_space(disk)
+            self.name = _new_name(sha256[:12])
+            self._path = boot.TREES + self.name + ".part"
             os.mkdir(self._path)
         except OSError as error:
             raise disk_error(error)
         self._tar = TarReader(self._open_member, "the files payload")
         self._count = 0
+        self._file = None
+        self.wanted = self._tar.wanted
+        self.skip = self._tar.skip
 
-    def write(self, buf):
+    def write(self, view):
         try:
-            self._tar.write(buf)
+            self._tar.write(view)
         except OSError as error:
             raise disk_error(error)
 
-    def close(self):
+    def work(self):
+        try:
+            return self._tar.work()
+        except OSError as error:
+            raise disk_error(error)
+
+    def finish(self):
         self._tar.finish()
         if not self._count:
             raise ReleaseError("tar", "the files payload is empty")
@@ -57,6 +68,11 @@ class TreeWriter:
             os.rename(self._path, boot.TREES + self.name)
         except OSError as error:
             raise disk_error(error)
+
+    def abort(self):
+        """Close what is open."""
+        if self._file:
+            self._file.abort()
 
     def _open_member(self, name, size, is_directory):
         self._count += 1
@@ -69,33 +85,55 @@ class TreeWriter:
         if is_directory:
             os.mkdir(path)
             return None
-        return _File(path)
+        self._file = _File(path, size)
+        return self._file
 
 
 class _File:
-    """A file that is compared, when it is closed, with what was written."""
+    """A stage for a file, which is compared with what was written when it is whole."""
 
-    def __init__(self, path):
+    def __init__(self, path, size):
         self._path = path
+        self._left = size
         self._file = open(path, "wb")
         self._sha = sha256()
+        self._check = None  # the same of what is read back
+        self._buf = None
 
-    def write(self, buf):
-        self._sha.update(buf)
-        self._file.write(buf)
+    def wanted(self):
+        return self._left
 
-    def close(self):
-        self._file.close()
-        sha = sha256()
-        buf = bytearray(512)
-        view = memoryview(buf)
-        with open(self._path, "rb") as file:
-            while True:
-                count = file.readinto(buf)
-                if not count:
-                    break
-                sha.update(view[:count])
-        if sha.digest() != self._sha.digest():
+    def write(self, view):
+        self._sha.update(view)
+        self._file.write(view)
+        self._left -= len(view)
+
+    def work(self):
+        if self._left or not self._file:
+            return False
+        if self._check is None:
+            self._file.close()
+            self._file = open(self._path, "rb")
+            self._check = sha256()
+            self._buf = memoryview(bytearray(512))
+            return True
+        count = self._file.readinto(self._buf)
+        if count:
+            self._check.update(self._buf[:count])
+        else:
+            self.abort()
+        return True
+
+    def skip(self):
+        return 0
+
+    def abort(self):
+        file, self._file = self._file, None
+        if file:
+            file.close()
+
+    def finish(self):
+        if self._check.digest() != self._sha.digest():
             raise ReleaseError("digest", "%s reads back other than written" % self._path)
 
 
@@ -108,21 +146,35 @@ class CertsWriter:
         self.name = sha256[:12] + ".ca"
         self._path = boot.HOME + "/" + self.name
         self._is_first = True
+        self._left = size
         try:
             self._file = open(self._path + ".new", "wb")
         except OSError as error:
             raise disk_error(error)
 
-    def write(self, buf):
-        if self._is_first and bytes(buf[:1]) not in (b"-", b"0"):
+    def wanted(self):
+        return self._left
+
+    def write(self, view):
+        if self._is_first and bytes(view[:1]) not in (b"-", b"0"):
             raise ReleaseError("certs", "the certs payload is neither PEM nor DER")
         self._is_first = False
+        self._left -= len(view)
         try:
-            self._file.write(buf)
+            self._file.write(view)
         except OSError as error:
             raise disk_error(error)
 
-    def close(self):
+    def work(self):
+        return False
+
+    def skip(self):
+        return 0
+
+    def abort(self):
+        self._file.close()
+
+    def finish(self):
         try:
             self._file.close()
             os.rename(self._path + ".new", self._path)
@@ -143,7 +195,12 @@ def check_path(name):
 
 def free_size():
     """Bytes that a release may still take of the file system; negative without room for any."""
-    stat = os.statvfs("/")
+    try:
+        stat = os.statvfs("/")
+    except OSError as error:
+        raise disk_error(error)
+    if not stat[2]:  # what MicroPython says of a root where nothing is mounted
+        raise ReleaseError("disk", "there is no file system at /")
     return stat[1] * stat[3] - _RESERVE
 
 
@@ -153,7 +210,8 @@ def check_space(size, gain=0):
     if size > free:
         raise ReleaseError(
             "disk-full",
-            "the files take %d bytes, the file system has %d left" % (size, max(free, 0)),
+            "the files take %d bytes, the file system has %d left beside the %d that are kept for "
+            "records" % (size, max(free, 0), _RESERVE),
         )
 
 
@@ -165,11 +223,15 @@ def disk_error(error):
 
 
 def prepare():
-    """Make the directories, and see that boot.py activates trees."""
+    """Make the directories, and see that boot.py activates trees. Raises ReleaseError.
+
+    Something is written always: a file system that takes nothing is noticed here.
+    """
     try:
         for path in (boot.HOME, boot.TREES[:-1]):
             if not _exists(path):
                 os.mkdir(path)
+        boot.settle()
         install_boot()
     except OSError as error:
         raise disk_error(error)
@@ -192,43 +254,37 @@ def install_boot():
 # --- what belongs to which app
 
 
-def running():
-    """What belongs to the app that runs: a dict with name, version, tree, ... or an empty one."""
-    record = boot.read_record(Partition(Partition.RUNNING)) or {"now": {}}
-    return record["next"] if record.get("tried") else record["now"]
-
-
 def certs():
     """The path of the CA certificates that came with the release that runs, or None."""
     name = running().get("certs")
     return boot.HOME + "/" + name if name else None
 
 
-def attach(part, release):
+def attach(part, release, head):
     """Tie ``release`` (a dict) to the image in a partition that is about to be switched to.
 
-    Files that wait for their trial are given up: a rollback leads to what runs now.
+    ``head``: its first 32 bytes, which the flash does not hold yet. Files that wait for their
+    trial are given up: a rollback leads to what runs now.
     """
-    _write_record(part, {"app": boot.app_id(part), "now": release})
-    former = Partition(Partition.RUNNING)
-    record = boot.read_record(former)
-    if record and "next" in record and "tried" not in record:
-        del record["next"]
-        _write_record(former, record)
-
-
-def carry_over(part):
-    """An app without files goes on with those that are in use."""
-    release = running() if boot.has_home() else None
     if release:
-        kept = {key: release[key] for key in ("tree", "certs") if key in release}
-        attach(part, kept)
+        _write_record(part, {"app": _app_id(part, head), "now": release})
+    try:
+        give_up_waiting()
+    except OSError as error:
+        raise disk_error(error)
+
+
+def carry_over(part, head):
+    """An app without files goes on with those that are in use."""
+    release = running()
+    keys = ("tree", "disk", "certs", "name", "version")
+    attach(part, {key: release[key] for key in keys if key in release}, head)
 
 
 def try_next(release):
     """Let the next boot try ``release`` with the app that runs."""
     part = Partition(Partition.RUNNING)
-    record = boot.read_record(part) or {"app": boot.app_id(part), "now": {}}
+    record = boot.read_record(part) or {"app": _app_id(part), "now": {}}
     record["next"] = release
     _write_record(part, record)
 
@@ -236,19 +292,27 @@ def try_next(release):
 def settle(release):
     """Tie ``release`` to the app that runs at once: it brought nothing that could be on trial."""
     part = Partition(Partition.RUNNING)
-    record = boot.read_record(part) or {"app": boot.app_id(part), "now": {}}
+    record = boot.read_record(part) or {"app": _app_id(part), "now": {}}
     record["now"].update(release)
     _write_record(part, record)
 
 
-def has_failed(sha256):
-    """Whether these files were tried with the app that runs and not confirmed."""
+def check_failed(sha256):
+    """Raises StateError if these files have failed on this board, as failed_version.py has it."""
     record = boot.read_record(Partition(Partition.RUNNING)) or {}
-    return record.get("failed") == sha256
+    from .failed_version import check_files
+
+    check_files(sha256, record.get("failed"))
+
+
+def _app_id(part, head=None):
+    found = app_id(part, head)
+    return found.hex() if found else None
 
 
 def _write_record(part, record):
     try:
+        boot.settle()
         boot.write_record(part, record)
     except OSError as error:
         raise disk_error(error)

@@ -13,6 +13,7 @@ from deflate import RAW, DeflateIO
 from micropython import const
 
 from .errors import FrameError
+from .pump import Inlet
 
 MAGIC = b"OTAF"
 SECTOR = const(4096)
@@ -27,6 +28,7 @@ _DELTA = const(2)
 _HEADER_SIZE = const(12)
 _BASE_SIZE = const(36)  # more of a header, of a delta
 _FRAME_SIZE = const(4)
+_MAX_SIZE = const(0x3FFFFFFF)
 _MAX_TAIL = const(16)  # bytes of a frame that are read with the next one
 
 # A byte in a deflate block that is stored and not the last one.
@@ -60,56 +62,68 @@ def make_room(head):
 
 
 class Frames:
-    """A stage for an encoded payload. Raises FrameError for damage.
+    """A stage (pump.py) for an encoded payload. Raises FrameError for damage.
 
-    ``sink`` takes the content: `buffer` gives whole sectors to fill, `take(count)` moves them on.
-    ``size``: of the content, None if it is not known beforehand. ``close()`` is called when all of
-    it has gone on. ``mark`` (mark.py): the content goes on where it broke off. ``room``: a Room, if
-    there is one already.
+    ``sink`` takes the content: `buffer` gives place for up to a sector, `take(count)` moves it on,
+    `work` does the rest. ``size``: of the content, None if it is not known beforehand; ``limit``:
+    the most that it may be. ``close()`` is called when all of it has gone on. ``mark``
+    (resume_release.py): the content goes on where it broke off. ``room``: a Room, if there is one
+    already.
     """
 
-    is_complete = False
-
-    def __init__(self, sink, size=None, close=None, mark=None, room=None):
+    def __init__(self, sink, size=None, close=None, mark=None, room=None, limit=_MAX_SIZE):
         self.at = 0  # bytes of the content that have gone on
         self.size = size
+        self._limit = limit
         self._sink = sink
         self._close = close
         self._mark = mark
         self._place = 0  # bytes of whole frames that have come, and of the header
         self._left_out = 0  # bytes that come and are not wanted
         self._decoder = None  # what fills a sector
+        self._task = None  # what the decoder has to do before
         self._wanted = _HEADER_SIZE
         self._parse = self._parse_header
-        self._sectors = 0  # of the frame at hand
+        self._left = 0  # bytes of content that the frame at hand still gives
         self._tail = bytearray(_MAX_TAIL)
         self._room = room
         self._packed = room.packed if room else BytesIO(_BASE_SIZE)
 
-    def write(self, buf):
-        """Take the next encoded bytes."""
-        try:
-            self._take_in(memoryview(buf))
-        except FrameError:
-            if self._mark:
-                self._mark.forget()
-            raise
+    def wanted(self):
+        return self._left_out or self._wanted
 
-    def _take_in(self, view):
-        while view:
-            if self._left_out:
-                count = min(self._left_out, len(view))
-                self._left_out -= count
-                view = view[count:]
-                continue
-            if not self._wanted:
-                raise _error("bytes behind its last frame")
-            count = min(self._wanted, len(view))
-            self._packed.write(view[:count])
-            self._wanted -= count
-            view = view[count:]
-            if not self._wanted:
-                self._parse()
+    def write(self, view):
+        """Take the next encoded bytes."""
+        if self._left_out:
+            self._left_out -= len(view)
+            return
+        self._packed.write(view)
+        self._wanted -= len(view)
+        if not self._wanted:
+            self._parse()
+
+    def work(self):
+        """The content of the frame at hand goes on, a sector at a time."""
+        if self._sink.work():
+            return True
+        if self._task:
+            try:
+                next(self._task)
+            except StopIteration:
+                self._task = None
+                self._begin(_HEADER_SIZE + _BASE_SIZE)
+            return True
+        if not self._left:
+            return False
+        buf = self._sink.buffer()
+        count = min(len(buf), self._left, SECTOR - self.at % SECTOR)
+        self._call(self._decoder.fill, buf if count == len(buf) else buf[:count])
+        self.at += count
+        self._left -= count
+        self._sink.take(count)
+        if not self._left:
+            self._end_frame()
+        return True
 
     def skip(self):
         """How many of the bytes that come next are not wanted."""
@@ -119,7 +133,7 @@ class Frames:
 
     def finish(self):
         """No more bytes come."""
-        if self._wanted:
+        if self.at != self.size:
             raise FrameError(
                 "truncated",
                 "the encoded payload is truncated: it gave %d bytes of %s"
@@ -128,8 +142,6 @@ class Frames:
         self._packed = self._room = self._decoder = None
         if self._close:
             self._close()
-
-    close = finish
 
     def _await(self, size, parse):
         self._wanted = size
@@ -146,8 +158,13 @@ class Frames:
         magic, version, kind, wbits, _, size = struct.unpack("<4sBBBBI", self._field(_HEADER_SIZE))
         if (magic, version) != (MAGIC, _VERSION) or kind not in (_DEFLATE, _DELTA):
             raise _error("an unknown header")
-        if not 9 <= wbits <= 15 or not 0 < size < 1 << 30 or self.size not in (None, size):
+        if not 9 <= wbits <= 15 or not 0 < size <= _MAX_SIZE or self.size not in (None, size):
             raise _error("a header with window 2**%d, %d bytes" % (wbits, size))
+        if size > self._limit:
+            raise FrameError(
+                "too-long",
+                "the encoded payload gives %d bytes, there is room for %d" % (size, self._limit),
+            )
         self.size = size
         kind = kind == _DELTA, wbits
         if not self._room or self._room.kind != kind:
@@ -165,45 +182,42 @@ class Frames:
         from .delta import Delta
 
         size, digest = struct.unpack("<I32s", self._field(_BASE_SIZE))
-        self._decoder = Delta(self._room.stream, self._room.code, size, digest)
-        self._begin(_HEADER_SIZE + _BASE_SIZE)
+        self._decoder = Delta(self._room.stream, self._room.code, size)
+        self._task = self._decoder.checking(digest)
 
     def _begin(self, header_size):
         """The frames come, the first of which may be there already."""
         self._place = header_size
-        if self._mark:
-            at, place = self._mark.recall()
-            if at:
-                if at >= self.size or at % SECTOR or place <= header_size:
-                    raise _error("a place in it that cannot be gone on from")
-                self.at = at
-                self._place = place
-                self._left_out = place - header_size
+        mark = self._mark
+        if mark and mark.at:
+            if mark.at >= self.size or mark.place <= header_size:
+                mark.forget()
+                raise _error("a place in it that cannot be gone on from")
+            self.at = mark.at
+            self._place = mark.place
+            self._left_out = mark.place - header_size
         self._await(_FRAME_SIZE, self._parse_frame)
 
     def _parse_frame(self):
-        size, self._sectors = struct.unpack("<HH", self._field(_FRAME_SIZE))
-        left = (self.size - self.at + SECTOR - 1) // SECTOR
-        if not 0 < size <= self._room.max_packed or not 0 < self._sectors <= left:
-            raise _error("a frame of %d bytes for %d sectors" % (size, self._sectors))
+        size, sectors = struct.unpack("<HH", self._field(_FRAME_SIZE))
+        left = self.size - self.at
+        if not 0 < size <= self._room.max_packed or not sectors or (sectors - 1) * SECTOR >= left:
+            raise _error("a frame of %d bytes for %d sectors" % (size, sectors))
         self._frame_size = size
-        self._await(size, self._decode)
+        self._sectors = sectors
+        self._await(size, self._begin_frame)
 
-    def _decode(self):
-        """A frame has come: pass its content on."""
+    def _begin_frame(self):
+        """A frame has come: its content goes on by `work`."""
         packed = self._packed
-        end = packed.tell()
+        self._end = packed.tell()
         packed.seek(0)
         self._call(self._decoder.begin, self.at)
-        left = min(self._sectors * SECTOR, self.size - self.at)
-        while left:
-            buf = self._sink.buffer()
-            count = min(len(buf), left)
-            self._call(self._decoder.fill, buf if count == len(buf) else buf[:count])
-            self.at += count
-            left -= count
-            self._sink.take(count)
-        tail = end - packed.tell()
+        self._left = min(self._sectors * SECTOR, self.size - self.at)
+
+    def _end_frame(self):
+        packed = self._packed
+        tail = self._end - packed.tell()
         if not 0 <= tail <= _MAX_TAIL:
             raise _error("a frame that is %d bytes longer than its content" % tail)
         tail = packed.readinto(memoryview(self._tail)[:tail])
@@ -212,7 +226,13 @@ class Frames:
         self._place += _FRAME_SIZE + self._frame_size
         if self._mark:
             self._mark.note(self.at, self._place)
-        self._await(_FRAME_SIZE if self.at < self.size else 0, self._parse_frame)
+        if self.at < self.size:
+            self._await(_FRAME_SIZE, self._parse_frame)
+        else:
+            self._await(1, self._refuse)
+
+    def _refuse(self):
+        raise _error("bytes behind its end")
 
     def _call(self, step, argument):
         """One step of the decoder; what it stumbles over is damage."""
@@ -225,17 +245,15 @@ class Frames:
 
 
 class Buffered:
-    """What `Frames` needs of a sink, for one that has ``write(buf)`` only."""
+    """What `Frames` needs of a sink, for a stage."""
 
-    def __init__(self, write):
-        self._write = write
-        self._buf = memoryview(bytearray(SECTOR))
+    def __init__(self, stage, buf=None):
+        self._inlet = Inlet(stage, memoryview(buf or bytearray(SECTOR))[:SECTOR])
+        self.take = self._inlet.fill
+        self.work = self._inlet.work
 
     def buffer(self):
-        return self._buf
-
-    def take(self, count):
-        self._write(self._buf[:count])
+        return self._inlet.whole()
 
 
 class _Inflate:

@@ -1,200 +1,264 @@
-"""An HTTP/1.1 client for downloads: GET, ranges, redirects, one connection that is kept.
+"""Files from servers: `HttpSource`, and what an HTTP/1.1 client needs while a body comes.
 
-Like connection.py it never blocks: `get` is a generator that yields the milliseconds until it wants
-to be looked at again, and `read_body` answers None. What goes wrong is a SourceError or an OSError.
+All that asks and connects is loaded for that (http_ask.py) and let go of when the body begins; a
+failure brings it back (retry.py). Nothing here blocks: generators yield the milliseconds until
+they want to be looked at again, so that a loop that sleeps or an asyncio task can drive them, and
+`read_body` answers None. Only the look-up of a host name, for which MicroPython has no other way,
+and each step of a TLS handshake take their time at once. All that a server may send or withhold is
+bounded, and the error says which bound it was. What goes wrong is a SourceError or an OSError.
 """
 
-import gc
 from errno import ETIMEDOUT
+from time import sleep_ms, ticks_diff, ticks_ms
 
 from micropython import const
 
-from .connection import POLL_MS, Connection
-from .errors import SourceError
-from .url import split_url
+from .errors import SourceError, no_memory
+from .unload import unload
 
-TIMEOUT_S = const(30)
-
-_MAX_LINE = const(2048)
-_MAX_HEADERS = const(96)
-_REDIRECTS = (301, 302, 303, 307, 308)
-_WANTED = (
-    b"accept-ranges connection content-encoding content-length content-range etag last-modified "
-    b"location retry-after transfer-encoding"
+_POLL_MS = const(1)  # where nobody else waits
+_FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
+_MOST_MS = const(1000)  # that count between two looks: for longer, the app was busy
+# What is let go of when a body begins.
+_PARTS = (
+    "http_ask",
+    "http_connect",
+    "http_lines",
+    "http_more",
+    "http_range",
+    "http_request",
+    "retry",
+    "source_error",
 )
+
+window_ms = 60000  # of waiting, in which `min_rate` is due; tests have less time
 
 
 class Client:
     """Asks servers for files, one after the other, over one connection while that is possible.
 
-    ``headers``: a dict, sent as they are; ``auth``: (user, password), or a bearer token as str.
-    Of these, another host that a redirect leads to gets only what is harmless. ``timeout``:
-    seconds for connecting, and for every wait for the next bytes. ``tls``: see Trust in secure.py.
-
-    After `get`: ``status``, ``reason``, and ``size`` of the body, None if it is not known.
+    ``options``: see set_up in http_request.py. After a request: ``status``, ``reason``, and
+    ``size`` of the body, None if it is not known.
     """
 
-    def __init__(self, headers=None, auth=None, timeout=TIMEOUT_S, **tls):
-        self.headers = dict(headers) if headers else {}
-        if auth:
-            from .redirect import authorization
+    stream = None  # the TLS socket around the socket, or the socket
+    chunks = None  # of a chunked body: its Lines (http_lines.py)
+    left = None  # bytes to come of the body or chunk; None: until the connection ends
+    is_kept = False  # by the server, when the body is over
+    waited = came = idle = 0  # ms of waiting and bytes that came in it; ms of waiting by now
+    waited_s = 0  # as far as it has been judged
+    looked = None  # when there was nothing yet, and the time counts
 
-            self.headers["Authorization"] = authorization(auth)
-        self._connection = Connection(int(timeout * 1000), tls)
-        self._is_kept = False  # by the server, when the body is over
-        self._chunks = self._left = None
+    def __init__(self, **options):
+        from .http_request import set_up
 
-    def get(self, url, more=()):
-        """A generator: ask for ``url``, with ``more`` headers (name, value), up to its body."""
-        target = split_url(url)
-        yield from self.ask(target, list(self.headers.items()) + list(more))
-        if self.location():
-            from .redirect import follow
-
-            yield from follow(self, url, target, more)
-
-    def ask(self, target, headers):
-        """A generator: ask for ``target`` (see split_url), up to the body, wherever it is."""
-        scheme, host, port, path = target
-        if ":" in host:
-            host = "[%s]" % host
-        if port != (443 if scheme == "https" else 80):
-            host = "%s:%d" % (host, port)
-        lines = ["GET %s HTTP/1.1" % path]
-        names = [name.lower() for name, _ in headers]
-        if "user-agent" not in names:
-            lines.append("User-Agent: ota (MicroPython)")
-        lines += ["Host: " + host, "Accept-Encoding: identity"]
-        lines += ["%s: %s" % item for item in headers]
-        request = "\r\n".join(lines)
-        if request.count("\r") != request.count("\n") or request.count("\n") >= len(lines):
-            raise SourceError("address", "a line break in the URL or a header: %r" % request)
-        request = request.encode() + b"\r\n\r\n"
-        connection = self._connection
-        if self.is_over() and connection.key == target[:3]:
-            try:
-                yield from self._exchange(request)
-                return
-            except OSError as error:  # the server had closed it in the meantime, or else:
-                if error.errno == ETIMEDOUT:
-                    raise
-            except SourceError as error:
-                if error.code != "connection":
-                    raise
-        connection.close()
-        yield from connection.open(*target[:3])
-        yield from self._exchange(request)
+        set_up(self, **options)
 
     def is_over(self):
         """Whether the body has come to its end and the connection can be used again."""
-        return self._is_kept and (self._chunks.is_over if self._chunks else self._left == 0)
-
-    def _exchange(self, request):
-        """Send a request and read the head of the answer."""
-        self._is_kept = False
-        self._connection.block(False)
-        yield from self._connection.send(request)
-        self.status = 100
-        while 100 <= self.status < 200:  # interim: the real answer follows
-            line = yield from self._read_line()
-            parts = line.split(None, 2)
-            if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-                raise self._broken("no HTTP answer: %r" % line[:32])
-            self.status = int(parts[1])
-            self.reason = _text(parts[2]) if len(parts) > 2 else ""
-            yield from self._read_headers()
-        self._take_headers(parts[0] == b"HTTP/1.1")
-
-    def _read_line(self):
-        line = None
-        while line is None:
-            line = self._connection.take_line(_MAX_LINE)
-            if line is None:
-                yield POLL_MS
-        return line.strip()
-
-    def _read_headers(self):
-        self._found = found = {}
-        for _ in range(_MAX_HEADERS):
-            line = yield from self._read_line()
-            if not line:
-                return
-            name, _, value = line.partition(b":")
-            name = name.strip().lower()
-            value = value.strip()
-            if name in _WANTED:
-                if len(line) > _MAX_LINE - 2 or found.get(name, value) != value:
-                    raise self._broken("a header too long, or two: %s" % _text(name))
-                found[name] = value
-        raise self._broken("more than %d headers" % _MAX_HEADERS)
-
-    def _take_headers(self, is_kept):
-        """How the body is delimited."""
-        found = self._found
-        self._is_kept = is_kept and found.get(b"connection", b"").lower() != b"close"
-        self._chunks = self.size = None
-        if found.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise self._broken("a body encoded as %s" % self.header(b"content-encoding"))
-        if b"transfer-encoding" in found:
-            if found[b"transfer-encoding"].lower() != b"chunked":
-                raise self._broken("a body encoded as %s" % self.header(b"transfer-encoding"))
-            from .chunks import Chunks
-
-            self._chunks = Chunks(self._connection)
-        elif b"content-length" in found:
-            self.size = number(found[b"content-length"])
-            if self.size is None:
-                raise self._broken("Content-Length: %s" % self.header(b"content-length"))
-        self._left = self.size  # bytes to come of the body; None: until the connection is closed
-
-    def header(self, name):
-        """A header of the answer as text, None if it has none. ``name``: in lower case."""
-        value = self._found.get(name)
-        return None if value is None else _text(value)
-
-    def location(self):
-        """Where a redirect leads, None if the answer is none."""
-        return self.header(b"location") if self.status in _REDIRECTS else None
-
-    def _broken(self, what):
-        return SourceError("protocol", "%s sent %s" % (self._connection.key[1], what))
-
-    # --- the body
-
-    def block(self, is_blocking):
-        """Whether `read_body` waits (up to the time-out) until its buffer is full."""
-        self._connection.block(is_blocking)
+        return self.is_kept and self.left == 0 and not self.chunks
 
     def read_body(self, buf):
         """The next bytes of the body: how many, 0 at its end, None if there are none yet.
 
         Raises SourceError ("short") if it ends before it should.
         """
-        if self._chunks:
-            return self._chunks.read(buf)
-        limit = len(buf) if self._left is None else min(self._left, len(buf))
-        if not limit:
+        left = self.left
+        if self.chunks and not left:
+            left = self.chunks.next_chunk(self)
+            if left is None:
+                return None
+        size = len(buf) if left is None else min(left, len(buf))
+        if not size:
             return 0
-        count = self._connection.readinto(buf, limit)
-        if count is None or self._left is None:
-            return count
-        if not count:
-            raise SourceError("short", "the connection ended, %d bytes are missing" % self._left)
-        self._left -= count
+        count = self.stream.readinto(buf, size)
+        self.note(count)
+        if left is not None and count is not None:
+            if not count:
+                raise SourceError("short", "")  # retry.py has the words
+            self.left = left - count
+        self.came += count or 0
         return count
 
+    def note(self, count):
+        """Count the time since the last look if there was nothing; ``count``: None: still nothing.
+
+        Raises OSError or SourceError if that has been so for too long.
+        """
+        if self.looked is None:
+            if count is not None:
+                return
+            self.looked = ticks_ms()
+        now = ticks_ms()
+        passed = ticks_diff(now, self.looked)
+        if not 0 <= passed < _MOST_MS:
+            passed = _MOST_MS
+        self.waited += passed
+        if count is not None:
+            self.looked = None
+            self.idle = 0
+            return
+        self.looked = now
+        self.idle += passed
+        if self.idle >= self.timeout:
+            raise OSError(ETIMEDOUT)
+        if self.min_rate and self.waited >= window_ms:
+            from .http_lines import check_rate
+
+            check_rate(self, window_ms)
+
     def close(self):
-        self._connection.close()
-        self._is_kept = False
+        if self.stream:
+            self.stream.close()
+            self.socket.close()  # after a failed handshake the TLS socket has let go of it
+        self.stream = self.socket = self.looked = self.chunks = None
+        self.idle = 0
+        self.is_kept = False
 
 
-def number(value):
-    """A size in decimal digits, None if it is none or too large."""
-    return int(value) if value.isdigit() and len(value) < 10 else None
+class HttpSource:
+    """The body of an http:// or https:// URL, to be opened by `open` or `opening`.
 
+    ``options``: see set_up_source in http_request.py. ``size``: of the file, None if it is not
+    known. ``is_joined``: it was put together from more than one answer, or only the end of the
+    connection told its end.
+    """
 
-def _text(value):
-    return "".join([chr(byte) if 32 <= byte < 127 else "?" for byte in value])
+    # http_ask.py, http_range.py, retry.py work with: client, is_lent, trail, sha, log, limit,
+    # limits, validator, failures, has_ranges; note, which `log` is told once no failure of that
+    # could be taken for one of the network; at: the next byte to fetch; given: how many have been
+    # handed out; skip: how many are to be fetched again and dropped; kept, kept_end: the part of
+    # the file that comes from the slot.
 
+    size = validator = note = failures = None
+    is_joined = False
+    is_new = True  # nothing has been asked for
+    at = given = skip = kept = kept_end = 0
+    _task = None  # what has to end before the next bytes come
 
-gc.collect()  # what loading left behind would divide a small heap
+    def __init__(self, name, **options):
+        from .http_request import set_up_source
+
+        self.name = name
+        set_up_source(self, **options)
+
+    def open(self):
+        """Connect, and learn the size. Raises SourceError."""
+        for _ in self.opening():
+            sleep_ms(_POLL_MS)
+        return self
+
+    def opening(self):
+        """A generator that does what `open` does, and yields milliseconds to wait."""
+        return self._connect()
+
+    def reading_end(self, buf):
+        """A generator: fill ``buf`` with the last bytes of the file, asked for by themselves.
+
+        Raises SourceError, with the code ``no-range`` if the server does not send a part.
+        """
+        return self._connect(buf)
+
+    def _connect(self, buf=None, error=None):
+        """A generator: connect, after a failure or not, and ask for what is still to come."""
+        while True:
+            try:
+                if error:
+                    from .retry import wait as step
+                else:
+                    from .http_ask import ask as step
+                failure = yield from step(self, error or buf)
+            except MemoryError as failure:
+                step = None
+                unload(*_PARTS)  # room to say so
+                raise no_memory(failure, self.name, SourceError)
+            step = None
+            unload(*_PARTS)
+            if not (error or failure):
+                return
+            error = failure
+
+    def readinto(self, buf):
+        """Fill ``buf`` as far as the file goes; the number of bytes, 0 at the end.
+
+        Raises SourceError when it cannot go on.
+        """
+        have = 0
+        while have < len(buf):
+            count = self.try_readinto(memoryview(buf)[have:] if have else buf)
+            if count is None:
+                sleep_ms(_POLL_MS)
+            elif count:
+                have += count
+            else:
+                break
+        return have
+
+    def try_readinto(self, buf):
+        """As `readinto`, but what there is; None if there is nothing yet."""
+        try:
+            if self._task:
+                for _ in self._task:
+                    return None
+                self._task = None
+            given = self.given
+            if given < self.kept_end:
+                if given >= self.kept:
+                    from .http_range import read_kept
+
+                    return read_kept(self, buf)
+                buf = memoryview(buf)[: self.kept - given]
+            try:
+                count = self._read_body(buf)
+            except (OSError, ValueError) as error:
+                self._task = self._connect(None, error)
+                return None
+        except MemoryError as error:
+            raise no_memory(error, self.name, SourceError)
+        if count:
+            self.given += count
+            if (self.size or self.at) > self.limit:
+                from .source_error import too_long
+
+                raise too_long(self.name, self.limit)
+        return count
+
+    def _read_body(self, buf):
+        """Some bytes of the body; those to skip are dropped, so that there are None yet."""
+        skip = self.skip
+        size = self.size
+        if skip:
+            buf = memoryview(buf)[:skip]
+        elif size is not None and self.at >= size:
+            return 0
+        count = self.client.read_body(buf)
+        if count == 0:
+            if skip or size is not None:
+                raise SourceError("short", "")
+            if self.client.left is None:
+                self.is_joined = True
+        elif count and skip:
+            self.skip = skip - count
+            return None
+        self.at += count or 0
+        return count
+
+    def pass_over(self, count):
+        """Leave out the next ``count`` bytes: where that is less work, ask for what follows."""
+        self.given += count
+        self.leave_out(count)
+
+    def leave_out(self, count):
+        self.at += count
+        if self.is_new:  # it is asked for from there on
+            return
+        if count < _FAR or not self.has_ranges or self.at == self.size:
+            self.skip += count
+        else:
+            self.skip = 0
+            self._task = self._connect()
+
+    def close(self):
+        self._task = None
+        if not self.is_lent:
+            self.client.close()

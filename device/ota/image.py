@@ -5,13 +5,11 @@ to the next stage's ``write(buf)``. The XOR checksum is left to set_boot(), whic
 before it switches.
 """
 
-import gc
 import struct
 
 from micropython import const
 
-from .errors import ImageError
-from .modules import unload
+from .unload import unload
 
 SECTOR = const(4096)
 _HEADER_SIZE = const(24)
@@ -27,7 +25,53 @@ _MMU_PAGE_OFFSET = const(180)  # in esp_app_desc_t
 _MMU_PAGE = const(0x10000)
 _NOTHING = const(0x3FFFFFFF)  # an offset that no byte has
 
-_BLANK = b"\xff" * 256
+_FIRST_LOADED = const(0x10000000)  # below: padding, never loaded (should_load)
+
+
+class Memory:
+    """Where an app may be loaded: the chip's memory less what the bootloader in this flash uses.
+
+    The bootloader refuses an app that would be loaded over itself (``esp_image_format.c:
+    verify_load_addresses``), set_boot() does not look. Filled in by chips.py; addresses in
+    ``mapped``, ``ram`` and ``alias`` are in units of 16 bytes.
+    """
+
+    bootloader_offset = None  # in flash
+    mapped = ram = ()
+    alias = None
+
+    def __init__(self):
+        self.used = []  # (by what, start, end), on the data bus
+
+    def on_data_bus(self, address):
+        if self.alias:
+            base = self.alias[0] << 4
+            if base <= address <= self.ram[3] << 4:
+                return address - base + (self.alias[1] << 4)
+        return address
+
+    def is_mapped(self, address):
+        """Whether a segment for this address is mapped from flash, not loaded (should_map)."""
+        return _is_in(self.mapped, address, address)
+
+    def find_conflict(self, start, end):
+        """Why the bootloader would not load a segment to start..end, None if it would."""
+        if not self.ram or start == end or start < _FIRST_LOADED or self.is_mapped(start):
+            return None
+        if not _is_in(self.ram, start, end - 1):
+            return "is not in memory that an app can be loaded to"
+        start = self.on_data_bus(start)
+        end = self.on_data_bus(end)
+        for what, used_start, used_end in self.used:
+            if start < used_end and end > used_start:
+                return "overlaps %s (0x%08x-0x%08x)" % (what, used_start, used_end)
+        return None
+
+
+def _is_in(ranges, first, last):
+    first >>= 4
+    last >>= 4
+    return any(ranges[i] <= first and last < ranges[i + 1] for i in range(0, len(ranges), 2))
 
 
 class Board:
@@ -54,24 +98,12 @@ class Board:
         """
         chip_id, min_rev, max_rev = _chip_limits(header)
         if chip_id != self.chip_id:
-            from .chips import chip_name
-
-            raise ImageError(
-                "wrong-chip",
-                "%s is for %s, this board is %s"
-                % (what, chip_name(chip_id), chip_name(self.chip_id)),
-            )
+            raise refused("wrong-chip", what, chip_id, self.chip_id)
         if self.max_rev and min_rev > self.max_rev:
-            raise ImageError(
-                "chip-revision",
-                "%s needs chip revision %s or newer, this chip is %s at most"
-                % (what, _revision(min_rev), _revision(self.max_rev)),
-            )
+            raise refused("chip-revision", what, *divmod(min_rev, 100), *divmod(self.max_rev, 100))
         if max_rev and max_rev < self.min_rev:
-            raise ImageError(
-                "chip-revision",
-                "%s needs chip revision %s or older, this chip is %s at least"
-                % (what, _revision(max_rev), _revision(self.min_rev)),
+            raise refused(
+                "chip-revision 2", what, *divmod(max_rev, 100), *divmod(self.min_rev, 100)
             )
 
 
@@ -79,10 +111,6 @@ def _chip_limits(header):
     """(chip id, lowest revision, highest revision or 0 for no limit) of an image header."""
     chip_id, _, min_rev, max_rev = struct.unpack_from("<HBHH", header, 12)
     return chip_id, min_rev, 0 if max_rev == 0xFFFF else max_rev
-
-
-def _revision(revision):
-    return "v%d.%d" % (revision // 100, revision % 100)
 
 
 class AppImage:
@@ -109,7 +137,6 @@ class AppImage:
         self._needs_digest = needs_digest
         self._pos = 0  # bytes seen
         self._end = _NOTHING  # of what belongs to the image: digest, or signature sector
-        self._is_followed = False  # by what is no part of the image
         self._index = 0
         self._segment = (0, 0, 0)
         self._page = _MMU_PAGE
@@ -161,44 +188,28 @@ class AppImage:
         header = self.header
         header[:] = self._field[:_HEADER_SIZE]
         if header[0] != MAGIC:
-            from .looks import describe
-
-            raise ImageError("not-an-image", describe(header))
+            raise refused("not-an-image", header)
         self._board.check_chip(header, "the image")
         if not 1 <= header[1] <= _MAX_SEGMENTS:
-            raise ImageError(
-                "segment-count",
-                "the image has %d segments, 1 to %d are possible" % (header[1], _MAX_SEGMENTS),
-            )
+            raise refused("segment-count", header[1], _MAX_SEGMENTS)
         if header[23] != 1 and self._needs_digest:
-            raise ImageError(
-                "no-digest", "the image carries no SHA-256 digest: pass the file's as sha="
-            )
+            raise refused("no-digest")
         self._await(_HEADER_SIZE, 8, self._parse_segment)
 
     def _parse_segment(self):
         load, size = struct.unpack_from("<II", self._field)
         index, start = self._index, self._at + 8
         if size >= _MAX_SEGMENT_SIZE or size % 4:
-            raise ImageError(
-                "segment-length",
-                "segment %d (at 0x%x) has length 0x%x, which cannot be: "
-                "the file is damaged or bytes are missing before it" % (index, self._at, size),
-            )
+            raise refused("segment-length", index, self._at, size)
         left = self.header[1] - index - 1  # segments to come, of 8 bytes at least
         self._check_fits(_image_size(start + size + 8 * left, self.header))
         conflict = self._board.memory.find_conflict(load, load + size)
         if conflict:
-            raise ImageError(
-                "load-address",
-                "segment %d (0x%08x-0x%08x) %s" % (index, load, load + size, conflict),
-            )
+            raise refused("load-address", index, load, load + size, conflict)
         self._segment = (load, size, start)
         if index == 0:
             if size < _DESC_SIZE:
-                raise ImageError(
-                    "no-app-desc", "segment 0 has 0x%x bytes, app_desc alone has 0x100" % size
-                )
+                raise refused("no-app-desc 2", size)
             self._await(start, _DESC_SIZE, self._parse_desc)
         else:
             self._next_segment()
@@ -206,9 +217,7 @@ class AppImage:
     def _parse_desc(self):
         self.desc[:] = self._field
         if self.desc[:4] != DESC_MAGIC:
-            raise ImageError(
-                "no-app-desc", "the image has no app_desc: it is no app (a bootloader, perhaps)"
-            )
+            raise refused("no-app-desc")
         page = self.desc[_MMU_PAGE_OFFSET]  # log2, 0 in older images
         if 13 <= page <= 16:
             self._page = 1 << page
@@ -221,11 +230,7 @@ class AppImage:
         load, size, start = self._segment
         flash = self._slot_offset + start
         if self._board.memory.is_mapped(load) and (flash - load) % self._page:
-            raise ImageError(
-                "mapping",
-                "segment %d is to be mapped to 0x%08x, its data at flash 0x%x does not align"
-                % (self._index, load, flash),
-            )
+            raise refused("mapping", self._index, load, flash)
         self._index += 1
         end = start + size
         if self._index < self.header[1]:
@@ -241,11 +246,7 @@ class AppImage:
 
     def _check_fits(self, size):
         if size > self._slot_size:
-            raise ImageError(
-                "too-long",
-                "the app image is %d bytes or more, %s holds %d: it needs a larger slot"
-                % (size, self._slot_name, self._slot_size),
-            )
+            raise refused("too-long", size, self._slot_name, self._slot_size)
 
     def _parse_digest(self):
         self.digest = bytes(self._field[:_DIGEST_SIZE])
@@ -265,53 +266,40 @@ class AppImage:
                 self._check_fits(self._end)
             if pos < self._end:
                 stop = min(end, self._end)
-            elif pos < sector:
-                stop = min(end, sector)
             else:
-                stop = end
+                stop = min(end, sector) if pos < sector else end
             piece, view = view[: stop - pos], view[stop - pos :]
-            if pos < self._end or is_blank(piece):
-                if pos + len(piece) > self._slot_size:
-                    self._is_followed = True
-                elif not self._embedded or pos < max(self._end, sector):
+            if pos < self._end or (is_blank(piece) and stop <= self._slot_size):
+                if not self._embedded or pos < max(self._end, sector):
                     self._sink.write(piece)
                 else:
                     self.is_complete = True
             elif self._embedded:
                 self.is_complete = True
             else:
-                self._is_followed = True
+                raise refused("trailing", self._end)
             pos = stop
         self._pos = end
+
+    @property
+    def is_signed(self):
+        """Whether a sector of signatures belongs to it."""
+        return self.size is not None and self._end != self.size
 
     def finish(self):
         """No more bytes come. Raises ImageError if the image is not whole, or is not all."""
         if self.is_complete:
             return
         if self._pos < _HEADER_SIZE:
-            raise ImageError(
-                "truncated", "the file is %d bytes, an image's header alone has 24" % self._pos
-            )
+            raise refused("truncated", self._pos)
         if self.size is None:
             missing = self._at + self._size - self._pos
-            raise ImageError(
-                "truncated",
-                "the image ends after %d bytes, in segment %d of %d: %d bytes or more are missing"
-                % (self._pos, max(self._index - 1, 0), self.header[1], missing),
+            raise refused(
+                "truncated 2", self._pos, max(self._index - 1, 0), self.header[1], missing
             )
         end = self._end
         if self._pos < end:
-            raise ImageError(
-                "truncated",
-                "the image ends after %d bytes of %d: %d bytes are missing"
-                % (self._pos, end, end - self._pos),
-            )
-        if self._is_followed:
-            raise ImageError(
-                "trailing",
-                "%d bytes that are no part of it follow the image of %d bytes"
-                % (self._pos - end, end),
-            )
+            raise refused("truncated 3", self._pos, end, end - self._pos)
         self.is_complete = True
 
 
@@ -322,11 +310,11 @@ def _image_size(end, header):
 
 def is_blank(view):
     """Whether all bytes are 0xFF."""
-    for at in range(0, len(view), len(_BLANK)):
-        piece = view[at : at + len(_BLANK)]
-        if piece != memoryview(_BLANK)[: len(piece)]:
-            return False
-    return True
+    return len(view) > 0 and view[0] == 0xFF and view[:-1] == view[1:]
 
 
-gc.collect()  # what loading left behind would divide a small heap
+def refused(*args):
+    """The ImageError for a key of image_errors.py, with what belongs in its text."""
+    from .image_errors import refused
+
+    return refused(*args)

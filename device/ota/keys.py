@@ -1,11 +1,13 @@
-"""The keys that this board trusts, and the counter that may not go back.
+"""The keys that this board trusts, the counter that may not go back, and what was confirmed.
 
     ota.keys.add(open("key.pem").read())
 
 Up to three public keys, known by their digests as in Secure Boot V2 (``espsecure
 digest-sbv2-public-key``). Once there is one, nothing is installed that no trusted key has signed.
-Keys and counter are one blob in NVS, written as a whole: one byte format (1), u32 counter, bytes
-with the numbers of trusted and retired keys, their digests.
+All of it is one blob in NVS, written as a whole: one byte format (2), u32 counter, bytes with the
+numbers of trusted and retired keys, their digests; then one byte with bit 0 for signed images
+without a release, name and version of the release confirmed last, each UTF-8 with a zero between.
+Format 1, of ota 0.1, ends behind the digests: it is read, and the next change writes format 2.
 
 It stands there twice, in the namespace "ota" as "trust" and "trust-copy": when a power cut meets
 nvs_set_blob, ESP-IDF 5.1 to 6.0 at least can lose the old value with the new one (nvs_page.cpp:
@@ -19,87 +21,114 @@ from esp32 import NVS
 from micropython import const
 
 from .errors import ReleaseError
-from .home import NO_TRUST, TRUST
+from .otadata import NO_TRUST, TRUST
 
 MAX_KEYS = const(3)
 
-_FORMAT = const(1)
+_FORMAT = const(2)
 _HEAD = "<BIBB"
 _HEAD_SIZE = const(7)
-_MAX_RETIRED = const(5)  # remembered, so that a refusal can tell
+_MAX_RETIRED = const(32)
+_MAX_SIZE = const(1265)  # with all keys, a name of 64 and a version of 72 characters
+_USUAL_SIZE = const(256)
+_TOO_LONG = const(-0x110C)  # ESP_ERR_NVS_INVALID_LENGTH
 _SIZE = const(32)
-
-# SubjectPublicKeyInfo of RSA-3072 with the exponent 65537: the modulus stands between these.
-_DER_HEAD = (
-    b"\x30\x82\x01\xa2\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00\x03"
-    b"\x82\x01\x8f\x00\x30\x82\x01\x8a\x02\x82\x01\x81\x00"
-)
-_DER_TAIL = b"\x02\x03\x01\x00\x01"
-_DER_SIZE = const(422)
 
 
 class Trust:
-    """``trusted`` and ``retired``: lists of digests (bytes); ``counter``: of the last release."""
+    """``trusted`` and ``retired``: lists of digests (bytes); ``counter``: the highest confirmed.
+
+    ``takes_images``: whether signed app images are taken without a release. ``name`` and
+    ``version``: of the release that was confirmed last, "" if none was.
+    """
 
     def __init__(self):
         self.counter = 0
         self.trusted = []
         self.retired = []
+        self.takes_images = False
+        self.name = self.version = ""
         self._at = 0  # which of TRUST counts
 
-    def change(self, add, retire):
-        """Add and retire keys by their digests in hex; True if that changed anything.
+    def change(self, add, retire, by_hand=False):
+        """Add and retire keys by their digests in hex.
 
-        Raises ReleaseError, and changes nothing, if none or more than three would be left.
+        Raises ReleaseError, and changes nothing, if none or more than three would be trusted, more
+        than 32 retired, or if one comes back that was retired and it is not done ``by_hand``.
         """
         add = [bytes.fromhex(key) for key in add]
         retire = [bytes.fromhex(key) for key in retire]
         trusted = [key for key in self.trusted if key not in retire]
         trusted += [key for key in add if key not in trusted]
-        retired = [key for key in self.retired + retire if key not in trusted]
-        retired = [key for i, key in enumerate(retired) if key not in retired[:i]]
-        retired = retired[-_MAX_RETIRED:]
-        if trusted == self.trusted and retired == self.retired:
-            return False
-        if not 1 <= len(trusted) <= MAX_KEYS:
+        retired = [key for key in self.retired if key not in trusted]
+        if len(retired) < len(self.retired) and not by_hand:
             raise ReleaseError(
-                "keys", "%d keys would be trusted, 1 to %d can be" % (len(trusted), MAX_KEYS)
+                "retired-key", "a key would come back that was retired: ota.keys.add() may do that"
             )
+        retired += [key for key in retire if key not in retired and key not in trusted]
+        for count, low, high, what in (
+            (len(trusted), 1, MAX_KEYS, "trusted"),
+            (len(retired), 0, _MAX_RETIRED, "retired"),
+        ):
+            if not low <= count <= high:
+                raise ReleaseError(
+                    "keys", "%d keys would be %s, %d to %d can be" % (count, what, low, high)
+                )
         self.trusted, self.retired = trusted, retired
-        return True
 
     def save(self):
+        """Raises ReleaseError if NVS does not take it."""
         head = struct.pack(_HEAD, _FORMAT, self.counter, len(self.trusted), len(self.retired))
-        data = head + b"".join(self.trusted + self.retired)
-        nvs = NVS("ota")
-        for at in (1 - self._at, self._at):
-            nvs.set_blob(TRUST[at], data)
-            nvs.commit()
+        tail = bytes((int(self.takes_images),)) + (self.name + "\0" + self.version).encode()
+        data = head + b"".join(self.trusted + self.retired) + tail
+        try:
+            nvs = NVS("ota")
+            for at in (1 - self._at, self._at):
+                nvs.set_blob(TRUST[at], data)
+                nvs.commit()
+        except OSError as error:
+            raise ReleaseError("key-store", "the keys cannot be stored: %s" % error)
+
+    def _read(self, data, size):
+        """Take it from a blob of ``size`` bytes. Raises ValueError if that is damaged."""
+        number, self.counter, count, retired = struct.unpack_from(_HEAD, data)
+        end = _HEAD_SIZE + _SIZE * (count + retired)
+        is_whole = size > end if number == _FORMAT else number == 1 and size == end
+        if not is_whole or count > MAX_KEYS or retired > _MAX_RETIRED or self.counter >> 31:
+            raise ValueError
+        digests = [bytes(data[i : i + _SIZE]) for i in range(_HEAD_SIZE, end, _SIZE)]
+        self.trusted, self.retired = digests[:count], digests[count:]
+        if number == _FORMAT:
+            self.takes_images = bool(data[end] & 1)
+            self.name, self.version = str(data[end + 1 : size], "utf-8").split("\0")
 
 
 def load():
     """What NVS holds. Raises ReleaseError if that cannot be read: it does not count as no keys."""
-    trust = Trust()
     problem = None
-    data = bytearray(_HEAD_SIZE + _SIZE * (MAX_KEYS + _MAX_RETIRED))
+    data = bytearray(_USUAL_SIZE)
     for at, name in enumerate(TRUST):
+        trust = Trust()
         try:
-            size = NVS("ota").get_blob(name, data)
+            try:
+                size = NVS("ota").get_blob(name, data)
+            except OSError as error:
+                if error.args[0] != _TOO_LONG:
+                    raise
+                data = bytearray(_MAX_SIZE)
+                size = NVS("ota").get_blob(name, data)
+            trust._read(data, size)
         except OSError as error:
             if error.errno not in NO_TRUST:
-                problem = "the trusted keys cannot be read: %s" % error
-            continue
-        number, counter, count, retired = struct.unpack_from(_HEAD, data)
-        if number != _FORMAT or size != _HEAD_SIZE + _SIZE * (count + retired) or count > MAX_KEYS:
-            problem = "the trusted keys in NVS are damaged"
-            continue
-        digests = [bytes(data[i : i + _SIZE]) for i in range(_HEAD_SIZE, size, _SIZE)]
-        trust.counter, trust.trusted, trust.retired = counter, digests[:count], digests[count:]
-        trust._at = at
-        return trust
+                problem = "cannot be read: %s" % error
+        except ValueError:
+            problem = "are damaged"
+        else:
+            trust._at = at
+            return trust
     if problem:
-        raise ReleaseError("key-store", problem)
-    return trust
+        raise ReleaseError("key-store", "the trusted keys in NVS " + problem)
+    return Trust()
 
 
 def trusted():
@@ -108,61 +137,59 @@ def trusted():
 
 
 def counter():
-    """The counter of the last release that was confirmed."""
+    """The highest counter of a release that was confirmed."""
     return load().counter
 
 
 def add(key):
-    """Trust a public key: PEM, DER, or its digest in hex. Returns the digest."""
+    """Trust a public key: PEM, DER, or its digest in hex. Returns the digest.
+
+    It may be one that was retired: no manifest can bring that back.
+    """
     digest = _digest_of(key)
-    trust = load()
-    if trust.change([digest], ()):
-        trust.save()
+    _change((digest,), ())
     return digest
 
 
-def retire(digest):
-    """Trust a key no longer, by its digest in hex. The last one cannot be retired: `clear`."""
-    trust = load()
-    if trust.change((), [digest]):
-        trust.save()
+def retire(key):
+    """Trust a key no longer, given as for `add`. The last one cannot be retired: `clear`."""
+    _change((), (_digest_of(key),))
 
 
 def clear():
-    """Trust no key: from now on the board takes what is not signed. The counter stays."""
+    """Trust no key: from now on the board takes what is not signed. Counter and retired keys stay.
+
+    Listeners for pushes that rely on keys alone are closed.
+    """
     trust = load()
-    trust.trusted, trust.retired = [], []
+    trust.trusted, trust.takes_images = [], False
+    trust.save()
+    import sys
+
+    receiver = sys.modules.get(__name__.rpartition(".")[0] + ".push_receiver")
+    if receiver:
+        receiver.keys_cleared()
+
+
+def allow_images(allowed):
+    """Whether this board takes app images without a release, signed themselves by a trusted key.
+
+    They have neither counter nor name: whoever has an old one can install it.
+    """
+    trust = load()
+    trust.takes_images = bool(allowed)
     trust.save()
 
 
+def _change(add, retire):
+    trust = load()
+    before = trust.trusted, trust.retired
+    trust.change(add, retire, True)
+    if before != (trust.trusted, trust.retired):
+        trust.save()
+
+
 def _digest_of(key):
-    if isinstance(key, str):
-        if len(key) == 64:
-            return bytes.fromhex(key).hex()
-        key = key.encode()
-    if b"-----BEGIN" in key:
-        from binascii import a2b_base64
+    from .signature import digest_of_key
 
-        body = key.partition(b"-----BEGIN PUBLIC KEY-----")[2]
-        key = a2b_base64(body.partition(b"-----END PUBLIC KEY-----")[0])
-    if (
-        len(key) != _DER_SIZE
-        or key[: len(_DER_HEAD)] != _DER_HEAD
-        or key[-len(_DER_TAIL) :] != _DER_TAIL
-    ):
-        raise ReleaseError("keys", "not a public RSA key with 3072 bits and the exponent 65537")
-    return _digest_of_modulus(int.from_bytes(key[len(_DER_HEAD) : -len(_DER_TAIL)], "big"))
-
-
-def _digest_of_modulus(n):
-    """SHA-256 of the key as it stands in a signature block: ets_rsa_pubkey_t."""
-    from hashlib import sha256
-
-    inverse = 1  # of n modulo 2^32, by Newton's iteration: the right bits double each time
-    for _ in range(5):
-        inverse = inverse * (2 - n * inverse) & 0xFFFFFFFF
-    sha = sha256(n.to_bytes(384, "little"))
-    sha.update(struct.pack("<I", 65537))
-    sha.update(((1 << 6144) % n).to_bytes(384, "little"))
-    sha.update(struct.pack("<I", -inverse & 0xFFFFFFFF))
-    return sha.digest().hex()
+    return digest_of_key(key)

@@ -10,8 +10,7 @@ import socket
 
 from micropython import const
 
-from .errors import StateError
-from .receive import MAX_MESSAGE, Receiver, busy, send_error
+from .push_receiver import MAX_MESSAGE, Receiver, busy, send_error
 
 PORT = const(8266)
 
@@ -20,64 +19,68 @@ _DATA = const(1)
 _HEAD_SIZE = const(3)
 _MAX_FRAME = const(1024)
 _CREDIT = const(16384)  # TCP keeps what the board has not taken yet
-_POLL_MS = const(200)
+_POLL_MS = const(200)  # one client in this time, whoever they are
 _RESTART_MS = const(1000)
 _LINGER_MS = const(1000)
 _REST_SIZE = const(256)
-_BACKLOG = const(2)
+_BACKLOG = const(4)
+_MAX_TASKS = const(6)  # the sessions, and those that are on their way out
 
 
 class Listener:
     """Listens on a TCP port.
 
     ``secret``: what client and board have in common, 16 random bytes or more; without one the
-    board must have keys, and takes signed bundles only. ``reboot``: restart into a complete update.
-    All else is for `Receiver`: ``accept``, ``progress``, ``version``, ``silence``, ``keep``,
-    ``force``, ``verify``.
+    board must have keys, and takes what they have signed; or ``open=True``: anyone may update it.
+    ``reboot``: restart into a complete update. All else is for `Receiver`: ``accept``,
+    ``progress``, ``version``, ``silence``, ``keep``, ``force``, ``verify``.
     """
 
     def __init__(self, secret=None, *, port=PORT, host="0.0.0.0", reboot=True, **options):
-        if not secret:
-            from .keys import load
-
-            if not load().trusted:
-                raise StateError(
-                    "open", "without a secret, and with no keys installed, anyone could update it"
-                )
-        self.receiver = Receiver(secret or None, **options)
+        self.receiver = Receiver(secret, **options)
         self._address = host, port
         self._reboot = reboot
-        self._buf = memoryview(bytearray(_MAX_FRAME))
+        self._tasks = 0
+        self._buf = memoryview(bytearray(_MAX_FRAME))  # of the session whose update it is
 
     async def serve(self):
-        """Listen, as long as the task runs."""
+        """Listen, as long as the task runs. Raises StateError when the keys are cleared."""
+        receiver = self.receiver
+        receiver.check_keys()
         server = socket.socket()
         try:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(socket.getaddrinfo(*self._address)[0][-1])
             server.listen(_BACKLOG)
             server.setblocking(False)
-            while True:
-                self.receiver.poll()
-                self._accept(server)
+            while not receiver.is_shut:
+                try:
+                    receiver.poll()
+                    self._accept(server)
+                except MemoryError:  # the next time, there may be some
+                    pass
                 await asyncio.sleep_ms(_POLL_MS)
         finally:
             server.close()
-            self.receiver.close()
+            receiver.close()
+        receiver.check_keys()
 
     def _accept(self, server):
         """Take one client, if there is one.
 
         asyncio.start_server would end for good with the first for whom there is no memory.
         """
+        if self._tasks >= _MAX_TASKS:
+            return
         try:
-            client, _ = server.accept()
-        except (OSError, MemoryError):
+            client, address = server.accept()
+        except OSError:
             return
         try:
             client.setblocking(False)
             stream = asyncio.StreamReader(client)
-            asyncio.create_task(self._talk(stream, stream))  # noqa: RUF006  the loop holds it
+            asyncio.create_task(self._talk(stream, address[0]))  # noqa: RUF006  the loop holds it
+            self._tasks += 1
         except MemoryError:
             client.close()
 
@@ -91,97 +94,102 @@ class Listener:
 
         return hostname() + ".local"
 
-    async def _talk(self, reader, writer):
-        link = _Link(writer)
+    async def _talk(self, stream, peer):
+        receiver = self.receiver
+        session = None
         try:
-            await self._serve_client(reader, link)
-            await asyncio.wait_for_ms(_drop_rest(reader), _LINGER_MS)
+            link = _Link(stream, peer)
+            session = receiver.open(link)
+            try:
+                if session:
+                    await self._read_frames(session, link)
+                else:
+                    send_error(link, busy())
+                await link.flush()
+            except asyncio.CancelledError:
+                if not link.is_closed:
+                    raise
+            await asyncio.wait_for_ms(_drop_rest(stream), _LINGER_MS)
         except (OSError, EOFError, MemoryError, asyncio.TimeoutError):
             pass  # it has gone, or cannot even be told why it has to go
         finally:
-            if self.receiver.link is link:
-                self.receiver.lost()
-            writer.close()
-            await writer.wait_closed()
-        if self._reboot and self.receiver.is_done and self.receiver.wants_restart:
+            if session:
+                receiver.lost(session)
+            self._tasks -= 1
+            stream.close()
+            await stream.wait_closed()
+        if session and session.begun and receiver.wants_restart and self._reboot:
             import machine
 
             await asyncio.sleep_ms(_RESTART_MS)
             machine.reset()
 
-    async def _serve_client(self, reader, link):
-        try:
-            if self.receiver.open(link):
-                await self._read_frames(reader, link)
-            else:
-                send_error(link, busy())
-            await link.flush()
-        except asyncio.CancelledError:
-            if not link.is_closed:
-                raise
-
-    async def _read_frames(self, reader, link):
+    async def _read_frames(self, session, link):
         receiver = self.receiver
         head = memoryview(bytearray(_HEAD_SIZE))
-        while receiver.link is link:
+        while not link.is_closed:
             try:
-                await self._take_frame(reader, head)
+                await _read(link.stream, head)
+                await self._take_frame(session, link.stream, head)
+                while receiver.work():
+                    await asyncio.sleep_ms(0)
                 await link.flush()
             except MemoryError as error:
-                receiver.fail(error)
+                receiver.fail(session, error)
                 await asyncio.sleep_ms(_POLL_MS)  # for others to give memory back
 
-    async def _take_frame(self, reader, head):
+    async def _take_frame(self, session, stream, head):
         receiver = self.receiver
-        await _read(reader, head)
         size = head[0] | head[1] << 8
-        limit = _MAX_FRAME if head[2] == _DATA else MAX_MESSAGE
-        if head[2] > _DATA or not 0 < size <= limit:
-            receiver.message(b"")
+        is_data = head[2] == _DATA and session is receiver.active
+        if head[2] > is_data or not 0 < size <= (_MAX_FRAME if is_data else MAX_MESSAGE):
+            receiver.message(session, b"")
             return
-        body = self._buf[:size]
-        await _read(reader, body)
-        if head[2] == _DATA:
-            receiver.data(body)
+        body = self._buf[:size] if is_data else memoryview(bytearray(size))
+        await _read(stream, body)
+        if is_data:
+            receiver.data(session, body)
         else:
-            receiver.message(body)
+            receiver.message(session, body)
 
 
-async def _read(reader, buf):
+async def _read(stream, buf):
     """Fill ``buf``. Raises EOFError at the end."""
     done = 0
     while done < len(buf):
-        count = await reader.readinto(buf[done:])
+        count = await stream.readinto(buf[done:])
         if count == 0:
             raise EOFError
         done += count or 0
 
 
-async def _drop_rest(reader):
+async def _drop_rest(stream):
     """Read on until the client hangs up: else the close takes back what it has not read yet.
 
     TCP resets a connection that is closed before all has been read: RFC 2525, 2.17.
     """
     buf = bytearray(_REST_SIZE)
-    while await reader.readinto(buf) != 0:
+    while await stream.readinto(buf) != 0:
         pass
 
 
 class _Link:
-    """One connection: see Receiver."""
+    """One connection: see push_receiver.py."""
 
     credit = _CREDIT
+    packet_size = _MAX_FRAME
+    is_closed = False
 
-    def __init__(self, writer):
-        self._writer = writer
+    def __init__(self, stream, peer):
+        self.stream = stream
+        self.peer = peer
         self._has_more = False
         self._task = asyncio.current_task()
-        self.is_closed = False
 
     def send(self, message):
         size = len(message)
         try:
-            self._writer.write(bytes((size & 0xFF, size >> 8, _CONTROL)) + message)
+            self.stream.write(bytes((size & 0xFF, size >> 8, _CONTROL)) + message)
         except OSError:  # it has gone: the next read tells
             pass
         self._has_more = True
@@ -189,7 +197,7 @@ class _Link:
     async def flush(self):
         if self._has_more:
             self._has_more = False
-            await self._writer.drain()
+            await self.stream.drain()
 
     def close(self):
         """`_talk` does it, if it does not wait for more."""

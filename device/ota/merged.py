@@ -1,6 +1,5 @@
 """Finds the app in a merged firmware (bootloader, partition table and app in one file)."""
 
-import gc
 import struct
 
 from micropython import const
@@ -16,6 +15,7 @@ _TABLE_MAGIC = b"\xaa\x50"
 _TABLE_MD5_MAGIC = b"\xeb\xeb"
 _TABLE_SIZE = const(0xC00)
 _ENTRY_SIZE = const(32)
+_FLASH_LIMIT = const(0x8000000)  # no flash is larger
 _TABLE_LIMIT = const(0x100000)  # no table stands beyond this
 _APP_SUBTYPES = (0, 0x10)  # factory, ota_0: what the bootloader starts where otadata is blank
 _NOWHERE = const(0x3FFFFFFF)
@@ -82,7 +82,7 @@ class MergedFirmware:
                 base = (self._board.memory.bootloader_offset or 0) - offset
                 self._base = max(base, 0)
             elif not is_blank(block):
-                from .looks import describe
+                from .filetype import describe
 
                 raise ImageError("not-an-image", describe(block))
         else:
@@ -130,6 +130,12 @@ def find_app(table):
     while at < _TABLE_SIZE and bytes(table[at : at + 2]) == _TABLE_MAGIC:
         kind, subtype, offset, size = struct.unpack_from("<BBII", table, at + 2)
         if kind == 0:
+            if offset >= _FLASH_LIMIT or not 0 < size <= _FLASH_LIMIT:
+                raise ImageError(
+                    "no-app",
+                    "the firmware's partition table is damaged: an app of 0x%x bytes at 0x%x"
+                    % (size, offset),
+                )
             apps[subtype] = (offset, size)
         at += _ENTRY_SIZE
     if at == 0:
@@ -160,6 +166,3 @@ def is_merged(head, board):
         return True
     # An app's first segment is mapped, a bootloader's is loaded.
     return not board.memory.is_mapped(struct.unpack_from("<I", head, _HEADER_SIZE)[0])
-
-
-gc.collect()  # what loading left behind would divide a small heap

@@ -1,14 +1,22 @@
-"""otadata: the two records by which the bootloader selects a slot.
+"""What outlives a reset: the two records of otadata, by which the bootloader selects a slot, the
+images in the slots, and this package's own notes in NVS.
 
-Source of the rules: ESP-IDF ``esp_ota_ops.c`` and ``bootloader_common_loader.c``.
+Source of the rules: ESP-IDF ``esp_ota_ops.c``, ``bootloader_common_loader.c``,
+``esp_image_format.c``.
 """
 
-import gc
 import struct
 from binascii import crc32
 
-from esp32 import Partition
+from esp32 import NVS, Partition
 from micropython import const
+
+HOME = "/.ota"
+TRUST = ("trust", "trust-copy")  # in NVS: keys.py
+# What NVS raises where there are none: ESP_ERR_NVS_NOT_INITIALIZED (no partition to use: nvs_open,
+# as MicroPython uses one alone), _NOT_FOUND, _NOT_ENOUGH_SPACE (nvs_open finds no room for the
+# namespace, so it is a new one), _PART_NOT_FOUND.
+NO_TRUST = (-0x1101, -0x1102, -0x1105, -0x110F)
 
 PENDING_VERIFY = const(1)
 VALID = const(2)
@@ -17,9 +25,14 @@ ABORTED = const(4)
 UNDEFINED = const(0xFFFFFFFF)
 
 _BLANK = const(0xFFFFFFFF)
+_TOO_LONG = const(-0x110C)  # ESP_ERR_NVS_INVALID_LENGTH
 _RECORD_SIZE = const(32)
 _SUBTYPE_OTA_0 = const(0x10)
 _MAX_SLOTS = const(16)
+_SECTOR = const(4096)
+_MAGIC = const(0xE9)
+_MAX_SEGMENTS = const(16)
+_DIGEST_SIZE = const(32)
 
 
 class Record:
@@ -30,6 +43,9 @@ class Record:
         self.is_crc_ok = self.seq != _BLANK and crc == crc32(data[:4], _BLANK)
         self.is_valid = self.is_crc_ok and self.state not in (INVALID, ABORTED)
         self.slot = (self.seq - 1) % slot_count if self.is_crc_ok and slot_count else None
+
+
+owner = None  # the update that writes at present: slot.acquire. This module is never unloaded.
 
 
 def find_otadata():
@@ -55,7 +71,7 @@ def find_next_slot():
     except OSError:
         part = None
     if part is None or part.info()[2] == running.info()[2] or not find_otadata():
-        from .errors import SlotError
+        from .errors import SlotError  # not at every boot
 
         raise SlotError(
             "no-slot",
@@ -110,4 +126,123 @@ def erase(index):
     find_otadata().ioctl(6, index)
 
 
-gc.collect()  # what loading left behind would divide a small heap
+# --- the image in a slot
+
+
+def image_size(partition, head=None):
+    """The size in bytes of the image in a partition, its digest included; None if there is none.
+
+    Only its headers are read. ``head``: its first 32 bytes, where the flash does not hold them
+    (slot.py: they are written last).
+    """
+    if head is None:
+        head = bytearray(32)
+        partition.readblocks(0, head, 0)
+    if head[0] != _MAGIC or not 1 <= head[1] <= _MAX_SEGMENTS:
+        return None
+    field = memoryview(bytearray(8))
+    field[:] = head[24:32]
+    at = 24
+    for index in range(head[1]):
+        if index:
+            try:
+                partition.readblocks(at // _SECTOR, field, at % _SECTOR)
+            except OSError:  # it says that it goes on behind the partition
+                return None
+        at += 8 + int.from_bytes(field[4:], "little")
+    return ((at + 16) & ~15) + (_DIGEST_SIZE if head[23] == 1 else 0)
+
+
+def app_id(partition, head=None):
+    """The last 32 bytes of the image in a partition: its SHA-256, if it carries one. Or None."""
+    size = image_size(partition, head)
+    if size is None or size > partition.info()[3]:
+        return None
+    tail = bytearray(_DIGEST_SIZE)
+    at = size - _DIGEST_SIZE
+    partition.readblocks(at // _SECTOR, tail, at % _SECTOR)
+    return bytes(tail)
+
+
+def chip_id():
+    """The chip that the running app is for: the number in image headers."""
+    head = bytearray(14)
+    Partition(Partition.RUNNING).readblocks(0, head, 0)
+    return head[12] | head[13] << 8
+
+
+# --- whether this board has ever had more than plain images
+
+
+def has_home():
+    """Whether a release has ever been installed: boot.py, files.py."""
+    from os import stat
+
+    try:
+        stat(HOME)
+        return True
+    except OSError:
+        return False
+
+
+def has_trust():
+    """Whether keys or a counter are stored (keys.py). What cannot be read counts as stored."""
+    for name in TRUST:
+        try:
+            NVS("ota").get_blob(name, bytearray(1))
+        except OSError as error:
+            if error.args[0] in NO_TRUST:
+                continue
+        return True
+    return False
+
+
+# --- notes in NVS: what can be done without, so that a full NVS is no reason to fail
+
+
+def has_note(key):
+    """Whether there is a blob under ``key``."""
+    try:
+        NVS("ota").get_blob(key, bytearray(1))
+    except OSError as error:
+        return error.args[0] == _TOO_LONG
+    return True
+
+
+def recall(key, size):
+    """The blob under ``key``, of up to ``size`` bytes; b"" if there is none."""
+    data = bytearray(size)
+    try:
+        return memoryview(data)[: NVS("ota").get_blob(key, data)]
+    except OSError:
+        return b""
+
+
+def note(key, data):
+    """Store a blob; whether that was possible. A power cut can lose old value and new: keys.py."""
+    try:
+        nvs = NVS("ota")
+        nvs.set_blob(key, data)
+        nvs.commit()
+        return True
+    except OSError:  # a table without nvs, or a full one
+        return False
+
+
+def forget_attempt():
+    """What the slot holds of an attempt is of no use. The latter keys are of version 0.1."""
+    forget("resume", "download", "payload")
+
+
+def forget(*keys):
+    """Remove what is stored under these keys."""
+    try:
+        nvs = NVS("ota")
+        for key in keys:
+            try:
+                nvs.erase_key(key)
+            except OSError:  # there was none
+                pass
+        nvs.commit()
+    except OSError:
+        pass

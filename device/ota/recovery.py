@@ -1,4 +1,4 @@
-"""What rollback.py offers beyond confirming: it is loaded only when one of these is called."""
+"""What ota.rollback offers beyond confirming: it is loaded only when one of these is used."""
 
 import struct
 
@@ -19,14 +19,34 @@ _POLL_MS = const(100)
 _watchdog = None
 
 
+def failure(error):
+    """What comes out for an OSError of the flash."""
+    return StateError("otadata", "the flash of otadata or of an app fails: %s" % error)
+
+
+def _translated(call):
+    def translated(*args, **options):
+        try:
+            return call(*args, **options)
+        except OSError as error:
+            if error.args[0] == _NOT_SUPPORTED:  # as micropython-esp32-ota says it
+                raise
+            raise failure(error)
+
+    return translated
+
+
+@_translated
 def force():
     """Boot the app that ran before this one from now on.
 
     It is the one that otadata names, and set_boot() verifies its image first. It must confirm
     itself like a new one, else the bootloader comes back to the app that runs now.
 
+    Files that wait for their trial are given up: what comes back runs with those it has.
+
     Raises OSError(-261) where the table has no OTA slots, StateError if there is no such app
-    (no-previous) or its image is not intact (not-bootable).
+    (no-previous), its image is not intact (not-bootable) or the flash fails (otadata).
     """
     partition = _previous()
     try:
@@ -39,14 +59,21 @@ def force():
             "the image in %s is not intact: still booting %s"
             % (partition.info()[4], _running().info()[4]),
         )
+    if otadata.has_home():
+        from .confirm import give_up_waiting
+
+        give_up_waiting()
 
 
+@_translated
 def cancel_force():
     """Boot the running app from now on, confirmed if it was so before `force`."""
     running = _running()
     if Partition(Partition.BOOT).info()[2] == running.info()[2]:
         return
     state = otadata.state(running)
+    if state is None and not _is_on_trial(running):  # set_boot() to a factory app erases otadata
+        state = otadata.VALID
     running.set_boot()
     if state in (otadata.VALID, otadata.UNDEFINED):
         Partition.mark_app_valid_cancel_rollback()
@@ -61,6 +88,7 @@ def is_possible():
     return True
 
 
+@_translated
 def mark_invalid(reboot=True):
     """Give up the running app, as esp_ota_mark_app_invalid_rollback_and_reboot() does.
 
@@ -78,6 +106,7 @@ def mark_invalid(reboot=True):
         reset()
 
 
+@_translated
 def guard(timeout_s, check=None):
     """Arm the watchdog if the running app is not confirmed yet; True if it is (or has been now).
 
@@ -137,6 +166,11 @@ def release():
 
 def _running():
     return Partition(Partition.RUNNING)
+
+
+def _is_on_trial(running):
+    """Whether it waits for `cancel`, by the note of commit.py."""
+    return otadata.recall("trial", 36)[:4] == struct.pack("<I", running.info()[2])
 
 
 def _mark(index, state):

@@ -1,4 +1,4 @@
-"""Installs releases: judges a manifest, takes its payloads, switches.
+"""Installs releases: a manifest is judged, its payloads are taken, then all is switched at once.
 
     ota.release.install("https://server/greenhouse-2.1.bundle")
 
@@ -12,54 +12,41 @@ from hashlib import sha256
 from esp32 import Partition
 from micropython import const
 
-from .bundle import Bundle, is_bundle
-from .errors import OTAError, ReleaseError, SourceError
-from .home import has_home
-from .modules import unload
+from . import otadata, slot
+from .errors import FrameError, ImageError, OTAError, ReleaseError, SourceError
+from .pump import Inlet, Progress, pumping, run, translated
+from .source import is_stale, is_url, make_source
+from .tar import TarReader
+from .unload import unload
 
 _SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
+_MANIFEST = "manifest.json"
+_SIGNATURE = "manifest.sig"
 _AT_THE_END = ("files", "boot", "confirm")  # modules that are of use then, and before
 
 
-class Item:
-    """Bytes that come: a form of a payload.
-
-    ``name`` (member or URL), ``size`` and ``encoding`` are of these bytes; ``kind``, ``sha256``,
-    ``content_size``, ``disk`` and ``partition`` of the payload that they give. ``is_taken``:
-    whether this board wants them.
-    """
-
-    def __init__(self, payload, form, name, is_taken):
-        self.name = name
-        self.size = form.size
-        self.encoding = form.encoding
-        self.content_size = payload.size
-        self.is_taken = is_taken
-        self.kind = payload.kind
-        self.sha256 = payload.sha256
-        self.disk = payload.disk
-        self.partition = payload.partition
-
-
 class Release:
-    """One release on its way in: `accept`, then `open` for each form, then `switch`.
+    """One release on its way in: `accepting`, then `open` for each form, then `committing`.
 
     ``force``: install though something is unconfirmed, has failed before, or is another product.
     """
 
     items = None  # what is to come, once the manifest is accepted
+    vouched = False  # a trusted key has signed the manifest
 
-    def __init__(self, force=False, verify=True, block_size=0):
+    def __init__(self, force=False, verify=True):
         self._force = force
-        self._options = {"verify": verify, "block_size": block_size, "force": force}
+        self._verify = verify
         self._app = None
-        self._data = None  # the writer of a data partition
+        self._is_resumed = False  # what came before stood in the flash
+        self._files = None  # the writer of the tree that comes
         self._staged = {}  # what files.py has taken: {"tree": name, "certs": name}
         self._entry = None
+        self.room = memoryview(bytearray(slot.ROOM))  # for one member after the other
 
-    def accept(self, data, signature_sector, place):
-        """Judge a manifest. ``place``: where its payloads come from, "member" or "url".
+    def accepting(self, data, signature_sector, place):
+        """A generator: judge a manifest. ``place``: where payloads come from, "member" or "url".
 
         Raises OTAError if it is not for this board, or the signature is due and not good.
         """
@@ -68,175 +55,238 @@ class Release:
 
         trust = load()
         check_manifest(data, signature_sector, trust)
+        self.vouched = bool(trust.trusted)
         del check_manifest, load
-        unload("signature")
-        from .judge import judge
+        unload("signature", "keys")
+        yield 0
+        bases = ()
+        if b'"delta"' in data:
+            try:
+                from .running import finding
+            except ImportError:  # this board decodes nothing: it takes what is plain
+                finding = _nothing
 
-        self._entry, self.items = judge(data, trust, place, self._force)
+            bases = yield from finding(memoryview(bytearray(_SECTOR)))
+        from .manifest import read
+
+        manifest = read(data)
+        del read, data
+        unload("manifest")
+        if not self._force:
+            from .confirm import check_confirmed
+
+            check_confirmed()
+            del check_confirmed
+            unload(*_AT_THE_END)
+        from .policy import judge
+
+        self._entry, items = judge(manifest, trust, place, bases, self._force)
         del judge, trust
-        unload("judge", "manifest", "keys", "chips", "unconfirmed", *_AT_THE_END)
+        unload("policy", "versions", "chips", *_AT_THE_END)
+        yield 0
+        from .room import check_room
+
+        check_room(manifest.payloads, self._force)
+        del check_room
+        unload("room", *_AT_THE_END)
+        self.items = items
+        yield 0
 
     # --- taking
 
     def open(self, item):
-        """A sink (`write`, `close`) for the bytes of an item, or None if this board skips it."""
+        """The stage for the bytes of an item, or None if this board leaves them out."""
         if not item.is_taken:
             return None
-
-        def done():
-            item.is_taken = False
-
+        item.is_taken = False
         unload(*_AT_THE_END)
+        if item.kind == "app":
+            return self._open_app(item)
+        if item.kind == "data":
+            return self._open_data(item)
         room = None
         if item.encoding:
             from .frames import Buffered, Frames, Room
 
-            room = Room(item.encoding == "delta")
-        if item.kind == "app":
-            return self._open_app(item, room, done)
-        sink = _Checked(self._open_content(item), item, done)
+            room = Room(False)  # before code divides the heap
+        sink = _Checked(self._open_files(item), item)
         if not room:
             return sink
-        return Frames(Buffered(sink.write), item.content_size, sink.close, room=room)
+        return Frames(Buffered(sink, self.room), item.content_size, sink.finish, room=room)
 
-    def _open_app(self, item, room, done):
-        buf = bytearray(_SECTOR) if room else None  # the heap is in one piece still
-        self._app = app = _make_app(item, self._options, buf)
-        from .mark import Mark, Plain
+    def _open_app(self, item):
+        room = None
+        buf = self.room
+        if item.encoding:
+            from .frames import Frames, Room
 
-        app.mark = mark = Mark(item, app)
+            room = Room(item.encoding == "delta")  # before code divides the heap
+        from .app import NewApp
+        from .image import Board
+        from .resume_release import Mark
 
-        def close():
-            _seal(app)
-            done()
-
+        app = NewApp(
+            Board(Partition(Partition.RUNNING)),
+            self._force,
+            self._verify,
+            total=item.content_size,
+            sha=bytes.fromhex(item.sha256),
+            needs_digest=False,
+            buf=buf,
+        )
+        self._app = app
+        mark = Mark(item, app.part, app.writer.limit)
+        mark.target = app
+        self._is_resumed = mark.at > 0
+        taking = _App(app, item, mark)
         if not room:
-            return Plain(app, mark, close)
-        from .frames import Frames
+            return taking
+        return Frames(taking, item.content_size, taking.finish, mark, room, app.writer.limit)
 
-        return Frames(app, item.content_size, close, mark, room)
+    def _open_data(self, item):
+        part = Partition.find(Partition.TYPE_DATA, label=item.partition)[0]
+        size = item.content_size
+        room = None
+        if item.encoding:
+            from .frames import Frames, Room
 
-    def _open_content(self, item):
-        if item.kind == "data":
-            from .slot import SlotWriter
+            room = Room(False)  # all that is large, before code divides the heap
+        buf = bytearray(slot.ROOM)
+        head = None if item.chain else bytearray(min(size, 2 * _SECTOR))
+        from .chain import Chain, DataWriter, HeadLast
 
-            part = Partition.find(Partition.TYPE_DATA, label=item.partition)[0]
-            self._data = SlotWriter(part, _Nowhere(), self._options["verify"])
-            return self._data
+        if not item.chain:
+            otadata.forget("resume-data")  # of what the partition holds no longer
+            writer = DataWriter(part, size, self._verify, buf)
+            sink = HeadLast(writer, size, bytes.fromhex(item.sha256), head)
+            if not item.encoding:
+                return sink
+            from .frames import Buffered
+
+            return Frames(Buffered(sink, self.room), size, sink.finish, room=room)
+        from .resume_release import Mark
+
+        mark = Mark(item, part, DataWriter.last_resume(size))
+        mark.target = sink = DataWriter(part, size, self._verify, buf, mark.at)
+        chain = Chain(sink, item.size, item.chain, mark, not item.encoding, self.room)
+        if room:
+            chain.sink = Frames(sink, size, sink.finish, chain, room)
+        return chain
+
+    def _open_files(self, item):
         from . import files
 
         if item.kind == "files":
-            writer = files.TreeWriter(item.sha256, item.disk, self._staged.values())
-            self._staged["tree"] = writer.name
+            self._files = files.TreeWriter(item.sha256, item.disk, self._staged.values())
+            self._staged["tree"] = self._files.name
         else:
-            writer = files.CertsWriter(item.sha256, item.content_size)
-            self._staged["certs"] = writer.name
-        return writer
+            self._files = files.CertsWriter(item.sha256, item.content_size)
+            self._staged["certs"] = self._files.name
+        return self._files
 
-    def fetch(self, url, data, request_args, progress=None, buf=None):
-        """Take the release of which ``data`` is the manifest, read from ``url``.
+    def fetching(self, url, data, request_args, progress, buf):
+        """A generator: take the release of which ``data`` is the manifest, read from ``url``.
 
-        ``buf``: a bytearray of 4096 bytes to read into, if there is one already.
+        ``buf``: a memoryview of a sector to read into.
         """
-        buf = buf or bytearray(_SECTOR)
+        request_args.setdefault("origin", url)  # wherever its payloads are
         sector = None
         if url.endswith(".json"):
-            sector = _read_signature(url[:-5] + ".sig", request_args)
-        self.accept(data, sector, "url")
+            sector = yield from _reading_signature(url[:-5] + ".sig", request_args)
+        yield from self.accepting(data, sector, "url")
         for item in self.items:
-            place = resolve(url, item.name)
-            if item.is_taken and item.kind == "app" and not item.encoding:
-                self._fetch_app(place, item, request_args, progress)
-            elif item.is_taken:
-                self._fetch_item(place, item.size, self.open(item), request_args, progress, buf)
+            if item.is_taken:
+                yield from self._fetching(item, url, request_args, progress, buf)
 
-    def _fetch_app(self, url, item, request_args, progress):
-        """As ota.update.from_file does: goes on where an earlier download broke off."""
-        options = dict(self._options)
-        options["progress"] = progress
+    def _fetching(self, item, url, request_args, progress, buf):
+        from .http_more import resolve
+
+        place = resolve(url, item.name)
         for is_last in (False, True):
-            self._app = app = _make_app(item, options)
+            item.is_taken = True
+            stage = self.open(item)
+            source = make_source(place, limit=item.size, **request_args)
             try:
-                app.from_firmware_file(url, **request_args)
-                _seal(app)
-                item.is_taken = False
+                inlet = Inlet(stage, buf)
+                while inlet.work():
+                    yield 0
+                done = inlet.skip() if is_url(place) else 0
+                if done:  # what the flash holds already is not even asked for
+                    source.pass_over(done)
+                yield from source.opening()
+                done = yield from pumping(source, inlet, progress, done)
+                if done < item.size:
+                    raise ReleaseError(
+                        "member",
+                        "%s is shorter than the %d bytes that the manifest says"
+                        % (place, item.size),
+                    )
+                inlet.finish()
                 return
             except OTAError as error:
-                if is_last or not app.is_stale(error):
+                self.doubt(error)
+                if is_last or not self.is_stale(source, error):
                     raise
+            finally:
+                source.close()
 
-    def _fetch_item(self, url, size, sink, request_args, progress, buf):
-        from .source import open_source
+    def doubt(self, error):
+        """Let go of what the flash holds, if ``error`` may come from that."""
+        if isinstance(error, (ImageError, FrameError)):
+            otadata.forget_attempt()
 
-        source = open_source(url, **request_args)
-        source.give_room = self.give_room
-        try:
-            view = memoryview(buf)
-            left = size
-            skip = getattr(sink, "skip", _none)
-            count = _fill(source, view)
-            while count:
-                left -= count
-                if left < 0:
-                    break
-                sink.write(view[:count])
-                count = skip()
-                if count:
-                    source.pass_over(count)
-                    left -= count
-                if progress:
-                    progress(size - left, size)
-                count = _fill(source, view)
-            if left:
-                raise ReleaseError(
-                    "member",
-                    "%s is %s than the %d bytes that the manifest says"
-                    % (url, "longer" if left < 0 else "shorter", size),
-                )
-            sink.close()
-        finally:
-            source.close()
-
-    def give_room(self):
-        """Give large buffers back for now: the heap is needed."""
-        for taking in (self._app, self._data):
-            if taking:
-                taking.give_room()
+    def is_stale(self, source, error):
+        """Whether to start over: what came, or what the flash held, may be of two files."""
+        return is_stale(source, error) or (
+            self._is_resumed and isinstance(error, (ImageError, FrameError))
+        )
 
     def abort(self):
         """Remove what was staged: it failed."""
-        if has_home():
-            from .confirm import sweep
+        slot.release(self)
+        try:
+            if self._files:
+                self._files.abort()
+        except OSError:  # it is the error that led here which counts
+            pass
+        unload("app", "chain", "delta", "frames", "image", "resume_release")
+        if self._staged:
+            try:
+                from .confirm import sweep
 
-            sweep()
+                sweep()
+            except (OSError, MemoryError):  # what is left is removed by the next confirmation
+                pass
 
     # --- switching
 
-    def switch(self):
-        """All has come: make it what the next boot takes. Raises OTAError."""
+    def committing(self):
+        """A generator: all has come: make it what the next boot takes. Raises OTAError."""
         if self.items is None or any(item.is_taken for item in self.items):
             raise ReleaseError("member", "the release is not complete")
+        self.room = None
+        gc.collect()
         from . import files
+        from .confirm import check_selected
 
         entry = self._entry
-        kept = files.running() if has_home() else {}
-        for key in ("tree", "disk", "certs"):
+        kept = files.running()
+        for key in ("tree", "disk", "certs", "name", "version"):
             if key in kept and key not in entry:
                 entry[key] = kept[key]
         entry.update(self._staged)
-        files.prepare()
+        yield 0
         if self._app:
-            files.attach(self._app.part, entry)
-            self._app.switch()
+            yield from self._app.committing(lambda part, head: files.attach(part, entry, head))
         elif self._staged:
+            check_selected()  # once more: it may have come between
             files.try_next(entry)
         else:  # nothing that could be on trial
             from .confirm import apply_trust
 
             apply_trust(entry)
-            for key in ("add", "retire"):
-                entry.pop(key, None)
             files.settle(entry)
+        slot.release(self)
 
     @property
     def needs_reset(self):
@@ -244,54 +294,75 @@ class Release:
         return bool(self._app or self._staged)
 
 
-def _make_app(item, options, buf=None):
-    """The update of a slot; the switch waits for the other payloads."""
-    from .update import OTA
+class _App:
+    """The stage for an app's bytes, as they are or decoded: goes on where they broke off."""
 
-    app = OTA(verbose=False, sha=item.sha256, length=item.content_size, buf=buf, **options)
-    app.is_vouched = True
-    return app
+    def __init__(self, app, item, mark):
+        self._app = app
+        self._mark = mark
+        self._size = item.content_size
+        self._keeping = app.keep(mark.at, mark.more) if mark.at else None
+        self._have = 0
+        self._left_out = mark.at
+        self.buffer = app.buffer
 
+    def wanted(self):
+        return self._left_out or self._size - self._have
 
-def _seal(app):
-    """The app is whole; if it is signed itself, that signature has to be good as well."""
-    app.seal()
-    from .signature import check_app
+    def write(self, view):
+        count = len(view)
+        if self._left_out:
+            self._left_out -= count
+            return
+        self._have += count
+        self._app.write(view)
+        at = self._have - self._have % _SECTOR  # a push brings pieces that begin anywhere
+        self._mark.note(at, at)
 
-    try:
-        check_app(app.part, app._image.size, None)
-    except ReleaseError as error:
-        if error.code != "unsigned":
-            raise
-    del check_app
-    unload("signature")
+    def take(self, count):
+        """``count`` bytes stand in `buffer`: decoded ones."""
+        self._have += count
+        self._app.take(count)
 
+    def work(self):
+        if self._keeping:
+            try:
+                next(self._keeping)
+            except StopIteration:
+                self._keeping = None
+                self._have = self._mark.at
+            return True
+        return self._app.work()
 
-def _none():
-    return 0
+    def skip(self):
+        count = self._left_out
+        self._left_out = 0
+        return count
 
-
-class _Nowhere:
-    """The last stage of a partition whose blocks have been compared one by one."""
-
-    def write(self, buf):
-        pass
+    def finish(self):
+        if self._have < self._size:
+            raise ReleaseError(
+                "member", "the app payload gave %d bytes of %d" % (self._have, self._size)
+            )
+        self._app.seal(True)
 
 
 class _Checked:
     """Lets the bytes of a payload pass and compares their SHA-256 with the manifest's."""
 
-    def __init__(self, sink, item, done):
+    def __init__(self, sink, item):
         self._sink = sink
         self._item = item
         self._sha = sha256()
-        self._done = done
+        self.wanted = sink.wanted
+        self.work = sink.work
+        self.skip = sink.skip
 
-    def write(self, buf):
-        self._sha.update(buf)
-        self._sink.write(buf)
+    def write(self, view):
+        self._sha.update(view)
+        self._sink.write(view)
 
-    def close(self):
+    def finish(self):
         found = self._sha.digest().hex()
         if found != self._item.sha256:
             raise ReleaseError(
@@ -299,8 +370,119 @@ class _Checked:
                 "the %s payload has SHA-256 %s..., the manifest says %s..."
                 % (self._item.kind, found[:16], self._item.sha256[:16]),
             )
-        self._sink.close()
-        self._done()
+        self._sink.finish()
+
+
+# --- a bundle
+
+
+class Bundle:
+    """A stage (pump.py) for a bundle: manifest, signature and payloads in one tar file.
+
+    Raises ReleaseError for members that are missing, too many, in another order or of another
+    size than the manifest says, and what the release raises.
+    """
+
+    def __init__(self, release):
+        self._release = release
+        self._tar = TarReader(self._open_member, "the bundle")
+        self._manifest = None
+        self._signature = None
+        self._items = None  # those that have not come yet, once the manifest is accepted
+        self._task = None
+        self.wanted = self._tar.wanted
+        self.write = self._tar.write
+
+    def work(self):
+        if self._task:
+            try:
+                next(self._task)
+            except StopIteration:
+                self._task = None
+                self._items = list(self._release.items)
+            return True
+        if self._tar.next and self._is_judged_before(self._tar.next[0]):
+            self._task = self._accepting()
+            return True
+        return self._tar.work()
+
+    def skip(self):
+        """Pass over what comes next and is not wanted; returns how many bytes."""
+        return self._tar.skip()
+
+    def finish(self):
+        """No more bytes come: all of the payloads must have."""
+        self._tar.finish()
+        if self._items is None:
+            run(self._accepting())
+            self._items = list(self._release.items)
+        if self._items:
+            raise ReleaseError("member", "the bundle lacks its member '%s'" % self._items[0].name)
+
+    def _is_judged_before(self, name):
+        is_signature = self._signature is None and name == _SIGNATURE
+        return self._items is None and self._manifest is not None and not is_signature
+
+    def _open_member(self, name, size, is_directory):
+        if is_directory:
+            raise ReleaseError("member", "the bundle has a directory, '%s'" % name)
+        if self._manifest is None:
+            self._manifest = _Collector(name, size, _MANIFEST, _MAX_MANIFEST)
+            return self._manifest
+        if self._items is None:
+            self._signature = _Collector(name, size, _SIGNATURE, _SECTOR, self._release.room)
+            return self._signature
+        if not self._items:
+            raise ReleaseError("member", "the bundle has a member too many, '%s'" % name)
+        item = self._items.pop(0)
+        if name != item.name:
+            raise ReleaseError(
+                "member", "the bundle has '%s' where '%s' is due" % (name, item.name)
+            )
+        if size != item.size:
+            raise ReleaseError(
+                "member",
+                "member '%s' is %d bytes, the manifest says %d" % (name, size, item.size),
+            )
+        return self._release.open(item)
+
+    def _accepting(self):
+        if self._manifest is None:
+            raise ReleaseError("member", "the bundle is empty")
+        signature = self._signature.data if self._signature else None
+        manifest = self._manifest.data
+        self._manifest.data = self._signature = None
+        return self._release.accepting(manifest, signature, "member")
+
+
+class _Collector:
+    """A stage that keeps a small member whole, in ``room`` if that is given."""
+
+    def __init__(self, name, size, expected, limit, room=None):
+        if name != expected:
+            raise ReleaseError("member", "the bundle starts with '%s', not %s" % (name, expected))
+        if size > limit:
+            raise ReleaseError(
+                "member", "member '%s' is %d bytes, at most %d" % (name, size, limit)
+            )
+        self.data = room[:size] if room else bytearray(size)
+        self._have = 0
+
+    def wanted(self):
+        return len(self.data) - self._have
+
+    def write(self, view):
+        self.data[self._have : self._have + len(view)] = view
+        self._have += len(view)
+
+    def work(self):
+        return False
+
+    def skip(self):
+        return 0
+
+    def finish(self):
+        pass
 
 
 # --- from a source
@@ -313,101 +495,88 @@ def install(
 
     With ``reboot`` the board restarts then, if the release needs it; the new firmware or files have
     to call ota.rollback.cancel(). ``progress(done, total)``: see ota.update.OTA. ``request_args``:
-    see HttpSource.
+    see HttpSource. ``block_size`` has no meaning any more.
     """
     gc.collect()
-    buf = bytearray(_SECTOR)  # before the heap is divided
-    from .source import open_source
-
-    release = Release(force, verify, block_size)
-    source = open_source(url, **request_args)
-    source.give_room = release.give_room
-    try:
-        _take(release, source, buf, url, request_args, progress)
-        release.switch()
-    except Exception:
-        release.abort()
-        raise
-    finally:
-        source.close()
+    buf = memoryview(bytearray(_SECTOR))  # before the heap is divided
+    progress = progress and Progress(progress)
+    for is_last in (False, True):
+        source = make_source(url, **request_args)
+        release = Release(force, verify)
+        slot.acquire(release)
+        try:
+            run(_installing(release, source, url, request_args, progress, buf))
+            break
+        except BaseException as error:
+            release.doubt(error)
+            release.abort()
+            if is_last or not (isinstance(error, OTAError) and release.is_stale(source, error)):
+                raise translated(error, progress, url)
+        finally:
+            source.close()
     if reboot and release.needs_reset:
         import machine
 
         machine.reset()
 
 
-def _take(release, source, buf, url, request_args, progress):
-    view = memoryview(buf)
-    have = _fill(source, view)
-    if buf[0] == 0x7B:  # {: a manifest
-        data = bytearray(view[:have])
+def _installing(release, source, url, request_args, progress, buf):
+    yield from source.opening()
+    have = yield from _filling(source, buf)
+    if have and buf[0] == 0x7B:  # {: a manifest
+        data = bytearray(buf[:have])
         while have == _SECTOR and len(data) <= _MAX_MANIFEST:
-            have = _fill(source, view)
-            data.extend(view[:have])
+            have = yield from _filling(source, buf)
+            data.extend(buf[:have])
         source.close()
-        release.fetch(url, data, request_args, progress, buf)
-        return
-    if not is_bundle(buf):
+        yield from release.fetching(url, data, request_args, progress, buf)
+    elif not is_bundle(buf):
         raise ReleaseError(
             "member", "not a release: neither a bundle nor a manifest (ota.update takes images)"
         )
-    stage = Bundle(release)
-    done = 0
-    while have:
-        stage.write(view[:have])
-        done += have
-        done += _pass_over(stage, source)
-        if progress:
-            progress(done, source.size)
-        have = _fill(source, view)
-    stage.finish()
+    else:
+        inlet = Inlet(Bundle(release), buf)
+        inlet.fill(have)
+        yield from pumping(source, inlet, progress, have)
+        inlet.finish()
+    yield from release.committing()
 
 
-def _pass_over(stage, source):
-    """Leave out what the stage does not want to see; returns how many bytes."""
-    count = stage.skip()
-    if count:
-        source.pass_over(count)
-    return count
+def _nothing(buf):
+    yield 0
+    return ()
 
 
-def _read_signature(url, request_args):
-    """The signature beside a manifest, None if there is none."""
-    from .source import open_source
+def is_bundle(head):
+    """Whether a file that starts with these bytes is a bundle: its first member tells."""
+    return bytes(head[:14]) == b"manifest.json\0"
 
+
+def _reading_signature(url, request_args):
+    """A generator: the signature beside a manifest, None if there is none."""
+    source = make_source(url, **request_args)
     try:
-        source = open_source(url, **request_args)
+        yield from source.opening()
+        sector = bytearray(_SECTOR + 1)
+        have = yield from _filling(source, memoryview(sector))
+        return sector[:have]
     except SourceError as error:
         if error.code == "not-found" or error.status in (404, 410):
             return None
         raise
-    try:
-        sector = bytearray(_SECTOR)
-        have = _fill(source, memoryview(sector))
-        return sector if have == _SECTOR and not source.readinto(bytearray(1)) else sector[:have]
     finally:
         source.close()
 
 
-def _fill(source, view):
-    """Read until ``view`` is full or the source ends; the number of bytes."""
+def _filling(source, view):
+    """A generator: read until ``view`` is full or the source ends; the number of bytes."""
     have = 0
     while have < len(view):
-        count = source.readinto(view[have:])
-        if not count:
+        count = source.try_readinto(view[have:])
+        if count is None:
+            yield 2
+        elif count:
+            have += count
+        else:
             break
-        have += count
     return have
-
-
-def resolve(base, reference):
-    """A URL or path that is relative to that of the manifest."""
-    from .redirect import join_url
-    from .url import is_url
-
-    if is_url(base):
-        return join_url(base, reference)
-    if is_url(reference) or reference.startswith("/"):
-        return reference
-    folder = base.rpartition("/")[0]
-    return folder + "/" + reference if folder else reference

@@ -1,4 +1,12 @@
-"""Confirm the running app, or go back to the one before. Imported on every boot, hence tiny."""
+"""Confirm the running app, or go back to the one before. Imported on every boot, hence tiny.
+
+`cancel` is here; the others are loaded when they are first used, see recovery.py: ``force()``,
+``cancel_force()``, ``mark_invalid(reboot=True)``, ``is_possible()``,
+``guard(timeout_s, check=None)``.
+"""
+
+import os
+from sys import modules
 
 from esp32 import NVS, Partition
 
@@ -6,69 +14,51 @@ from esp32 import NVS, Partition
 def cancel():
     """Confirm the running app: the bootloader keeps it. Call it once the app has proved healthy.
 
-    Nothing happens where there is nothing to confirm.
+    Nothing happens where there is nothing to confirm. If what follows from it fails (to keep the
+    files of a release, its counter, its keys), that is printed, and the next call tries again.
+    Raises StateError ("otadata") if the app is not confirmed, since otadata cannot be written.
     """
+    running = Partition(Partition.RUNNING).info()[2]
+    has_trial = True
     try:
         # If set_boot() has chosen another app, or the bootloader fell back to this one, then what
         # mark_app_valid_cancel_rollback() would mark is that other app.
-        if Partition(Partition.BOOT).info()[2] == Partition(Partition.RUNNING).info()[2]:
+        has_trial = Partition(Partition.BOOT).info()[2] == running
+        if has_trial:
             Partition.mark_app_valid_cancel_rollback()
     except OSError as error:
         if error.args[0] in (2, -261):  # no otadata: ENOENT, ESP_ERR_NOT_FOUND
             print("ota.rollback.cancel(): The bootloader does not support OTA rollback.")
         elif error.args[0] != -1:  # ESP_FAIL: a factory app needs no confirmation
-            raise
-    _settle_trial()
-    from .home import has_home
+            from .recovery import failure
 
-    if has_home():
-        from .confirm import confirm
-
-        confirm()
-    _recovery("release", is_loaded=True)
-
-
-def _settle_trial():
-    trial = bytearray(36)
+            raise failure(error)
+    recovery = modules.get(__name__[:-8] + "recovery")
+    if recovery:
+        recovery.release()  # the watchdog, before anything else can fail
     try:
-        NVS("ota").get_blob("trial", trial)
-    except OSError:
-        return
-    from .failed import settle
+        trial = bytearray(36)
+        try:
+            NVS("ota").get_blob("trial", trial)
+        except OSError:
+            has_trial = False
+        if has_trial:
+            from .failed_version import settle
 
-    settle(trial)
+            settle(trial)
+        try:
+            settled = [entry[3] for entry in os.ilistdir("/.ota") if entry[0] == "settled"]
+        except OSError:  # no release has ever come
+            return
+        if running >> 16 not in settled:  # boot.py: settle
+            from .confirm import confirm
 
-
-def force():
-    """Boot the app that ran before this one from now on. See recovery.py for all of these."""
-    return _recovery("force")
-
-
-def cancel_force():
-    """Undo `force`: boot the running app from now on."""
-    return _recovery("cancel_force")
-
-
-def mark_invalid(reboot=True):
-    """Give up the running app: the bootloader goes back to the one before, for good."""
-    return _recovery("mark_invalid", reboot)
+            confirm()
+    except Exception as error:
+        print("ota.rollback.cancel(): to be tried again:", repr(error))
 
 
-def is_possible():
-    """Whether there is an intact app to go back to."""
-    return _recovery("is_possible")
+def __getattr__(name):
+    from . import recovery
 
-
-def guard(timeout_s, check=None):
-    """Unless the app is confirmed in time, the watchdog resets it and the bootloader rolls back."""
-    return _recovery("guard", timeout_s, check)
-
-
-def _recovery(name, *args, is_loaded=False):
-    import sys
-
-    module = __name__.rpartition(".")[0] + ".recovery"
-    if is_loaded and module not in sys.modules:
-        return None
-    __import__(module)
-    return getattr(sys.modules[module], name)(*args)
+    return getattr(recovery, name)

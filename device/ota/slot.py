@@ -1,26 +1,31 @@
-"""Writes one slot: whole blocks, each read back and compared.
+"""Writes a partition: sector by sector, each read back and compared.
 
-Nothing is allocated per block after the first write.
+Flash is erased by 64 KiB without a buffer of that size. ``writeblocks(block, buf)`` erases
+``len(buf)`` bytes and then writes, and ESP-IDF refuses to write from address 0 before it touches
+the flash (``esp_flash_api.c: esp_flash_write``, ESP_ERR_INVALID_ARG). So a bytearray at address 0
+erases, and nothing is written. Where a chip's driver should not look at the address, it crashes:
+it is first asked under a note in NVS, which gives up after two resets, and what it has done is
+checked. The note holds the digest of the app that runs: another firmware is asked anew.
 """
 
-import gc
-
+from esp32 import Partition
 from micropython import const
+from uctypes import bytearray_at
 
-from .errors import SlotError
+from . import otadata
+from .errors import SlotError, StateError
 
 SECTOR = const(4096)
-_ERASE_BLOCK = const(65536)
-_SMALL_PIECE = const(512)
-_MIDDLE_PIECE = const(1024)
-# Heap to leave alone then: for what is read, and for the objects of a failure.
-_RESERVE = const(3072)
-# The same of ESP-IDF's heap, out of which MicroPython's grows: for Wi-Fi and TCP buffers (an
-# estimate: TCP's window is 6 KiB, a frame takes 1.6 KiB).
-_SYSTEM_RESERVE = const(20480)
-# Erasing 64 KiB at once takes 150 ms, a sector 45 ms, programming a sector 6 ms (typical SPI NOR):
-# from five sectors on the whole block is faster, though all of it is programmed again.
-_FEW = const(4)
+HEAD_SIZE = const(32)  # of an app: what is written last
+
+_BLOCK = const(65536)
+_PIECE = const(1024)  # what is read back at once
+ROOM = const(5120)  # bytes: for a sector, and for a piece of it that is read back
+_NOT_WRITTEN = const(-258)  # ESP_ERR_INVALID_ARG
+_NOTE = "erase"  # u8 tries that ended in a reset, or one of the next two; digest of the app
+_TRIES = const(2)
+_GOOD = const(0xFF)
+_BAD = const(0xFE)
 _NAMED = const(4)  # places of lost bytes that an error names
 
 
@@ -29,234 +34,315 @@ class _Key:
         return key
 
 
-_ALL = _Key()[:]  # view[_ALL] = data: an assignment that allocates no slice
+_BEHIND_HEAD = _Key()[HEAD_SIZE:]  # a slice that is allocated once
+
+
+def acquire(owner):
+    """Make ``owner`` the one update that is under way. Raises StateError ("busy")."""
+    if otadata.owner not in (None, owner):
+        raise StateError("busy", "another update is under way: it has to end, or be aborted, first")
+    otadata.owner = owner
+
+
+def release(owner):
+    """The update of ``owner`` is over, however it ended."""
+    if otadata.owner is owner:
+        otadata.owner = None
 
 
 class SlotWriter:
-    """A stage that writes what it is given into a partition, from its start on.
+    """A stage that writes a partition, a sector at a time.
 
-    ``sink``: the next stage; its ``write(buf)`` gets a block once that was read back from the flash
-    and found right. With ``verify`` off nothing is read back.
-    ``block_size``: bytes to erase and write at once, 4096, or 65536 if the heap has them; 0: as
-    the heap allows. ``before_erase()`` is called once, before the first erase. ``buf``: a bytearray
-    of 4096 bytes to begin with. Sectors that already hold the right bytes are left alone.
+    Bytes come by `buffer`, which says where to put them, and `take`. A full sector goes to the
+    flash by `work`, or with the next call, unless it stands there already: no step takes longer
+    than one flash operation and a sector.
+
+    ``passed(buf)`` is called with each sector that is in the flash, read back and found right (with
+    ``verify`` off nothing is read back). ``before_erase()``: once, before the first erase.
+    ``head_size``: the first bytes of the partition, which stay blank until `write_head`. ``at``:
+    the offset to begin at, a multiple of 4096. ``buf``: ROOM bytes, if there are. ``by_sectors``:
+    nothing is erased by 64 KiB, so that what stands there already is left alone.
+
+    Raises SlotError.
     """
 
-    def __init__(self, partition, sink, verify=True, block_size=0, before_erase=None, buf=None):
-        self._partition = partition
-        self._sink = sink
+    def __init__(
+        self,
+        partition,
+        passed,
+        verify=True,
+        before_erase=None,
+        head_size=0,
+        at=0,
+        buf=None,
+        by_sectors=False,
+    ):
+        self._part = partition
+        self._passed = passed
         self._verify = verify
-        self._block_size = block_size
-        self._has_grown = False
         self._before_erase = before_erase
-        _, _, _, self._limit, self._name, _ = partition.info()
-        self._at = 0  # where in the slot the block at hand begins
+        _, _, self._offset, self.limit, self.name, self._is_encrypted = partition.info()
+        self._head_size = head_size
+        self.head = None
+        self.at = at  # where the sector at hand begins: all before it is in the flash
+        self.kept = 0  # up to here it was there before, and is only read again
         self._fill = 0
-        self._small = None  # the buffers from before a block of 64 KiB was taken
-        # Now, before a connection and its strings divide the heap: so 56 KiB are enough.
-        self._use(buf or bytearray(SECTOR), bytearray(_SMALL_PIECE))
-
-    def _use(self, block, check):
-        """Take ``block`` for what is written, and ``check`` to read it back, piece by piece."""
-        block = memoryview(block)
-        count = len(check)
-        self._pieces = [block[at : at + count] for at in range(0, len(block), count)]
-        self._buf, self._check = block, memoryview(check)
-        self._size = len(block)
-
-    def _grow(self):
-        """Take larger buffers if they are to be had: 64 KiB for a block, one sector to read back.
-
-        Not before the first write: by then the connection has what it needs. A new connection is
-        made without them: see `give_room`.
-        """
-        self._has_grown = True
-        gc.collect()
-        free = gc.mem_free() - _RESERVE
-        small = self._buf, self._check, self._pieces
-        try:
-            if self._block_size == _ERASE_BLOCK or (self._block_size == 0 and free >= _ERASE_BLOCK):
-                self._use(bytearray(_ERASE_BLOCK), self._buf)  # a piece is a sector
-                if self._block_size or not _is_system_short():
-                    self._small = small
-                    return
-                self._use_again(small)
-                gc.collect()
-            if free >= SECTOR:
-                self._use(self._buf, bytearray(_MIDDLE_PIECE))
-        except MemoryError:  # there is enough, but not in one piece
-            self._use_again(small)
-
-    def _use_again(self, small):
-        self._buf, self._check, self._pieces = small
-        self._size = SECTOR
-
-    def give_room(self):
-        """Give a block of 64 KiB back, until the slot comes to the next one: the heap is needed."""
-        if not self._small:
-            return
-        block, count = self._buf, self._fill
-        self._use_again(self._small)
-        self._small = None
-        self._fill = 0
-        self._has_grown = False
-        self._write_part(block[:count])
-
-    def write(self, buf):
-        """Take the next bytes. Raises SlotError if they do not fit or the flash loses any."""
-        if not self._has_grown and not self._fill and not self._at % _ERASE_BLOCK:
-            self._grow()
-        size = len(buf)
-        if self._at + self._fill + size > self._limit:
-            raise SlotError(
-                "flash", "%s holds %d bytes, there are more" % (self._name, self._limit)
-            )
-        if buf is self._buf:
-            self._add(size)
-        else:
-            self._write_part(memoryview(buf))
-
-    def _write_part(self, view):
-        """Take bytes that stand elsewhere, or are not a whole block."""
-        while view:
-            count = min(len(view), self._size - self._fill)
-            self._buf[self._fill : self._fill + count] = view[:count]
-            view = view[count:]
-            self._add(count)
-
-    def _add(self, count):
-        self._fill += count
-        if self._fill == self._size:
-            self._flush()
-
-    @property
-    def written(self):
-        """Bytes up to the end of what the flash holds."""
-        return self._at
+        self._blank_end = 0  # up to here what follows `at` is erased
+        self._is_due = False  # the sector at hand is full, and waits to be written
+        self._erases_blocks = False if by_sectors else None  # unknown
+        room = memoryview(buf or bytearray(ROOM))
+        self._buf = room[:SECTOR]
+        self._check = check = room[SECTOR:]
+        self._shifted = check[:-1], check[1:]  # equal if all bytes are
+        self._pieces = [self._buf[i : i + _PIECE] for i in range(0, SECTOR, _PIECE)]
 
     def buffer(self):
-        """Where the next bytes will stand, up to the end of the block: fill it, then write it."""
+        """Where the next bytes belong, up to the end of the sector."""
+        while self._is_due:
+            self.work()
         return self._buf[self._fill :] if self._fill else self._buf
 
-    def close(self):
-        """Write the last, partial block, filled up with 0xFF, and give the buffers back."""
-        if self._fill:
-            for at in range(self._fill, (self._fill + SECTOR - 1) // SECTOR * SECTOR):
-                self._buf[at] = 0xFF
+    def take(self, count):
+        """``count`` bytes stand in `buffer`."""
+        self._fill += count
+        if self.at + self._fill > self.limit:
+            raise SlotError("flash", "%s holds %d bytes, there are more" % (self.name, self.limit))
+        if self._fill == SECTOR:
             self._flush()
-        self.drop()
 
-    def drop(self):
-        """Give the buffers back: nothing more is written."""
-        self._buf = self._check = self._pieces = self._small = None
+    def write(self, buf):
+        """Take bytes that stand anywhere, also in `buffer`."""
+        if buf is self._buf:
+            self.take(SECTOR)
+            return
+        view = memoryview(buf)
+        while view:
+            place = self.buffer()
+            count = min(len(view), len(place))
+            place[:count] = view[:count]
+            self.take(count)
+            view = view[count:]
+
+    def work(self):
+        """Do what `take` has left over; whether there was anything."""
+        if not self._is_due:
+            return False
+        if self.at >= self._blank_end:
+            if self._before_erase:
+                self._announce()
+                return True
+            if self._make_blank():
+                return True
+        self._is_due = False
+        self._program()
+        self._pass_on()
+        return True
+
+    def close(self):
+        """Write the last, partial sector, filled up with 0xFF."""
+        while self.work():
+            pass
+        if self._fill:
+            size = self._fill
+            for at in range(size, SECTOR):
+                self._buf[at] = 0xFF
+            self._fill = SECTOR
+            self._flush()
+            while self.work():
+                pass
+
+    def tidy(self):
+        """A generator: erase what stands behind the bytes written, a block at a time."""
+        at = self.at
+        while at < self.limit:
+            size = min(_BLOCK - (self._offset + at) % _BLOCK, self.limit - at)
+            is_blank = self._is_blank(at, size)
+            if not is_blank and (size < _BLOCK or not self._erase_block(at)):
+                size = SECTOR
+                self._erase_sector(at)
+            at += size
+            yield 0
+        self._blank_end = 0
+
+    def write_head(self):
+        """Write the first bytes, which were left blank: now the image is one."""
+        self._write_flash(0, self.head, 0)
+        place = self._check[: self._head_size]
+        self._read_flash(0, place, 0)
+        if place != self.head:
+            raise SlotError("flash", "flash lost bytes of the image's header in %s" % self.name)
+
+    def go_to(self, at, blank_end=0):
+        """What comes next belongs to offset ``at``; up to ``blank_end`` the flash is erased."""
+        self.at = at
+        self._blank_end = blank_end
+
+    def clear(self, at):
+        """Erase the sector at offset ``at``."""
+        if not self._is_blank(at, SECTOR):
+            self._erase_sector(at)
+
+    # --- a sector
 
     def _flush(self):
-        """Bring the block at hand into the flash, and then to the next stage."""
-        size = self._fill
-        count = (size + SECTOR - 1) // SECTOR
-        first = 0  # sectors before this one are right already
-        if self._verify:
-            while first < count and self._is_right(first):
-                first += 1
-        if first < count:
-            self._write_from(first, count)
-            if self._verify:
-                for index in range(first, count):
-                    if not self._is_right(index):
-                        self._retry(index)
-        self._sink.write(self._buf if size == self._size else self._buf[:size])
-        self._at += size
+        is_head = self._head_size and not self.at
+        if is_head:
+            self.head = bytes(self._buf[: self._head_size])
+        if self.at < self.kept:
+            self._pass_on()
+            return
+        if not is_head and self._verify and self.at >= self._blank_end and self._is_right():
+            self._pass_on()
+            return
+        self._is_due = True
+
+    def _pass_on(self):
+        self._passed(self._buf)
+        self.at += SECTOR
         self._fill = 0
 
-    def _read(self, piece):
-        """Read a piece of the block at hand back from the flash."""
-        at = self._at + piece * len(self._check)
-        self._partition.readblocks(at // SECTOR, self._check, at % SECTOR)
+    def _make_blank(self):
+        """See that the sector at hand is erased; whether it had to be. The first one always is."""
+        at = self.at
+        always = self._head_size and not at
+        is_block = (self._offset + at) % _BLOCK == 0 and at + _BLOCK <= self.limit
+        size = _BLOCK if is_block else SECTOR
+        if not always and self._is_blank(at, size):
+            self._blank_end = at + size
+            return False
+        if is_block and self._erase_block(at):
+            self._blank_end = at + _BLOCK
+            return True
+        self._blank_end = at + SECTOR
+        if not always and is_block and self._is_blank(at, SECTOR):
+            return False
+        self._erase_sector(at)
+        return True
 
-    def _is_right(self, index):
-        """Whether the flash holds what sector ``index`` of the block should be."""
-        count = SECTOR // len(self._check)
-        for piece in range(index * count, index * count + count):
+    def _program(self):
+        self._put()
+        if self._verify and not self._is_right():
+            self._erase_sector(self.at)  # once more
+            self._put()
+            if not self._is_right():
+                raise SlotError("flash", self._name_lost())
+
+    def _put(self):
+        if self._head_size and not self.at:
+            self._write_flash(0, self._buf[_BEHIND_HEAD], HEAD_SIZE)
+        else:
+            self._write_flash(self.at // SECTOR, self._buf, 0)
+
+    def _read(self, piece):
+        """Read a piece of the sector at hand back from the flash."""
+        at = self.at + piece * _PIECE
+        if at or not self._head_size:
+            self._read_flash(at // SECTOR, self._check, at % SECTOR)
+        else:
+            self._read_flash(0, self._check[_BEHIND_HEAD], HEAD_SIZE)
+            self._check[:HEAD_SIZE] = self.head
+
+    def _is_right(self):
+        """Whether the flash holds the sector at hand."""
+        for piece in range(len(self._pieces)):
             self._read(piece)
             if self._check != self._pieces[piece]:
                 return False
         return True
 
-    def _write_from(self, first, count):
-        """Write the sectors from ``first`` on, of which that one at least is not right."""
-        if self._before_erase:
-            self._before_erase()
-            self._before_erase = None
-        if self._is_whole_faster(first, count):
-            self._blank(count)
-            self._partition.writeblocks(self._at // SECTOR, self._buf)
-            if self._verify:
-                for index in range(first):
-                    if not self._is_right(index):
-                        self._retry(index)
-            return
-        for index in range(first, count):
-            if index == first or not self._verify or not self._is_right(index):
-                self._write_sector(index)
+    def _is_blank(self, at, size):
+        check = self._check
+        for piece in range(at, at + size, _PIECE):
+            self._read_flash(piece // SECTOR, check, piece % SECTOR)
+            if check[0] != 0xFF or self._shifted[0] != self._shifted[1]:
+                return False
+        return True
 
-    def _write_sector(self, index):
-        buf = self._buf if self._size == SECTOR else self._pieces[index]
-        self._partition.writeblocks(self._at // SECTOR + index, buf)
-
-    def _is_whole_faster(self, first, count):
-        """Whether to erase and write the whole 64 KiB block: more than a few sectors differ."""
-        if self._size == SECTOR or self._at + self._size > self._limit:
-            return False
-        differing = 1
-        index = first + 1
-        while index < count and differing <= _FEW:
-            if not self._verify or not self._is_right(index):
-                differing += 1
-            index += 1
-        return differing > _FEW
-
-    def _blank(self, count):
-        """Fill the sectors of the 64 KiB block from ``count`` on with 0xFF."""
-        size = len(self._check)
-        if count * SECTOR < self._size:
-            for at in range(size):
-                self._check[at] = 0xFF
-            for index in range(count * SECTOR // size, self._size // size):
-                self._pieces[index][_ALL] = self._check
-
-    def _retry(self, index):
-        """Write a sector that lost bytes once more."""
-        self._write_sector(index)
-        if not self._is_right(index):
-            raise SlotError("flash", self._name_lost(index))
-
-    def _name_lost(self, index):
+    def _name_lost(self):
         """What is missing in a sector, in words."""
-        size = len(self._check)
         lost = 0
         places = ""
-        for piece in range(index * SECTOR // size, (index + 1) * SECTOR // size):
+        for piece in range(len(self._pieces)):
             self._read(piece)
-            for at in range(size):
+            for at in range(_PIECE):
                 if self._check[at] != self._pieces[piece][at]:
                     if lost < _NAMED:
-                        places += "%s0x%x" % (", " if places else "", self._at + piece * size + at)
+                        place = self.at + piece * _PIECE + at
+                        places += "%s0x%x" % (", " if places else "", place)
                     lost += 1
         return "flash lost %d bytes of %s, twice, at offset %s%s" % (
             lost,
-            self._name,
+            self.name,
             places,
             ", ..." if lost > _NAMED else "",
         )
 
+    # --- the flash
 
-def _is_system_short():
-    """Whether ESP-IDF's heap has got too small for the network: gc.mem_free() counts it as free."""
-    try:
-        from esp32 import HEAP_DATA, idf_heap_info
-    except ImportError:  # a port without it has one heap
+    def _erase_sector(self, at):
+        self._announce()
+        try:
+            self._part.ioctl(6, at // SECTOR)
+        except OSError as error:
+            raise self._failure(error)
+
+    def _announce(self):
+        if self._before_erase:
+            self._before_erase()
+            self._before_erase = None
+
+    def _erase_block(self, at):
+        """Erase 64 KiB at once; False where this firmware cannot."""
+        if self._erases_blocks is None:
+            self._erases_blocks = False
+            if not self._is_encrypted:
+                self._announce()
+                self._erases_blocks = self._try_block(at)
+                return self._erases_blocks
+        if self._erases_blocks:
+            self._announce()
+            self._erases_blocks = self._ask(at)
+        return self._erases_blocks
+
+    def _ask(self, at):
+        try:
+            self._part.writeblocks(at // SECTOR, bytearray_at(0, _BLOCK))
+        except OSError as error:
+            return error.args[0] == _NOT_WRITTEN
         return False
-    return sum([region[1] for region in idf_heap_info(HEAP_DATA)]) < _SYSTEM_RESERVE
+
+    def _try_block(self, at):
+        """As `_ask`; where that is not known to do what it should, under a note, and checked."""
+        app = otadata.app_id(Partition(Partition.RUNNING)) or b""
+        found = otadata.recall(_NOTE, 1 + HEAD_SIZE)
+        tries = found[0] if len(found) and found[1:] == app else 0
+        if tries == _GOOD:
+            return self._ask(at)
+        if tries >= _TRIES or not otadata.note(_NOTE, bytes((tries + 1,)) + app):
+            return False
+        is_good = self._ask(at) and self._is_blank(at, _BLOCK)
+        otadata.note(_NOTE, bytes((_GOOD if is_good else _BAD,)) + app)
+        return is_good
+
+    def _read_flash(self, block, buf, offset):
+        try:
+            self._part.readblocks(block, buf, offset)
+        except OSError as error:
+            raise self._failure(error)
+
+    def _write_flash(self, block, buf, offset):
+        try:
+            self._part.writeblocks(block, buf, offset)
+        except OSError as error:
+            raise self._failure(error)
+
+    def _failure(self, error):
+        return SlotError("flash", "the flash of %s fails: %s" % (self.name, error))
 
 
-gc.collect()  # what loading left behind would divide a small heap
+def erases_blocks():
+    """Whether updates erase 64 KiB at once: True, False, or None where none has tried yet."""
+    found = otadata.recall(_NOTE, 1 + HEAD_SIZE)
+    if not len(found) or found[1:] != (otadata.app_id(Partition(Partition.RUNNING)) or b""):
+        return None
+    return True if found[0] == _GOOD else False if found[0] >= _TRIES else None

@@ -3,7 +3,7 @@
 from esp32 import Partition
 from micropython import const
 
-from . import otadata
+from . import __version__, otadata
 from .reboot import ota_reboot  # noqa: F401 - its place in micropython-esp32-ota
 
 _SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment
@@ -58,19 +58,37 @@ def partition_table():
 def info(verify=True):
     """All of it as a dict.
 
-    ``running``, ``boot``, ``next``: labels (boot and next None without OTA). ``slots``: a dict for
-    each app partition with label, offset, size, ``state`` (ESP-IDF's name, None if otadata has no
-    record of it), ``image_size``, ``micropython``, ``version``, ``project``, ``idf``, ``digest``
-    (hex) and ``valid``: whether there is an image that would boot and matches its digest; with
-    ``verify`` off only its headers are read for it. ``problem`` says why an image is not valid.
-    ``table``: the partitions; ``otadata``: both records.
+    ``ota``: the version of this package; ``parts``: which of them are installed. ``release``: name
+    and version of the release that runs, {} if there is none. ``running``, ``boot``, ``next``:
+    labels (boot and next None without OTA). ``slots``: a dict for each app partition with label,
+    offset, size, ``state`` (ESP-IDF's name, None if otadata has no record of it), ``image_size``,
+    ``micropython``, ``version``, ``project``, ``idf``, ``digest`` (hex) and ``valid``: whether
+    there is an image that would boot and matches its digest; with ``verify`` off only its headers
+    are read for it. ``problem`` says why an image is not valid. ``table``: the partitions;
+    ``otadata``: both records. ``failed``: digests (hex) of the versions that are not installed
+    again without force. ``block_erase``: whether updates erase 64 KiB at once, None where that is
+    not known yet. Raises SlotError if the flash cannot be read.
     """
+    try:
+        return _info(verify)
+    except OSError as error:
+        from .errors import SlotError
+
+        raise SlotError("flash", "the flash cannot be read: %s" % error)
+
+
+def _info(verify):
+    from .failed_version import digests
     from .image import Board
+    from .slot import erases_blocks
 
     running = Partition(Partition.RUNNING)
     board = Board(running)
     apps = sorted(Partition.find(Partition.TYPE_APP), key=lambda p: p.info()[2])
     return {
+        "ota": __version__,
+        "parts": _parts(),
+        "release": _release(),
         "running": running.info()[4],
         "boot": _label(lambda: Partition(Partition.BOOT)) if otadata.find_otadata() else None,
         "next": _label(running.get_next_update) if ready() else None,
@@ -96,7 +114,24 @@ def info(verify=True):
             }
             for record in otadata.records()
         ],
+        "failed": [digest.hex() for digest in digests()],
+        "block_erase": erases_blocks(),
     }
+
+
+def _parts():
+    from .package import parts
+
+    return parts()
+
+
+def _release():
+    if not otadata.has_home():
+        return {}
+    from .boot import running
+
+    found = running()
+    return {key: found[key] for key in ("name", "version") if key in found}
 
 
 def _label(find):
@@ -196,6 +231,12 @@ def status():
             "OTA record: state=%s, seq=%s, valid=%s"
             % (record["state"], record["seq"], record["valid"])
         )
+    for digest in data["failed"]:
+        print("Failed version: SHA-256 %s..." % digest[:16])
+    if data["block_erase"] is not None:
+        print("Flash is erased by %d KiB." % (64 if data["block_erase"] else 4))
+    release = data["release"].values()
+    print("Release %s, ota %s." % (" ".join(release) or "-", data["ota"]))
     if data["boot"]:
         print("Next boot is '%s'." % data["boot"])
 

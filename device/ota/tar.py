@@ -5,14 +5,16 @@ from micropython import const
 from .errors import ReleaseError
 
 _BLOCK = const(512)
+_MAX_SIZE = const(0x7FFFFFFF)  # as in a manifest
+_MAX_ZEROS = const(20)  # blocks at the end: tar fills up to 10 KiB
 
 
 class TarReader:
-    """A stage that takes a tar file apart.
+    """A stage (pump.py) that takes a tar file apart.
 
-    ``open_member(name, size, is_directory)`` is called for each member; what it returns gets the
-    content by ``write(buf)`` and then ``close()``, or None skips it. ``what`` names the file in
-    errors. Raises ReleaseError for damage, links, other dialects, and for what is behind the end.
+    ``open_member(name, size, is_directory)`` is called for each member; what it returns is the
+    stage for its content, or None skips it. ``what`` names the file in errors. Raises ReleaseError
+    for damage, links, other dialects, and for what is behind the end.
     """
 
     def __init__(self, open_member, what):
@@ -24,38 +26,55 @@ class TarReader:
         self._padding = 0
         self._name = None
         self._sink = None
+        self.next = None  # (name, size, is_directory) of a member that is to be opened
         self._zeros = 0  # blocks of zeros, of which two are the end
 
-    def write(self, buf):
-        view = memoryview(buf)
-        at = 0
-        end = len(view)
-        while at < end:
-            if self._left:
-                count = min(self._left, end - at)
-                if self._sink:
-                    self._sink.write(view[at : at + count])
-                self._left -= count
-                if not self._left:
-                    self._close_member()
-            elif self._padding:
-                count = min(self._padding, end - at)
-                self._padding -= count
-            else:
-                count = min(_BLOCK - self._have, end - at)
-                self._head[self._have : self._have + count] = view[at : at + count]
-                self._have += count
-                if self._have == _BLOCK:
-                    self._have = 0
-                    self._take_header()
-            at += count
+    def wanted(self):
+        if self._left:
+            return min(self._left, self._sink.wanted()) if self._sink else self._left
+        return self._padding or _BLOCK - self._have
+
+    def write(self, view):
+        count = len(view)
+        if self._left:
+            if self._sink:
+                self._sink.write(view)
+            self._left -= count
+        elif self._padding:
+            self._padding -= count
+        else:
+            end = self._have + count
+            self._head[self._have : end] = view
+            self._have = end % _BLOCK
+            if end == _BLOCK:
+                self._take_header()
+
+    def work(self):
+        if self.next:
+            member, self.next = self.next, None
+            self._sink = self._open(*member)
+            return True
+        sink = self._sink
+        if not sink:
+            return False
+        if sink.work():
+            return True
+        if self._left and not sink.wanted():
+            raise self._error("tar", "has more in '%s' than belongs there" % self._name)
+        if not self._left:
+            self._sink = None
+            sink.finish()
+            return True
+        return False
 
     def skip(self):
         """Pass over what comes next as far as nobody wants it; returns how many bytes."""
         if not self._left:
             return 0
         if self._sink:
-            count = getattr(self._sink, "skip", _nothing)()
+            count = self._sink.skip()
+            if count > self._left:
+                raise self._error("tar", "has too little in '%s'" % self._name)
             self._left -= count
             return count
         count = self._left + self._padding
@@ -78,6 +97,8 @@ class TarReader:
         head = self._head
         if not any(head):
             self._zeros += 1
+            if self._zeros > _MAX_ZEROS:
+                raise self._error("tar", "has more than %d blocks of zeros" % _MAX_ZEROS)
             return
         if self._zeros:
             raise self._error("tar", "goes on after a block of zeros")
@@ -99,19 +120,14 @@ class TarReader:
         if not is_directory and kind not in (0, 0x30):  # "0"
             raise self._error("link", "has '%s', which is a link or device" % name)
         size = self._octal(124, 136)
+        if size > _MAX_SIZE:
+            raise self._error("tar", "has a member of %d bytes, '%s'" % (size, name))
         if is_directory and size:
             raise self._error("tar", "has a directory '%s' with content" % name)
         self._name = name
         self._left = size
         self._padding = -size % _BLOCK
-        self._sink = self._open(name, size, is_directory)
-        if not size:
-            self._close_member()
-
-    def _close_member(self):
-        sink, self._sink = self._sink, None
-        if sink:
-            sink.close()
+        self.next = name, size, is_directory
 
     def _text(self, start, end):
         data = bytes(self._head[start:end]).split(b"\0", 1)[0]
@@ -125,7 +141,3 @@ class TarReader:
         if not digits or any(not 0x30 <= digit <= 0x37 for digit in digits):
             raise self._error("tar", "has a damaged header: a number is not octal")
         return int(digits, 8)
-
-
-def _nothing():
-    return 0

@@ -20,4 +20,4 @@ The command line is a thin layer over functions that take and return values:
 What is wrong with an input is a `mpota.errors.MpotaError`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
+from mpota.text import shown
 from mpota.wire import LostLinkError, Options, Sent, Update, send_update
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def scan(timeout_s: float, backend: Backend | None = None) -> list[Found]:
     except bleak.exc.BleakError as error:
         raise MpotaError(f"cannot scan: {error}") from None
     return [
-        Found(data.local_name or device.name or "", device.address, data.rssi, device)
+        Found(shown(data.local_name or device.name or ""), device.address, data.rssi, device)
         for device, data in seen.values()
     ]
 
@@ -73,8 +74,8 @@ async def find(target: str, timeout_s: float, backend: Backend | None = None) ->
     def is_wanted(device: Any, data: Any) -> bool:
         name = data.local_name or ""
         if SERVICE in data.service_uuids:
-            names.add(name or device.address)
-        return wanted in (device.address.lower(), name.lower())
+            names.add(shown(name or device.address))
+        return wanted in (device.address.lower(), name.lower(), shown(name).lower())
 
     try:
         found: BLEDevice | None = await bleak.BleakScanner.find_device_by_filter(

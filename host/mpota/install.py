@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import runpy
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, TypedDict
 
 from mpota.carried import data_directory
 from mpota.deploy import ScriptError, Session
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 from mpota.formats.private_key import is_private_key
 from mpota.key_files import read_public_key
 from mpota.mpy import MpyFormat, can_compile, compile_module
 from mpota.signing import public_to_pem
 from mpota.storage.file import read_file
+from mpota.units import SECTOR_SIZE, align_up
 
 FOLDER = "/lib/ota"
-_SUFFIXES = (".py", ".mpy", ".new")
+MARK = "moving"  # a file in a package that takes the place of another: device/ota/self_update.py
+_NEXT = "/lib/ota.new"  # where it becomes complete
+_MODULES = (".py", ".mpy")
+_RESERVE = 6 * SECTOR_SIZE  # two directories, and what littlefs needs to write
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Installed:
     removed: tuple[str, ...]
     kept: int  # files that were there already
     is_compiled: bool
+    parts: tuple[str, ...]  # of the package, that are on the board now
     keys: tuple[str, ...]  # digests of all keys that the board trusts now
     imported_from: str  # where `import ota` finds the package
 
@@ -35,63 +44,184 @@ class Installed:
         return bool(self.copied or self.removed)
 
 
-def install(session: Session, keys: tuple[Path, ...] = (), ca: Path | None = None) -> Installed:
+class _Found(TypedDict):
+    """What a board has: SHA-256 (hex) by name, and how far an install had come."""
+
+    package: dict[str, str]
+    root: dict[str, str]
+    is_unfinished: bool
+    needs_release: bool  # it has keys, or has taken a release
+
+
+def install(
+    session: Session,
+    keys: tuple[Path, ...] = (),
+    ca: Path | None = None,
+    parts: Collection[str] = (),
+) -> Installed:
     """Bring ``ota``, public ``keys`` (PEM) and CA certificates onto the board.
 
-    What is there already, by its SHA-256, is not copied again. The files of a new version take
-    the place of the old ones together, once all of them are on the board. Raises MpotaError for a
-    board that stores something else, ScriptError for a key that it does not take.
+    The package consists of the core, ``parts``, those that were installed before, and what the keys
+    on the board need. What is there already, by its SHA-256, is not copied again. A new version
+    takes the place of the old one as a whole, once it is complete on the board: wherever power is
+    lost, `import ota` finds the one or the other. Raises MpotaError for a board that stores
+    something else or has no room for both, ScriptError for a key that it does not take.
     """
     format = MpyFormat.from_word(
         session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS, fits=_is_word)
     )
     is_compiled = can_compile(format)
-    wanted = {f"{FOLDER}/{name}": data for name, data in package(format, is_compiled).items()}
-    if ca is not None:
-        wanted[ca_path(ca)] = certificates = read_file(ca)
-        if is_private_key(certificates):
-            raise MpotaError(f"{ca.name} holds a private key, which is not for boards")
-    found = {f"{FOLDER}/{name}": digest for name, digest in session.digests(FOLDER).items()}
-    found |= {f"/{name}": digest for name, digest in session.digests("/").items()}
-    missing = {
-        path: data
-        for path, data in wanted.items()
-        if found.get(path) != hashlib.sha256(data).hexdigest()
-    }
-    stale = tuple(
-        path
-        for path in found
-        if path.startswith(FOLDER) and path not in wanted and path.endswith(_SUFFIXES)
+    found = _look(session)
+    if found["is_unfinished"]:
+        session.execute(f"{_SWITCH}\n_finish()")
+        found = _look(session)
+    chosen = choose_parts(parts, found["package"], found["needs_release"] or bool(keys))
+    wanted = package(format, is_compiled, chosen)
+    more = {} if ca is None else {ca_path(ca): _read_certificates(ca)}
+    missing = _missing(wanted, found["package"])
+    stale = sorted(
+        name for name in found["package"] if name.endswith(_MODULES) and name not in wanted
     )
-    session.write_parts(missing)
+    missing_more = _missing(more, {f"/{name}": digest for name, digest in found["root"].items()})
+    if stale or any(name in found["package"] for name in missing):
+        _check_room(session, wanted)
+        _replace(session, wanted, missing)
+    else:
+        _write(session, FOLDER, missing)
+    session.write_parts(missing_more)
+    session.finish_parts(missing_more)
     if missing or stale:
-        session.finish_parts(missing, tuple(path for path in stale if path[:-4] not in missing))
         session.soft_reset()  # lets go of the modules of the former version
-    trusted = _trust(session, keys)
+    trusted = _trust(session, keys) if "release" in chosen else ()
     origin = session.evaluate(
         "ota.__file__", "import ota", fits=lambda value: isinstance(value, str)
     )
-    kept = len(wanted) - len(missing)
-    return Installed(tuple(missing), stale, kept, is_compiled, trusted, origin)
+    copied = (*(f"{FOLDER}/{name}" for name in missing), *missing_more)
+    removed = tuple(f"{FOLDER}/{name}" for name in stale)
+    kept = len(wanted) + len(more) - len(copied)
+    return Installed(copied, removed, kept, is_compiled, chosen, trusted, origin)
 
 
-def package(format: MpyFormat, is_compiled: bool) -> dict[str, bytes]:
-    """The files of the ``ota`` package for a board, by their names in it."""
-    files = {}
-    for path in sorted((data_directory("device") / "ota").glob("*.py")):
-        source = path.read_bytes()
-        if is_compiled:
-            files[path.stem + ".mpy"] = compile_module(source, f"ota/{path.name}", format)
-        else:
-            files[path.name] = source
-    if not files:
+# --- the package
+
+
+@cache
+def _table() -> dict[str, Any]:
+    path = data_directory("device") / "ota" / "package.py"
+    if not path.is_file():
         raise MpotaError("this mpota comes without the ota package")
+    return runpy.run_path(str(path))
+
+
+def part_names() -> tuple[str, ...]:
+    """What ``--with`` takes."""
+    hidden = {"core", *_table()["NEEDS"].values()}
+    return tuple(part for part, _ in _table()["PARTS"] if part not in hidden)
+
+
+def modules_of(parts: Iterable[str]) -> tuple[str, ...]:
+    """The modules of the core and of ``parts``, with all that these need. Raises UsageError."""
+    table, needs = dict(_table()["PARTS"]), _table()["NEEDS"]
+    wanted = {"core": None}
+    for part in parts:
+        if part not in ("core", *part_names()):
+            raise UsageError(f"there is no part '{part}'", f"{', '.join(part_names())}")
+        wanted |= {needs.get(part, part): None, part: None}
+    return tuple(sorted(name for part in wanted for name in table[part].split()))
+
+
+def choose_parts(
+    parts: Iterable[str], installed: Iterable[str], needs_release: bool
+) -> tuple[str, ...]:
+    """The parts for a board that has the files ``installed`` in its package, of any version."""
+    stems = {name.rpartition(".")[0] for name in installed if name.endswith(_MODULES)}
+    entries = {part: modules.split()[0] for part, modules in _table()["PARTS"]}
+    modules_of(parts)  # they exist
+    chosen = {part for part in part_names() if part in parts or entries[part] in stems}
+    if needs_release:
+        chosen.add("release")
+    return ("core", *(part for part in part_names() if part in chosen))
+
+
+def package(
+    format: MpyFormat, is_compiled: bool, parts: Iterable[str] | None = None
+) -> dict[str, bytes]:
+    """The files of the ``ota`` package for a board, by their names in it; all parts by default."""
+    directory = data_directory("device") / "ota"
+    files = {}
+    for name in modules_of(part_names() if parts is None else parts):
+        source = (directory / f"{name}.py").read_bytes()
+        if is_compiled:
+            files[f"{name}.mpy"] = compile_module(source, f"ota/{name}.py", format)
+        else:
+            files[f"{name}.py"] = source
     return files
 
 
 def ca_path(path: Path) -> str:
     """Where CA certificates are put on a board: what ``cafile=`` takes there."""
     return "/ca.pem" if read_file(path).lstrip().startswith(b"-----") else "/ca.der"
+
+
+def _read_certificates(path: Path) -> bytes:
+    data = read_file(path)
+    if is_private_key(data):
+        raise MpotaError(f"{path.name} holds a private key, which is not for boards")
+    return data
+
+
+# --- on the board
+
+
+def _look(session: Session) -> _Found:
+    package, root = session.digests(FOLDER), session.digests("/")
+    is_unfinished, needs_release = session.evaluate(
+        "[_is_unfinished(), _has_keys() or _exists('/.ota')]",
+        _SWITCH + _KEYS,
+        fits=lambda value: isinstance(value, list) and [type(v) for v in value] == [bool, bool],
+    )
+    return _Found(
+        package=package, root=root, is_unfinished=is_unfinished, needs_release=needs_release
+    )
+
+
+def _missing(wanted: Mapping[str, bytes], found: Mapping[str, str]) -> dict[str, bytes]:
+    return {
+        name: data
+        for name, data in wanted.items()
+        if found.get(name) != hashlib.sha256(data).hexdigest()
+    }
+
+
+def _check_room(session: Session, files: Mapping[str, bytes]) -> None:
+    free = session.evaluate(
+        "s[0] * s[3]", "import os\ns = os.statvfs('/')", fits=lambda value: type(value) is int
+    )
+    needed = sum(align_up(len(data) + 1, SECTOR_SIZE) for data in files.values()) + _RESERVE
+    if needed > free:
+        raise MpotaError(
+            f"{session.port}: until it is complete, the new package needs {needed:,} bytes of the "
+            f"board's file system beside the old one, {free:,} are free",
+            f"free {needed - free:,} bytes: remove files (mpota fs rm), or {FOLDER} itself, and "
+            "install again: until then the board has no ota",
+        )
+
+
+def _write(session: Session, folder: str, files: Mapping[str, bytes]) -> None:
+    paths = {f"{folder}/{name}": data for name, data in files.items()}
+    session.write_parts(paths)
+    session.finish_parts(paths)
+
+
+def _replace(session: Session, wanted: Mapping[str, bytes], missing: Mapping[str, bytes]) -> None:
+    """Make the new package complete beside the old one, then switch."""
+    _write(session, _NEXT, missing)
+    kept = sorted(wanted.keys() - missing.keys())
+    session.execute(f"{_COPY}\nfor name in {kept!r}: _copy(name)")
+    if _missing(wanted, session.digests(_NEXT)):
+        raise MpotaError(f"{session.port}: {_NEXT} does not read back as it was written")
+    _write(session, _NEXT, {MARK: b""})
+    session.execute(f"{_SWITCH}\n_finish()")
 
 
 def _trust(session: Session, keys: tuple[Path, ...]) -> tuple[str, ...]:
@@ -114,3 +244,83 @@ def _are_texts(value: object) -> bool:
 
 
 _SYS = "import sys"
+_COPY = """
+def _copy(name):
+    buf = bytearray(512)
+    with open("/lib/ota/" + name, "rb") as source, open("/lib/ota.new/" + name, "wb") as target:
+        while True:
+            count = source.readinto(buf)
+            if not count:
+                break
+            target.write(memoryview(buf)[:count])
+"""
+# Every step is one rename. /ota comes before /lib/ota in sys.path: whatever a cut leaves, `import
+# ota` finds a whole package, and _finish goes on. Where somebody has put another one at /ota, that
+# is what is imported anyway.
+_SWITCH = """
+import os
+def _exists(path):
+    try:
+        os.stat(path)
+        return True
+    except OSError:
+        return False
+def _remove(path):
+    if os.stat(path)[0] & 0x4000:
+        for name in os.listdir(path):
+            _remove(path + "/" + name)
+        os.rmdir(path)
+    else:
+        os.remove(path)
+def _clear_old():
+    if not _exists("/lib/ota.old"):
+        return
+    for name in os.listdir("/lib/ota.old"):
+        path = "/lib/ota.old/" + name
+        is_ours = name.rpartition(".")[2] in ("py", "mpy", "new") or name == "moving"
+        if is_ours and not os.stat(path)[0] & 0x4000 or _exists("/lib/ota/" + name):
+            _remove(path)
+        else:  # what somebody has put there stays
+            os.rename(path, "/lib/ota/" + name)
+    os.rmdir("/lib/ota.old")
+def _is_unfinished():
+    return any(_exists(path) for path in (
+        "/ota/moving", "/lib/ota/moving", "/lib/ota.new", "/lib/ota.old"
+    )) or any(name.endswith(".new") for name in _names("/lib/ota"))
+def _names(path):
+    return os.listdir(path) if _exists(path) else []
+def _finish():
+    new = "/ota"
+    if _exists("/lib/ota.new/moving") and not _exists("/ota/moving"):
+        if _exists("/ota"):
+            new = "/lib/ota.new"
+        else:
+            os.rename("/lib/ota.new", new)
+    if _exists(new + "/moving"):
+        if _exists("/lib/ota"):
+            _clear_old()
+            os.rename("/lib/ota", "/lib/ota.old")
+        os.rename(new, "/lib/ota")
+    _clear_old()
+    if _exists("/lib/ota.new"):
+        _remove("/lib/ota.new")
+    for name in _names("/lib/ota"):
+        if name.endswith(".new") or name == "moving":
+            os.remove("/lib/ota/" + name)
+"""
+# device/ota/otadata.py: has_trust.
+_KEYS = """
+def _has_keys():
+    try:
+        from esp32 import NVS
+    except ImportError:
+        return False
+    for name in ("trust", "trust-copy"):
+        try:
+            NVS("ota").get_blob(name, bytearray(1))
+        except OSError as error:
+            if error.args[0] in (-0x1101, -0x1102, -0x1105, -0x110F):
+                continue
+        return True
+    return False
+"""

@@ -69,7 +69,9 @@ def compile_module(source: bytes, name: str, format: MpyFormat) -> bytes:
     with tempfile.TemporaryDirectory(prefix="mpota-") as scratch:
         source_path, target = Path(scratch, "module.py"), Path(scratch, "module.mpy")
         source_path.write_bytes(source)
-        done = _run([program, *_options(format), "-s", name, "-o", str(target), str(source_path)])
+        done = _run(
+            [program, "-O3", *_options(format), "-s", name, "-o", str(target), str(source_path)]
+        )
         if done is None or done.returncode or not target.is_file():
             text = (done.stderr or done.stdout).strip() if done else "does not run"
             raise MpotaError(f"mpy-cross: {name}: {text.splitlines()[-1] if text else 'failed'}")

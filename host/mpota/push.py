@@ -1,9 +1,9 @@
 """An update through the REPL's serial line: from a file to a confirmed app, or back again.
 
-The board asks for pieces of the file and judges them (device/ota/repl.py, where the protocol is
-described); here they are handed out. Nothing is remembered between two attempts: what the slot
-holds already is recognised by its digest, and an attempt that was cut off after the switch goes on
-with the reset, or with the health check.
+The board asks for pieces of the file and judges them (device/ota/serial_push.py, where the
+protocol is described); here they are handed out. Nothing is remembered between two attempts: what
+the slot holds already is recognised by its digest, and an attempt that was cut off after the
+switch goes on with the reset, or with the health check.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mpota.firmware import App, read_app
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.bundle import Bundle, is_bundle
 from mpota.storage.file import read_file
+from mpota.text import shown
 
 UNIT_SIZE = 127
 MAX_ON_THE_WAY = 256  # bytes: a board's input buffer holds 259 (ports/esp32/mphalport.c)
@@ -71,7 +72,16 @@ _HINTS = {
     "failed-version": "--force installs it again",
     "too-long": "mpota resize makes larger slots",
     "no-slot": "mpota resize PORT --layout ota",
-    "unsigned": "mpota sign",
+    "unsigned": "mpota bundle --key makes a signed release; a signed image is taken where "
+    "ota.keys.allow_images(True) was said on the board",
+    "counter": "mpota bundle without --counter takes the time: each release is above those before",
+    "downgrade": "mpota bundle --allow-downgrade makes a release that may go back",
+    "no-chain": "make the release anew with this mpota: mpota bundle, or mpota manifest",
+    "format": "mpota install PORT brings a later ota onto the board",
+    "secure-version": "build the app with the secure_version of the one that runs, or a higher one",
+    "busy": "another update is under way on the board: wait for its end, or restart the board",
+    "memory": "let the app free memory first; compiled modules (mpota install) take half as much",
+    "slow": "a connection that brings more, or the file from here: mpota push PORT FILE",
 }
 
 
@@ -240,14 +250,11 @@ class Status:
     @classmethod
     def read(cls, session: Session, *, verify: bool = False) -> Status:
         """Raises ScriptError, with a hint, if the board has no ota package."""
-        setup = "import ota.boot, ota.files"
         try:
             info = session.evaluate(
                 f"ota.status.info(verify={verify})", "import ota", fits=_is_status
             )
-            release = session.evaluate(
-                "ota.files.running() if ota.boot.has_home() else {}", setup, fits=_is_release
-            )
+            release = session.evaluate("release", _RELEASE, fits=_is_release)
         except ScriptError as error:
             if "ImportError" not in error.traceback:
                 raise
@@ -384,6 +391,27 @@ def _try(session: Session, check: Check) -> str | None:
 # --- the transfer
 
 
+# A board that never took a release need not have what is for releases.
+_RELEASE = """
+import os
+try:
+    os.stat("/.ota")
+    release = None
+except OSError:
+    release = {}
+if release is None:
+    import ota.files
+    release = ota.files.running()
+"""
+# The module has another name in ota 0.1.
+_RECEIVER = """\
+try:
+ import ota.serial_push as push
+except ImportError:
+ import ota.repl as push
+push."""
+
+
 def _transfer(
     session: Session, package: Package, options: Options, progress: Callable[[int], object]
 ) -> tuple[str, int]:
@@ -397,7 +425,7 @@ def _transfer(
             f"receive({len(package.data)}, {digest!r}, {package.app_offset}, {app_size}, "
             f"force={options.force})"
         )
-    session.start(f"import ota.repl\nota.repl.{call}")
+    session.start(_RECEIVER + call)
     return _Giver(_Talk(session), package.data, progress).serve()
 
 
@@ -505,12 +533,14 @@ class _Giver:
     def _obey(self, record: str) -> None:
         verb, _, text = record.partition(" ")
         if verb in ("DONE", "FAIL"):
-            self._outcome = (verb, text)
+            self._outcome = (verb, shown(text))
         elif verb == "AT":
-            self._progress(int(text.split()[0]))
+            done, _, _ = text.partition(" ")
+            if _is_number(done):
+                self._progress(int(done))
         elif verb == "GET":
             fields = text.split()
-            if len(fields) == 3 and fields[0].isdecimal() and fields[1].isdecimal():
+            if len(fields) == 3 and _is_number(fields[0]) and _is_number(fields[1]):
                 self._give(int(fields[0]), int(fields[1]), fields[2])
 
     def _give(self, offset: int, size: int, held: str) -> None:
@@ -553,6 +583,10 @@ class _Giver:
             self._on_the_way.popleft()
             return True
         raise LostBoardError("the board takes no more")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10
 
 
 def _unit(chunk: bytes) -> bytes:

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import read_app
-from mpota.formats.bundle import Bundle, Member, disk_size, is_bundle, read_tree, write_tar
+from mpota.formats.bundle import (
+    Bundle,
+    Member,
+    decode,
+    disk_size,
+    is_bundle,
+    read_tree,
+    write_tar,
+)
+from mpota.formats.chain import head_last, make_chain
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
@@ -31,19 +40,33 @@ _SCRIPTS = frozenset({"boot.py", "main.py"})
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes that give a content; ``base``: SHA-256 (hex) of what a delta starts from."""
+    """Bytes that give a content; ``base``: SHA-256 (hex) of what a delta starts from; ``chain``:
+    the first link (hex) of a chained stream.
+    """
 
     encoding: str
     member: str
     data: bytes
     base: str | None = None
+    chain: str | None = None
 
     def form(self, place: str) -> Form:
         """The manifest's entry; ``place``: "member" or "url"."""
         sha256 = hashlib.sha256(self.data).hexdigest()
         return Form(
-            len(self.data), sha256, encoding=self.encoding, base=self.base, **{place: self.member}
+            len(self.data),
+            sha256,
+            encoding=self.encoding,
+            base=self.base,
+            chain=self.chain,
+            **{place: self.member},
         )
+
+    @classmethod
+    def chained(cls, encoding: str, member: str, stream: bytes) -> Encoded:
+        """``stream`` as a board verifies it piece by piece: see formats/chain.py."""
+        data, link = make_chain(stream)
+        return cls(encoding, member, data, chain=link.hex())
 
 
 @dataclass(frozen=True)
@@ -77,7 +100,13 @@ class Content:
         return Payload(self.kind, len(self.data), sha256, tuple(forms), self.partition, disk)
 
     def compressed(self) -> Content:
-        """The same with a compressed form in place of the plain one, if that is smaller."""
+        """The same with a compressed form in place of the other, if that is smaller."""
+        if self.kind == "data":
+            stream = compress(head_last(self.data)).to_bytes()
+            packed = Encoded.chained("chained-deflate", f"{self.member}.chained-deflate", stream)
+            plain = self.encoded[0]
+            is_smaller = len(packed.data) < len(plain.data)
+            return replace(self, encoded=(packed,)) if is_smaller else self
         data = compress(self.data).to_bytes()
         if len(data) >= len(self.data):
             return self
@@ -102,8 +131,8 @@ class Sources:
 
     ``firmware``: an app image or a merged firmware; ``directories``: trees laid over each other;
     ``data``: (label, file) for data partitions; ``certs``: CA certificates. ``compiled``: see
-    `files_content`. ``compress``: see `Content.compressed`; ``bases``: firmware of which a delta
-    leads to this one.
+    `files_content`; ``has_ota``: see with_ota.py. ``compress``: see `Content.compressed`;
+    ``bases``: firmware of which a delta leads to this one.
     """
 
     firmware: Path | None = None
@@ -113,6 +142,7 @@ class Sources:
     compiled: bool = False
     compress: bool = False
     bases: tuple[Path, ...] = ()
+    has_ota: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +161,16 @@ class Contents:
             content, chip = app_content(sources.firmware)
             found.append(content)
         if sources.directories:
-            found.append(files_content(sources.directories, compiled=sources.compiled))
+            found.append(
+                files_content(
+                    sources.directories, compiled=sources.compiled, has_ota=sources.has_ota
+                )
+            )
+        elif sources.has_ota:
+            raise UsageError(
+                "--with-ota brings ota among the files of the release: give --files as well",
+                "an empty directory, where the program is in the firmware",
+            )
         if sources.certs:
             found.append(certs_content(sources.certs))
         found += [data_content(label, path) for label, path in sources.data]
@@ -167,12 +206,14 @@ def _base(path: Path, chip: str) -> bytes:
     return content.data
 
 
-def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Content:
+def files_content(
+    directories: Iterable[Path], *, compiled: bool = False, has_ota: bool = False
+) -> Content:
     """The trees below ``directories``, laid over each other, as one ``files`` payload.
 
     ``compiled``: modules become ``.mpy`` by mpy-cross; boot.py and main.py at the top stay text,
-    since MicroPython looks for these. Raises MpotaError for links, and for files that two trees
-    have.
+    since MicroPython looks for these. ``has_ota``: see with_ota.py. Raises MpotaError for links,
+    and for files that two trees have.
     """
     members: dict[str, Member] = {}
     for directory in directories:
@@ -185,6 +226,10 @@ def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Con
             if former is not None and not (former.is_directory and member.is_directory):
                 raise MpotaError(f"two directories have '{member.name}'")
             members[member.name] = member
+    if has_ota:
+        from mpota.with_ota import with_ota
+
+        members = with_ota(members)
     if not members:
         raise MpotaError("the directories hold no files")
     data = write_tar(members[name] for name in sorted(members, key=lambda name: name.split("/")))
@@ -193,8 +238,10 @@ def files_content(directories: Iterable[Path], *, compiled: bool = False) -> Con
 
 
 def data_content(label: str, path: Path) -> Content:
-    """The content of data partition ``label``."""
-    return Content("data", f"{label}.bin", _public(read_file(path), path), label)
+    """The content of data partition ``label``, to be verified before it is written."""
+    data, member = _public(read_file(path), path), f"{label}.bin"
+    form = Encoded.chained("chained", f"{member}.chained", head_last(data))
+    return Content("data", member, data, label, (form,), is_plain=False)
 
 
 def certs_content(paths: Iterable[Path]) -> Content:
@@ -273,9 +320,11 @@ def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -
     signer, signature = None, path.with_suffix(".sig")
     if trusted:
         signer = check_signature(data, read_file(signature), trusted)
-    for form in manifest.forms:
+    for payload, form in ((p, form) for p in manifest.payloads for form in p.forms):
         if form.url is not None and not _is_elsewhere(form.url):
-            form.check(read_file(path.parent / form.url), f"'{form.url}'")
+            data = read_file(path.parent / form.url)
+            form.check(data, f"'{form.url}'")
+            decode(form, payload, data, f"'{form.url}'")
     return Verified(manifest, signer, signature.exists())
 
 

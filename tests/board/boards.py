@@ -53,6 +53,7 @@ def image(segments: list[tuple[int, bytes]], entry: int = 0x40080400) -> bytes:
 def app(version: str = "v1.26.1", size: int = 0x3000) -> bytes:
     """An app that says it is MicroPython ``version``, some ``size`` bytes long."""
     desc = struct.pack("<IIII", 0xABCD5432, 0, 0, 0) + bytes(96) + b"v5.4.2".ljust(32, b"\0")
+    desc += hashlib.sha256(f"{version} {size}".encode()).digest()  # app_elf_sha256
     text = f"MicroPython {version} on 2025-09-11\0; Virtual board with ESP32\0".encode()
     rodata = (desc.ljust(256, b"\0") + text).ljust(size - 0x400, version[-1:].encode())
     return image([(0x3F400020, rodata), (0x40080400, b"\0" * 0x200)])

@@ -37,7 +37,7 @@ def base(old: bytes = OLD) -> bytes:
         boards.OTA_0.offset: old,
     }
     with VirtualFlash.create(boards.FLASH_SIZE, contents) as flash:
-        run = Board(flash).run()
+        run = Board(flash).run(boards.FIRST_LOOK)
         assert run.end is End.IDLE, run.console
         return flash.snapshot()
 

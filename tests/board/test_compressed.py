@@ -254,15 +254,15 @@ def test_after_a_power_cut_a_release_goes_on_where_it_was(board: Board, form: st
     count = len(board.run(INSTALL).operations)
     board.flash.restore(encoded.base())
     read = """
-import ota, ota.source
+import ota, ota.local
 seen = 0
-class Counted(ota.source.FileSource):
+class Counted(ota.local.FileSource):
     def readinto(self, buf):
         global seen
         count = super().readinto(buf)
         seen += count
         return count
-ota.source.FileSource = Counted
+ota.local.FileSource = Counted
 """ + INSTALL + "print(seen)"  # fmt: skip
     board.flash.cut = Cut(count * 9 // 10, CutMode.TORN)
     assert board.run(INSTALL).end is End.POWER_CUT

@@ -139,13 +139,27 @@ def payload_changed(index: int, change: Callable[[bytes], bytes]) -> bytes:
     return with_members(exchange)
 
 
-def one_payload(**fields: Any) -> bytes:
-    """A signed manifest with one payload as described, and no member."""
+def one_payload(more: dict[str, Any] | None = None, **fields: Any) -> bytes:
+    """A signed manifest with one payload as described, and no member; ``more``: of the manifest."""
     payload = {"size": 10, "sha256": "0" * 64, "member": "x.bin"} | fields
     payload = {name: value for name, value in payload.items() if value is not None}
     document = {"format": 1, "name": "demo", "version": "2.0", "chip": "esp32",
-                "counter": COUNTER, "payloads": [payload]}  # fmt: skip
+                "counter": COUNTER, "payloads": [payload]} | (more or {})  # fmt: skip
     return with_manifest(json.dumps(document).encode())
+
+
+FORMAT_2 = {"format": 2, "ota": "0.2.0"}
+
+
+def data_payload(
+    partition: str = "romfs", *, kind: str = "data", more: dict[str, Any] = FORMAT_2, **fields: Any
+) -> bytes:
+    """A signed manifest of format 2 with 10 bytes of data in a chain, and no member."""
+    form = {"encoding": "chained", "chain": "0" * 64, "size": 10, "sha256": "0" * 64,
+            "member": "x.bin"} | fields  # fmt: skip
+    form = {name: value for name, value in form.items() if value is not None}
+    place = {"partition": partition} if kind == "data" else {}
+    return one_payload(more, kind=kind, member=None, encoded=[form], **place)
 
 
 def other_app() -> Content:
@@ -225,13 +239,50 @@ BEFORE: dict[str, tuple[bytes, str]] = {
         {"encoding": "delta", "from": "0" * 64, "size": 9, "sha256": "0" * 64, "member": "d"}]),
         "no-form"),
     "payload to be fetched": (one_payload(kind="certs", member=None, url="x.pem"), "no-form"),
-    "data for no partition": (one_payload(kind="data", partition="romfs"), "no-partition"),
-    "data over nvs": (one_payload(kind="data", partition="nvs"), "no-partition"),
-    "data over otadata": (one_payload(kind="data", partition="otadata"), "no-partition"),
-    "data over the file system": (one_payload(kind="data", partition="vfs"), "no-partition"),
-    "data over an app": (one_payload(kind="data", partition="ota_1"), "no-partition"),
-    "four keys": (signed(add_keys=tuple(DIGESTS[1:4])), "keys"),
-    "no key left": (signed(retire_keys=(key(TRUSTED).public.digest.hex(),)), "keys"),
+    "data for no partition": (data_payload("romfs"), "no-partition"),
+    "data over nvs": (data_payload("nvs"), "no-partition"),
+    "data over otadata": (data_payload("otadata"), "no-partition"),
+    "data over the file system": (data_payload("vfs"), "no-partition"),
+    "data over an app": (data_payload("ota_1"), "no-partition"),
+    "data without a chain": (one_payload(kind="data", partition="romfs"), "no-chain"),
+    "data without a chain, compressed": (
+        data_payload(encoding="deflate", chain=None), "no-chain"),
+    "data in a chain of which the link is missing": (data_payload(chain=None), "manifest"),
+    "data in a chain with half a link": (data_payload(chain="0" * 63), "manifest"),
+    "data in a chain with a link that is a list": (data_payload(chain=["0" * 64]), "manifest"),
+    "data in a chain that is longer": (data_payload(size=11), "manifest"),
+    "data in a chain that ends in a link": (data_payload(size=4128), "manifest"),
+    "data in a chain, format 1": (data_payload(more={}), "manifest"),
+    "link of what is no chain": (data_payload(encoding="deflate"), "manifest"),
+    "link of an app": (data_payload(kind="app"), "manifest"),
+    "chain for an app": (data_payload(kind="app", chain=None), "no-form"),
+    "delta for data": (data_payload(encoding="delta", chain=None), "no-chain"),
+    "older version": (signed(app(), version="0.9"), "downgrade"),
+    "older version of the same release": (signed(app(), version="1.0-rc1"), "downgrade"),
+    "downgrade in format 1": (one_payload({"allow_downgrade": True}, kind="certs"), "manifest"),
+    "downgrade that is a number": (
+        one_payload(FORMAT_2 | {"allow_downgrade": 1}, kind="certs"), "manifest"),
+    "downgrade that is a text": (
+        one_payload(FORMAT_2 | {"allow_downgrade": "true"}, kind="certs"), "manifest"),
+    "downgrade with an older counter": (
+        signed(app(), version="0.9", allow_downgrade=True, counter=COUNTER - 1), "counter"),
+    "format of a later ota": (one_payload({"format": 3, "ota": "0.3.1"}, kind="certs"), "format"),
+    "format of who knows what": (one_payload({"format": 2147483647}, kind="certs"), "format"),
+    "format of a later ota, all else unknown": (
+        with_manifest(b'{"format": 7, "ota": "1.0", "payloads": 5, "more": [{}]}'), "format"),
+    "format 2 of a later ota": (one_payload({"format": 2, "ota": "0.2.1"}, kind="certs"), "format"),
+    "format 2 without ota": (one_payload({"format": 2}, kind="certs"), "manifest"),
+    "format 2 for no version": (one_payload({"format": 2, "ota": "new"}, kind="certs"), "manifest"),
+    "format 0": (one_payload({"format": 0}, kind="certs"), "manifest"),
+    "format that is true": (one_payload({"format": True}, kind="certs"), "manifest"),
+    "four keys": (signed(add_keys=tuple(DIGESTS[1:4]), counter=COUNTER + 1), "keys"),
+    "no key left": (
+        signed(retire_keys=(key(TRUSTED).public.digest.hex(),), counter=COUNTER + 1), "keys"),
+    "key added at the same counter": (signed(add_keys=(DIGESTS[1],)), "counter"),
+    "key retired at the same counter": (signed(retire_keys=(DIGESTS[1],)), "counter"),
+    "key added without a counter": (signed(add_keys=(DIGESTS[1],), counter=0), "counter"),
+    "retired key added again": (
+        signed(add_keys=(key(RETIRED).public.digest.hex(),), counter=COUNTER + 1), "retired-key"),
     "no manifest": (write_tar(members_of()[1:]), "member"),
     "signature first": (with_members(lambda m: [m[1], m[0], *m[2:]]), "member"),
     "signature behind the payload": (with_members(lambda m: [m[0], m[2], m[1], m[3]]), "unsigned"),
@@ -312,7 +363,7 @@ def refuse(board: Board, bundle: bytes, before: str = "") -> tuple[str, str, tup
         after = board.run()
         assert after.labels == ("ota_0",)
         assert "runs v1.26.1 1 " in after.output
-        assert board.run(LEFT_OVER).output == "['10000', 'trees'] 1 5\n"
+        assert board.run(LEFT_OVER).output == "['10000', 'settled', 'trees'] 1 5\n"
         return code, words, run.operations
     finally:
         board.flash.restore(start)
@@ -327,7 +378,10 @@ _said: dict[str, str] = {}
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_a_manifest_that_is_refused_writes_nothing(board: Board, name: str) -> None:
+def test_a_manifest_that_is_refused_writes_nothing(
+    board: Board, name: str, hostile: Callable[..., None]
+) -> None:
+    hostile()
     bundle, expected = BEFORE[name]
     code, words, operations = refuse(board, bundle)
     assert (code, operations) == (expected, ()), words
@@ -335,7 +389,10 @@ def test_a_manifest_that_is_refused_writes_nothing(board: Board, name: str) -> N
 
 
 @pytest.mark.parametrize("name", AFTER)
-def test_a_payload_that_is_refused_switches_nothing(board: Board, name: str) -> None:
+def test_a_payload_that_is_refused_switches_nothing(
+    board: Board, name: str, hostile: Callable[..., None]
+) -> None:
+    hostile()
     bundle, expected = AFTER[name]
     code, words, _ = refuse(board, bundle)
     assert code == expected, words
@@ -344,7 +401,7 @@ def test_a_payload_that_is_refused_switches_nothing(board: Board, name: str) -> 
 
 def test_an_unset_clock_is_told_from_an_expired_release(board: Board) -> None:
     bundle = signed(app(), expires="2099-01-31T00:00:00Z")
-    unset = "import ota.judge; ota.judge.gmtime = lambda: (2000, 1, 1, 0, 0, 5, 5, 1)"
+    unset = "import ota.policy; ota.policy.gmtime = lambda: (2000, 1, 1, 0, 0, 5, 5, 1)"
     code, words, operations = refuse(board, bundle, unset)
     assert (code, operations) == ("clock", ())
     assert "the clock is not set" in words
@@ -356,14 +413,21 @@ def test_the_words_differ() -> None:
     cases: dict[str, list[str]] = {}
     for name, words in _said.items():
         cases.setdefault(words, []).append(name)
-    print(f"{len(_said)} hostile bundles, {len(cases)} different refusals")
     assert sorted(names for names in cases.values() if len(names) > 1) == [
         # One thing is wrong in each of these, however it came about.
         ["cut in a header", "cut before the end"],
+        ["data in a chain, format 1", "link of what is no chain", "link of an app"],
+        ["data without a chain", "data without a chain, compressed", "delta for data"],
         ["first header damaged", "second header damaged"],
+        ["huge number", "number over the limit"],
+        ["key added at the same counter", "key retired at the same counter"],
         ["more behind the end", "one zero block, then a member"],
+        ["newer format", "format 2 without ota"],
+        ["no counter", "key added without a counter"],
         ["no manifest", "signature first", "neither bundle nor image", "empty file"],
         ["number with a point", "number with an exponent"],
+        ["older counter", "downgrade with an older counter"],
+        ["only a delta", "chain for an app"],
         ["size is not octal", "size in base 256"],
         ["unsigned", "signature behind the payload", "manifest alone"],
     ]
@@ -373,6 +437,16 @@ def test_the_words_differ() -> None:
 def test_the_desk_refuses_them_too(name: str) -> None:
     """Where the reason is in the file; chip, counter, clock and room are the board's own."""
     bundle, code = (BEFORE | AFTER)[name]
-    if code in ("manifest", "member", "tar", "link", "path", "signature", "unsigned", "untrusted"):
+    if code in (
+        "manifest",
+        "format",
+        "member",
+        "tar",
+        "link",
+        "path",
+        "signature",
+        "unsigned",
+        "untrusted",
+    ):
         with pytest.raises(MpotaError):
             verify(Bundle.from_bytes(bundle), [key(TRUSTED).public])

@@ -11,7 +11,7 @@ import pytest
 import releases
 import web
 from mpota.release import Content
-from ota_board import NEW, OLD, output, slot_writes, states, try_update, updating_board
+from ota_board import NEW, OLD, output, states, try_update
 from web import DAY, HOST, NOW, File, drop, issue, reset, root, server_identity, stall, status
 
 PATIENT = ", max_failures=5, pause=0.01, timeout=0.3, log=print"
@@ -96,7 +96,7 @@ CERTIFICATES = {
 def test_a_certificate_that_is_refused_is_explained(board, name):
     identity, more, words = CERTIFICATES[name]
     with web.serving({"/app.bin": File(NEW)}, identity().context()) as server:
-        lines, booted = update(board, server.url("/app.bin"), more + PATIENT)
+        lines, booted = update(board, server.url("/app.bin"), more + ", pause=0.01, log=print")
     assert len(lines) == 1  # no second attempt: it would end like the first
     assert lines[0].startswith(f"certificate: the certificate of {HOST} is refused: ")
     assert words in lines[0]
@@ -318,27 +318,6 @@ def test_without_ranges_the_file_is_fetched_again_and_what_is_known_dropped(boar
     assert (lines[-1], booted) == (f"wrote {len(NEW)}", "ota_1")
     assert server.sent == len(NEW) + 0x10000
     assert "the server cannot send a part of it: fetching all of" in lines[1]
-
-
-def test_a_new_connection_is_made_without_the_block_of_64_kib(server):
-    server.files["/app.bin"] = File(NEW, '"one"')
-    server.troubles = [drop(0x18800), None]
-    with updating_board(heap_size=144 * 1024) as board:
-        run = board.run(try_update(server.url("/app.bin"), PATIENT))
-        written = board.flash.read(boards.OTA_1.offset, len(NEW))
-    assert f"wrote {len(NEW)}" in run.output
-    assert written == NEW
-    erased = [
-        (op.offset - boards.OTA_1.offset, op.size) for op in slot_writes(run) if op.kind == "erase"
-    ]
-    block, sector = 0x10000, 0x1000
-    # The block in which the connection broke comes sector by sector.
-    sectors = [(at, sector) for at in range(block, 2 * block, sector)]
-    assert [entry for entry in erased if 0 <= entry[0] < boards.OTA_1.size] == [
-        (0, block),
-        *sectors,
-        (2 * block, block),
-    ]
 
 
 OTHER = boards.app("v1.28.0", 0x27000)

@@ -169,8 +169,8 @@ def test_what_cannot_go_on_starts_over_and_says_so(board, before, after, words):
 @pytest.mark.parametrize(
     ("erased", "fetched_from"),
     [
-        (0, [0]),  # of this sector there is a digest in NVS
-        (0x3000, [KIB_64, 0]),  # this one is found by the image's own
+        (0, [KIB_64, 0]),  # the image's own digest finds it, and it is fetched from its start
+        (0x3000, [KIB_64, 0]),
     ],
 )
 def test_what_the_slot_holds_counts_not_what_nvs_says(board, erased, fetched_from):
@@ -261,8 +261,7 @@ def test_heap_stays_within_24_kib_besides_the_package(board):
             board,
             f"""
 import gc, ota
-from ota import certificate, download, failures, rejoin, resume, secure
-ota.update.OTA
+from ota import app, http, http_more, image, resume_download, retry, slot, tls_trust, update
 gc.collect()
 free = least = gc.mem_free()
 def progress(done, total):
@@ -301,3 +300,142 @@ def test_a_bundle_goes_on_after_a_power_cut(content):
         # The head, up to where the app begins, and then what the slot lacks.
         first, second = (request.start for request in server.requests)
         assert (first, second > KIB_64) == (0, True)
+
+
+# --- ends that are not told, and ranges that are told otherwise ---------------------------------
+
+
+def test_a_chunked_body_without_its_last_chunk_is_whole_if_the_server_says_so(board):
+    """Asked for what follows the last byte, it answers 416 with the size."""
+
+    def answer(handler):
+        if "range" in handler.asked.headers:
+            handler.answer(
+                "416 Range Not Satisfiable",
+                [f"Content-Range: bytes */{len(NEW)}", "Content-Length: 0"],
+            )
+            return
+        handler.answer("200 OK", ['ETag: "1"', "Transfer-Encoding: chunked"])
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(NEW), NEW))
+        raise web.Hangup
+
+    with web.serving({"/app.bin": answer}) as server:
+        assert output(board, try_update(server.url("/app.bin"), PATIENT)) == f"wrote {len(NEW)}\n"
+        assert [request.start for request in server.requests] == [0, len(NEW)]
+        assert board.run().labels == ("ota_1",)
+
+
+def ranges(content_range, limit=None, validator='ETag: "1"'):
+    """A file whose first connection breaks; how its parts are told is up to ``content_range``."""
+
+    def answer(handler):
+        start = handler.asked.start
+        headers = [validator]
+        if start:
+            if content_range:
+                told = content_range.format(start=start, end=len(NEW) - 1, size=len(NEW))
+                headers.append("Content-Range: " + told)
+            body = NEW[start:][:limit]
+            handler.answer("206 Partial Content", [*headers, f"Content-Length: {len(body)}"])
+            handler.wfile.write(body)
+            handler.asked.sent = len(body)
+            return
+        handler.answer("200 OK", [*headers, f"Content-Length: {len(NEW)}"])
+        before = sum(request.start == 0 for request in handler.server.requests) > 1
+        handler.wfile.write(NEW if before else NEW[:0x10000])
+        if not before:
+            raise web.Hangup
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("told", "limit", "starts"),
+    [
+        ("bytes {start}-{end}/{size}", None, [0, 0x10000]),
+        ("bytes {start}-{end}/*", None, [0, 0x10000]),  # legal: the size is not known
+        ("BYTES {start}-{end}/{size}", None, [0, 0x10000]),
+        (None, None, [0, 0x10000]),  # its size says which part it is
+        (None, 1000, [0, 0x10000, 0]),  # it does not: all of it once more, and nothing twice
+        ("bytes 0-{end}/{size}", None, [0, 0x10000, 0]),  # another part than was asked for
+        ("items 1-2/3", None, [0, 0x10000]),
+        ("bytes {start}-{end}/{size}", 0x8000, [0, 0x10000, 0x18000, 0x20000]),  # less is legal
+    ],
+)
+def test_a_part_is_taken_however_it_is_told(board, told, limit, starts):
+    with web.serving({"/app.bin": ranges(told, limit)}) as server:
+        more = PATIENT + ", log=print"
+        printed = output(board, try_update(server.url("/app.bin"), more))
+        assert printed.endswith(f"wrote {len(NEW)}\n")
+        assert "changed" not in printed
+        assert [request.start for request in server.requests] == starts
+        assert slot_content(board, len(NEW)) == NEW
+        assert board.run().labels == ("ota_1",)
+
+
+@pytest.mark.parametrize("told", ["bytes {start}-{end}/{size}1", "bytes */1"])
+def test_a_part_of_a_file_of_another_size_is_of_a_changed_file(board, told):
+    with web.serving({"/app.bin": ranges(told)}) as server:
+        printed = go_on(board, server.url("/app.bin"), PATIENT)
+        assert "changed on the server while it was fetched" in printed
+        assert "starting over" in printed
+        assert f"wrote {len(NEW)}" in printed
+
+
+def cut_off_once(body, at):
+    """A body whose end only the end of the connection tells: too early, the first time."""
+    done = []
+
+    def answer(handler):
+        handler.answer("200 OK", ["Connection: close"])
+        handler.wfile.write(body if done else body[:at])
+        done.append(True)
+        raise web.Hangup
+
+    return answer
+
+
+@pytest.mark.parametrize("at", [0x1000, 0x12345])
+@pytest.mark.parametrize("entry", ["from_file", "fetch"])
+def test_a_body_without_length_that_ends_early_gets_another_attempt(board, entry, at):
+    with web.serving({"/app.bin": cut_off_once(NEW, at)}) as server:
+        call = {
+            "from_file": "ota.update.from_file({0!r}, verbose=False, reboot=False, {1})",
+            "fetch": "asyncio.run(ota.update.fetch({0!r}, {1}))",
+        }[entry].format(server.url("/app.bin"), "block_size=4096, max_failures=1")
+        assert output(board, f"import asyncio, ota\nprint({call})") == f"{len(NEW)}\n"
+        assert len(server.requests) == 2
+        assert slot_content(board, len(NEW)) == NEW
+
+
+def test_a_body_without_length_that_always_ends_early_is_refused(board):
+    def answer(handler):
+        handler.answer("200 OK", ["Connection: close"])
+        handler.wfile.write(NEW[:0x8000])
+        raise web.Hangup
+
+    with web.serving({"/app.bin": answer}) as server:
+        printed = output(board, try_update(server.url("/app.bin"), ", block_size=4096"))
+        assert printed.startswith("truncated: ")
+        assert len(server.requests) == 2
+        assert states(board) == ["VALID", "-"]
+
+
+def test_a_release_starts_over_where_an_update_does(board):
+    """The bundle changes while it is fetched."""
+    old = releases.make(releases.Content("app", "app.bin", NEW), version="2.0").to_bytes()
+    new = releases.make(releases.Content("app", "app.bin", OTHER), version="2.1").to_bytes()
+
+    with web.serving({"/a.bundle": File(old, '"1"')}) as server:
+
+        def change(handler, sent):
+            if sent >= 0x10000:
+                server.files["/a.bundle"] = File(new, '"2"')
+                raise web.Hangup
+
+        server.troubles = [change]
+        url = server.url("/a.bundle")
+        call = f"ota.release.install({url!r}, reboot=False, pause=0.01, block_size=4096)"
+        assert output(board, f"import ota\n{call}") == ""
+        assert slot_content(board, len(OTHER)) == OTHER
+        assert board.run().labels == ("ota_1",)

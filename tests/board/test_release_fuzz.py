@@ -1,28 +1,27 @@
-"""Manifests and tar files with random damage, read on the real MicroPython."""
+"""Manifests, tar files, signatures and keys with random damage, read on a board."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import releases
-from mpota.carried import data_directory
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle, read_tar, read_tree
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.virtual import micropython
+from mpota.signing import public_to_pem, sign
 
 ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "3000"))
 
 # Mutates ``seeds`` and gives the result to ``read``; prints how many were taken, and refused.
 SCRIPT = """
 import os, random, sys
-sys.path.insert(0, sys.argv[1])
-import ota.manifest, ota.tar
+import ota.manifest, ota.policy, ota.room, ota.versions, ota.tar, ota.keys, ota.signature
+from esp32 import NVS
 from ota.errors import OTAError
 
 TOKENS = (
@@ -50,16 +49,26 @@ def mutate(data, other):
     return data
 
 class Sink:
+    def wanted(self):
+        return 4096
     def write(self, buf):
         pass
-    def close(self):
+    def work(self):
+        return False
+    def skip(self):
+        return 0
+    def finish(self):
         pass
 
 def read_manifest(data):
-    manifest = ota.manifest.Manifest(data)
-    manifest.forms()
+    manifest = ota.manifest.read(data)
     if manifest.from_version:
-        ota.manifest.version_key(manifest.from_version)
+        ota.versions.version_key(manifest.from_version)
+    try:
+        ota.policy.judge(manifest, ota.keys.load(), "member", (), False)
+        ota.room.check_room(manifest.payloads, False)
+    except OTAError:
+        pass
 
 def read_tar(data):
     # Headers mostly get a fitting checksum, so that the fields behind it are reached.
@@ -71,16 +80,58 @@ def read_tar(data):
     reader = ota.tar.TarReader(lambda name, size, is_directory: Sink(), "the bundle")
     at = 0
     while at < len(data):
-        count = random.randint(1, 1500)
+        while reader.work():
+            pass
+        count = min(random.randint(1, 1500), reader.wanted(), len(data) - at)
         reader.write(memoryview(data)[at : at + count])
         at += count
+    while reader.work():
+        pass
     reader.finish()
 
-random.seed(int(sys.argv[4]))
-read = globals()[sys.argv[2]]
-seeds = [open(sys.argv[5] + "/" + name, "rb").read() for name in sorted(os.listdir(sys.argv[5]))]
+def fix_crc(data):
+    from binascii import crc32
+
+    if len(data) > 1200 and random.randint(0, 3):
+        data[1196:1200] = crc32(data[:1196]).to_bytes(4, "little")
+
+class Trust:
+    trusted = [b"t" * 32]
+    retired = [b"r" * 32]
+
+def read_signature(data):
+    fix_crc(data)
+    size = 4096 if random.randint(0, 7) else len(data)
+    data = data[:size] + bytes(max(0, size - len(data)))
+    Trust.trusted[0] = ota.signature.sha256(data[36:812]).digest()
+    ota.signature.check_signed(bytes(data[4:36]), data, random.choice((None, Trust)))
+    ota.signature.check_end(data, Trust)
+
+def read_keys(data):
+    try:
+        nvs.set_blob("trust", data[:1900])
+        nvs.set_blob("trust-copy", data[:1900] if random.randint(0, 1) else b"")
+    except OSError:
+        return
+    trust = ota.keys.load()
+    ota.versions.version_key(trust.version)
+    trust.name.encode()
+    trust.change(("aa" * 32,), ())
+
+def read_key(data):
+    ways = [bytes(data), data]
+    try:
+        ways += [str(data, "utf-8"), str(data, "utf-8")[:64]]
+    except UnicodeError:
+        pass
+    ota.signature.digest_of_key(random.choice(ways))
+
+nvs = NVS("ota")
+random.seed({seed})
+read = {read}
+seeds = [open("/frozen/seeds/" + name, "rb").read() for name in sorted(os.listdir("/frozen/seeds"))]
 taken = refused = 0
-for number in range(int(sys.argv[3])):
+for number in range({rounds}):
     data = mutate(seeds[number % len(seeds)], seeds[(number + 1) % len(seeds)])
     try:
         read(data)
@@ -95,31 +146,23 @@ print(taken, refused)
 """
 
 
-def fuzz(directory: Path, read: str, seeds: list[bytes], seed: int = 1) -> tuple[int, int]:
+def fuzz(
+    directory: Path, read: str, seeds: list[bytes], rounds: int = ROUNDS, seed: int = 1
+) -> tuple[int, int]:
     """(taken, refused); fails if anything but an OTAError came of one."""
-    shutil.rmtree(directory / "seeds", ignore_errors=True)
+    board = releases.board(directory)
+    board.heap_size = 512 * 1024
     (directory / "seeds").mkdir()
     for number, data in enumerate(seeds):
         (directory / "seeds" / str(number)).write_bytes(data)
-    (directory / "fuzz.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [
-            *micropython.find().with_heap(512 * 1024),
-            str(directory / "fuzz.py"),
-            str(data_directory("device")),
-            read,
-            str(ROUNDS),
-            str(seed),
-            str(directory / "seeds"),
-        ],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    taken, refused = done.stdout.split()
-    return int(taken), int(refused)
+    script = SCRIPT
+    for name, value in {"seed": seed, "read": read, "rounds": rounds}.items():
+        script = script.replace(f"{{{name}}}", str(value))
+    run = board.run(script, timeout_s=600)
+    assert not run.traceback, run.output[-3000:] + run.traceback
+    taken, refused = (int(word) for word in run.output.split())
+    assert taken + refused == rounds
+    return taken, refused
 
 
 def manifests() -> list[bytes]:
@@ -135,24 +178,72 @@ def manifests() -> list[bytes]:
     )  # fmt: skip
     simple = b'{"firmware": "a.bin", "sha": "' + digest.encode() + b'", "length": 100}'
     variants = Manifest("demo", "1.2.3-rc1", (delta,), chip="esp32")
-    return [full.to_bytes(), variants.to_bytes(), simple]
+    chained = Payload(
+        "data", 9000, digest,
+        (Form(9064, digest, "r", encoding="chained", chain=digest),
+         Form(999, digest, "s", encoding="chained-deflate", chain=digest)),
+        "romfs",
+    )  # fmt: skip
+    new = Manifest("demo", "1.2.3", (chained,), counter=9, allow_downgrade=True)
+    return [full.to_bytes(), variants.to_bytes(), new.to_bytes(), simple]
 
 
-def test_a_damaged_manifest_is_an_ota_error_or_nothing(tmp_path: Path) -> None:
-    taken, refused = fuzz(tmp_path, "read_manifest", manifests())
-    assert taken + refused == ROUNDS
+def test_a_damaged_manifest_is_an_ota_error_or_nothing(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    _, refused = fuzz(tmp_path, "read_manifest", manifests())
+    hostile(ROUNDS)
     assert refused > ROUNDS // 2
 
 
-def test_a_damaged_tar_is_an_ota_error_or_nothing(tmp_path: Path) -> None:
+def test_a_damaged_tar_is_an_ota_error_or_nothing(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
     archives = [releases.tree("2").data, releases.make(releases.tree("2")).to_bytes()]
     taken, refused = fuzz(tmp_path, "read_tar", archives)
-    assert taken + refused == ROUNDS
+    hostile(ROUNDS)
     assert taken
     assert refused > ROUNDS // 4
 
 
-def test_the_desk_reads_damage_the_same_way() -> None:
+def test_a_damaged_signature_is_an_ota_error_or_nothing(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    sectors = [sign(b"x", (releases.key(),)), sign(b"x", (releases.key(1), releases.key()))]
+    _, refused = fuzz(tmp_path, "read_signature", sectors)
+    hostile(ROUNDS)
+    assert refused > ROUNDS // 4
+
+
+def test_damaged_keys_in_nvs_are_an_ota_error_or_nothing(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    digests = bytes(range(256)) * 5
+    blobs = [
+        b"",
+        struct.pack("<BIBB", 1, 5, 1, 2) + digests[:96],
+        struct.pack("<BIBB", 2, 5, 2, 1) + digests[:96] + b"\1demo\0" + b"2.1.0-rc1",
+        struct.pack("<BIBB", 2, 5, 3, 32) + digests[:1120] + b"\0" + b"n" * 64 + b"\0" + b"1" * 72,
+        struct.pack("<BIBB", 2, 0, 0, 0) + b"\0\0",
+    ]
+    taken, refused = fuzz(tmp_path, "read_keys", blobs, ROUNDS // 10)
+    hostile(ROUNDS // 10)
+    assert taken
+    assert refused
+
+
+def test_a_damaged_key_is_an_ota_error_or_nothing(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    public = releases.key().public
+    seeds = [public_to_pem(public), public.to_der(), public.digest.hex().encode()]
+    taken, refused = fuzz(tmp_path, "read_key", seeds)
+    hostile(ROUNDS)
+    assert taken
+    assert refused > ROUNDS // 4
+
+
+def test_the_desk_reads_damage_the_same_way(hostile: Callable[..., None]) -> None:
     """Formats raise MpotaError for random damage, and nothing else."""
     import random
 
@@ -175,6 +266,7 @@ def test_the_desk_reads_damage_the_same_way() -> None:
             except MpotaError:
                 refused += 1
     assert refused > ROUNDS
+    hostile(ROUNDS)
 
 
 def test_what_the_desk_takes_the_board_takes(tmp_path: Path) -> None:
@@ -184,41 +276,39 @@ def test_what_the_desk_takes_the_board_takes(tmp_path: Path) -> None:
         Manifest.from_bytes(data)
         (tmp_path / "m" / f"{number}.json").write_bytes(data)
     script = (
-        f"import sys, os; sys.path.insert(0, {str(data_directory('device'))!r})\n"
-        "from ota.manifest import Manifest\n"
-        f"for name in sorted(os.listdir({str(tmp_path / 'm')!r})):\n"
-        f"    m = Manifest(open({str(tmp_path / 'm')!r} + '/' + name, 'rb').read())\n"
+        "import os\nfrom ota.manifest import read\n"
+        "for name in sorted(os.listdir('/frozen/m')):\n"
+        "    m = read(open('/frozen/m/' + name, 'rb').read())\n"
         "    print(m.name or 'firmware', m.version or 0, m.counter, [p.kind for p in m.payloads],\n"
-        "          [(f.size, f.encoding, f.member, f.url) for f in m.forms()])\n"
+        "          [(f.size, f.encoding, f.chain and f.chain.hex(), f.member, f.url)\n"
+        "           for f in m.forms])\n"
     )
-    done = subprocess.run(
-        [*micropython.find().command, "-c", script], capture_output=True, text=True, check=False
-    )
+    run = releases.board(tmp_path).run(script)
     expected = []
     for data in manifests():
         m = Manifest.from_bytes(data)
-        forms = [(f.size, f.encoding, f.member, f.url) for f in m.forms]
+        inside = {"chained": None, "chained-deflate": "deflate"}
+        forms = [
+            (f.size, inside.get(f.encoding or "", f.encoding), f.chain, f.member, f.url)
+            for f in m.forms
+        ]
         kinds = [payload.kind for payload in m.payloads]
         expected.append(f"{m.name} {m.version} {m.counter} {kinds} {forms}")
-    assert done.stdout.splitlines() == expected, done.stderr
+    assert run.output.splitlines() == expected, run.traceback
 
 
 @pytest.mark.parametrize(
     ("older", "newer"),
     [("1.9", "1.10"), ("2.1-rc1", "2.1"), ("2.1", "2.1.0.1"), ("1", "2"), ("1.0-a", "1.0-b")],
 )
-def test_versions_sort_the_same_on_both_sides(older: str, newer: str) -> None:
+def test_versions_sort_the_same_on_both_sides(tmp_path: Path, older: str, newer: str) -> None:
     from mpota.formats.manifest import version_key
 
-    script = (
-        f"import sys; sys.path.insert(0, {str(data_directory('device'))!r})\n"
-        "from ota.manifest import version_key as key\n"
+    run = releases.board(tmp_path).run(
+        "from ota.versions import version_key as key\n"
         f"print(key({older!r}) < key({newer!r}), key({newer!r}) < key({older!r}))\n"
         f"print(key('2.1') == key('2.1.0'))"
     )
-    done = subprocess.run(
-        [*micropython.find().command, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["True", "False", "True"], done.stderr
+    assert run.output.split() == ["True", "False", "True"], run.traceback
     assert version_key(older) < version_key(newer)
     assert version_key("2.1") == version_key("2.1.0")

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -89,6 +89,11 @@ PATHS = {
     "in a hidden directory by a link": ("/git/config", 404),
     "pipe": ("/pipe", 404),
 }
+
+
+@pytest.fixture(autouse=True)
+def counted(hostile: Callable[..., None]) -> None:
+    hostile()
 
 
 @pytest.mark.parametrize(("path", "status"), PATHS.values(), ids=PATHS)

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,24 +31,48 @@ CONTENT = b'{"format": 1}\n'
 DIGEST = hashlib.sha256(padded(CONTENT)).digest()
 
 SCRIPT = """
-import json, sys
+import sys
+from hashlib import sha256
 sys.path.insert(0, sys.argv[1])
 from ota import signature
 from ota.errors import OTAError
 content = open(sys.argv[2] + "/content", "rb").read()
-digest = signature.digest_padded(content)
-for name in sys.argv[4:]:
-    sector = open(sys.argv[2] + "/" + name, "rb").read()
+digest = signature.pad(sha256(content), len(content))
+
+class Trust:
     trusted = [bytes.fromhex(key) for key in sys.argv[3].split(",") if key]
+    retired = [bytes.fromhex(key) for key in sys.argv[4].split(",") if key]
+
+def signed(sector):
+    return signature.check_signed(digest, sector, Trust if Trust.trusted else None).hex()
+
+def end(sector):
+    stated = signature.check_end(sector, Trust)
+    signature.check_content(stated, digest)
+    return "ok"
+
+check = {"signed": signed, "end": end}[sys.argv[5]]
+for name in sys.argv[6:]:
+    sector = open(sys.argv[2] + "/" + name, "rb").read()
     try:
-        print(name, signature.check(digest, sector, trusted or None, [b"r" * 32]).hex())
+        print(name, check(sector))
     except OTAError as error:
         print(name, error.code, "-", error)
 """
 
 
-def verify(directory: Path, sectors: dict[str, bytes], trusted: list[PublicKey]) -> dict[str, str]:
-    """What MicroPython says of each sector: the key's digest, or the error's code and text."""
+def verify(
+    directory: Path,
+    sectors: dict[str, bytes],
+    trusted: list[PublicKey | str],
+    *,
+    retired: list[PublicKey] | tuple[()] = (),
+    check: str = "signed",
+) -> dict[str, str]:
+    """What MicroPython says of each sector: the key's digest, or the error's code and text.
+
+    ``trusted``: keys, or digests in hex. ``check`` "end": "ok", where the sector is judged first.
+    """
     (directory / "content").write_bytes(CONTENT)
     for name, sector in sectors.items():
         (directory / name).write_bytes(sector)
@@ -58,7 +83,9 @@ def verify(directory: Path, sectors: dict[str, bytes], trusted: list[PublicKey])
             str(directory / "script.py"),
             str(data_directory("device")),
             str(directory),
-            ",".join(key.digest.hex() for key in trusted),
+            ",".join(key if isinstance(key, str) else key.digest.hex() for key in trusted),
+            ",".join(key.digest.hex() for key in retired),
+            check,
             *sectors,
         ],
         capture_output=True,
@@ -152,7 +179,7 @@ def test_espsecure_accepts_our_signature(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def hostile() -> dict[str, bytes]:
+def forged() -> dict[str, bytes]:
     """Signature sectors that have to be refused, each for one reason."""
     key = releases.key()
     good = block_of(key, raw_sign(key, encode()))
@@ -232,11 +259,14 @@ def hostile() -> dict[str, bytes]:
     return cases
 
 
-def test_anything_but_a_strict_signature_is_refused(tmp_path: Path) -> None:
-    cases = hostile()
+def test_anything_but_a_strict_signature_is_refused(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    cases = forged()
     assert {"s-plus-n", "top-bit"} <= cases.keys()
     found = verify(tmp_path, cases, [releases.key().public])
     codes = {name: said.split(" ")[0] for name, said in found.items()}
+    hostile(len(found))
     foreign = {"other-key", "bit-of-n", "exponent-3", "r-squared", "m-prime"}
     assert codes == {name: "untrusted" if name in foreign else "signature" for name in cases}
     for sector in cases.values():
@@ -244,7 +274,9 @@ def test_anything_but_a_strict_signature_is_refused(tmp_path: Path) -> None:
             check_signature(CONTENT, sector, [releases.key().public])
 
 
-def test_a_weak_key_is_refused_even_if_its_digest_is_trusted(tmp_path: Path) -> None:
+def test_a_weak_key_is_refused_even_if_its_digest_is_trusted(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
     """Whoever installs a digest may be tricked: exponent and size are checked all the same."""
     key = releases.key()
     good = block_of(key, raw_sign(key, encode()))
@@ -255,18 +287,51 @@ def test_a_weak_key_is_refused_even_if_its_digest_is_trusted(tmp_path: Path) -> 
         "short-modulus": good[:419] + bytes(1) + good[420:],
     }  # fmt: skip
     sectors = {name: sector_of(with_crc(block)) for name, block in weak.items()}
-    script = SCRIPT.replace('[b"r" * 32]', "()")
+    hostile(len(sectors))
     digests = [hashlib.sha256(block[36:812]).hexdigest() for block in weak.values()]
-    (tmp_path / "content").write_bytes(CONTENT)
-    (tmp_path / "script.py").write_text(script)
-    for name, sector in sectors.items():
-        (tmp_path / name).write_bytes(sector)
-    done = subprocess.run(
-        [*micropython.find().with_heap(200 * 1024), str(tmp_path / "script.py"),
-         str(data_directory("device")), str(tmp_path), ",".join(digests), *sectors],
-        capture_output=True, text=True, check=True,
+    for check in ("signed", "end"):
+        found = verify(tmp_path, sectors, digests, check=check)
+        assert [said.split()[0] for said in found.values()] == ["signature"] * 3, found
+
+
+def test_a_signature_is_judged_before_its_content(
+    tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    """What a sector alone says is what it says with its content, but for content of another."""
+    key = releases.key()
+    cases = forged()
+    found = verify(tmp_path, cases, [key.public], check="end")
+    codes = {name: said.split(" ")[0] for name, said in found.items()}
+    foreign = {"other-key", "bit-of-n", "exponent-3", "r-squared", "m-prime"}
+    none = {"magic", "zeros", "blank"}
+    assert codes == {
+        name: "untrusted" if name in foreign else "unsigned" if name in none else "signature"
+        for name in cases
+    }
+    assert found["other-content"] == "signature - the signature belongs to other content"
+    hostile(len(cases))
+    good = {"one": sign(CONTENT, (key,)), "second": sign(CONTENT, (releases.key(1), key))}
+    assert verify(tmp_path, good, [key.public], check="end") == dict.fromkeys(good, "ok")
+    assert verify(tmp_path, good, [], check="end")["one"].startswith("untrusted")
+    said = verify(
+        tmp_path, {"one": good["one"]}, [releases.key(1).public],
+        retired=[key.public], check="end",
     )  # fmt: skip
-    assert [line.split()[1] for line in done.stdout.splitlines()] == ["signature"] * 3, done.stdout
+    assert said["one"].startswith("retired-key - signed by key")
+
+
+def test_two_blocks_that_state_different_digests_are_no_signature(tmp_path: Path) -> None:
+    key, other = releases.key(), releases.key(1)
+    foreign = hashlib.sha256(b"other").digest()
+    own = block_of(key, raw_sign(key, encode()))
+    theirs = block_of(other, raw_sign(other, encode(foreign)), foreign)
+    sectors = {"first": sector_of(theirs, own), "last": sector_of(own, theirs)}
+    # The first block of a trusted key decides; one before it has to fit as well.
+    for check, first in (("signed", "signature"), ("end", "signature")):
+        found = verify(tmp_path, sectors, [key.public], check=check)
+        assert found["first"].startswith(first), found
+        found = verify(tmp_path, sectors, [other.public], check=check)
+        assert found["last"].startswith("signature"), found
 
 
 def test_a_sector_round_trips() -> None:
@@ -286,19 +351,29 @@ def test_verification_needs_less_than_12_kib_of_heap(tmp_path: Path) -> None:
 import gc, sys, time
 sys.path.insert(0, {str(data_directory("device"))!r})
 from ota import signature
-key = bytes.fromhex({releases.key().public.digest.hex()!r})
+class Trust:
+    trusted = [bytes.fromhex({releases.key().public.digest.hex()!r})]
+    retired = []
 digest = bytes.fromhex({DIGEST.hex()!r})
 gc.collect()
-ballast = [bytearray(gc.mem_free() - {limit + 4096})]
-while gc.mem_free() > {limit}:
-    ballast.append(bytearray(256))
-    gc.collect()
+hold = bytearray({limit})
+ballast = [None] * 4000
+count = 0
+for size in (4096, 512, 64):
+    try:
+        while True:
+            ballast[count] = bytearray(size)
+            count += 1
+    except MemoryError:
+        pass
+del hold
+gc.collect()
 print(gc.mem_free(), "bytes free,")
 sector = bytearray(4096)
 with open({str(tmp_path / "sector")!r}, "rb") as file:
     file.readinto(sector)
 start = time.ticks_us()
-assert signature.check(digest, sector, [key]) == key
+assert signature.check_signed(digest, sector, Trust) == Trust.trusted[0]
 print(time.ticks_diff(time.ticks_us(), start), "us")
 try:
     bytearray({limit})

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import boards
+import ota_board
 import pytest
 import releases
 from mpota.formats.bundle import Member, write_tar
+from mpota.formats.manifest import Manifest
 from mpota.formats.partition_table import Partition
-from mpota.release import Content, sign_app
+from mpota.release import Content, Contents, data_content, publish, sign_app
 from mpota.signing import PrivateKey, public_to_pem
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points
@@ -21,6 +27,7 @@ from releases import app, key, make, tree
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
 KEYS = "import ota; print(' '.join(k[:8] for k in ota.keys.trusted()), ota.keys.counter())"
 ADD = "import ota; ota.keys.add({!r})"
+FORCE = "import ota, machine; ota.rollback.force(); machine.reset()"
 UPDATE = "import ota; ota.update.from_file('/frozen/app.bin', verbose=False, reboot=False)"
 ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x10000)
 
@@ -123,7 +130,7 @@ def test_one_intact_copy_of_the_keys_counts_and_the_next_change_mends_the_other(
     trust(board, 0)
     assert board.run(NVS + harm.format(blob) + "n.commit()").traceback == ""
     put(board, "app.bin", boards.app("v1.27.0"))
-    assert "not signed" in board.run(UPDATE).traceback
+    assert "no signed release" in board.run(UPDATE).traceback
     assert board.run(KEYS).output.strip() == f"{short(0)} 0"
     trust(board, 1)
     other = BLOBS[blob == BLOBS[0]]
@@ -175,12 +182,348 @@ def test_a_manifest_changes_keys_when_it_is_confirmed(board: Board) -> None:
 
 def test_going_back_does_not_bring_back_a_retired_key(board: Board) -> None:
     trust(board, 0)
-    install(board, app(), tree("2"), keys=(key(),), version="2.0", add_keys=(digest(1),))
-    install(board, app("v1.28.0"), tree("3"), keys=(key(),), retire_keys=(digest(1),))
-    assert board.run(KEYS).output.strip() == f"{short(0)} 0"
-    run = board.run("import ota, machine; ota.rollback.force(); machine.reset()")
+    first = {"keys": (key(),), "version": "2.0", "counter": 1, "add_keys": (digest(1),)}
+    install(board, app(), tree("2"), **first)
+    assert board.run(KEYS).output.strip() == f"{short(0, 1)} 1"
+    install(board, app("v1.28.0"), tree("3"), keys=(key(),), counter=2, retire_keys=(digest(1),))
+    assert board.run(KEYS).output.strip() == f"{short(0)} 2"
+    run = board.run(FORCE)
     assert "runs v1.27.0 2" in run.output, run.console  # it confirms itself, again
-    assert board.run(KEYS).output.strip() == f"{short(0)} 0"
+    assert board.run(KEYS).output.strip() == f"{short(0)} 2"
+    # Nor does a replay, or another release that adds it, whoever signed that.
+    assert "counter 1, this board has had 2" in install(board, app(), tree("2"), **first).traceback
+    for counter, words in ((2, "a higher one is due"), (3, "a key would come back")):
+        run = install(board, keys=(key(),), counter=counter, chip=None, add_keys=(digest(1),))
+        assert words in run.traceback, run.console
+        assert run.operations == ()
+    assert board.run(KEYS).output.strip() == f"{short(0)} 2"
+    trust(board, 1)  # by hand it may
+    assert board.run(KEYS).output.strip() == f"{short(0, 1)} 2"
+
+
+ON_REQUEST = """
+import os, sys, ota, code
+print("runs", sys.version.split()[2], code.VERSION, code.__file__)
+if "go" in os.listdir("/"):
+    ota.rollback.cancel()
+"""
+
+
+@pytest.mark.parametrize("later", [9, 10, 11])
+def test_a_release_that_is_confirmed_late_brings_no_keys_back(board: Board, later: int) -> None:
+    """It was rolled back; then its key was retired, and then it is started by hand after all."""
+    trust(board, 0)
+    rolled_back = {"keys": (key(),), "counter": 10, "add_keys": (digest(1),)}
+    assert "runs v1.27.0 2" in install(board, app(), tree("2", ON_REQUEST), **rolled_back).output
+    assert "runs" not in board.run().output  # not confirmed: the former app
+    install(
+        board, tree("3"), keys=(key(),), counter=later, chip=None, version="2.1",
+        retire_keys=(digest(1),),
+    )  # fmt: skip
+    assert board.run(KEYS).output.strip() == f"{short(0)} {later}"
+    run = board.run(
+        "open('/go', 'w').close()\n"
+        "import machine\nfrom esp32 import Partition\n"
+        "Partition.find(Partition.TYPE_APP, label='ota_1')[0].set_boot(); machine.reset()"
+    )
+    assert "runs v1.27.0 2" in run.output, run.console
+    assert board.run(KEYS).output.strip() == f"{short(0)} {max(later, 10)}"
+    assert board.run().labels == ("ota_1",)
+
+
+def test_thirty_two_retired_keys_are_remembered_and_no_more(board: Board) -> None:
+    trust(board, 0)
+    run = board.run("import ota\nfor i in range(32): ota.keys.retire('%064x' % i)")
+    assert not run.traceback, run.console
+    run = board.run(f"import ota; ota.keys.retire({'e' * 64!r})")
+    assert "33 keys would be retired, 0 to 32 can be" in run.traceback
+    before = board.flash.snapshot()
+    fields = {"keys": (key(),), "chip": None, "counter": 5}
+    run = install(board, retire_keys=("e" * 64,), add_keys=(digest(1),), **fields)
+    assert "33 keys would be retired" in run.traceback, run.console
+    assert (run.operations, board.flash.snapshot()) == ((), before)
+    for number in (0, 31):
+        run = install(board, add_keys=(f"{number:064x}",), **fields)
+        assert "a key would come back" in run.traceback, run.console
+    board.run("import ota; ota.keys.clear()")
+    trust(board, 0)
+    run = install(board, add_keys=(f"{31:064x}",), **fields)
+    assert "a key would come back" in run.traceback, run.console  # clear() does not forget
+    board.run(ADD.format(f"{7:064x}"))
+    install(board, retire_keys=("e" * 64,), **fields)
+    assert board.run(KEYS).output.strip() == f"{short(0)} {'0' * 8} 5"
+    run = install(board, retire_keys=("d" * 64,), keys=(key(),), chip=None, counter=6)
+    assert "33 keys would be retired" in run.traceback, run.console
+
+
+def format_1(trusted: tuple[int, ...], retired: tuple[int, ...], counter: int) -> bytes:
+    """What version 0.1 of the package has in NVS."""
+    head = struct.pack("<BIBB", 1, counter, len(trusted), len(retired))
+    return head + b"".join(bytes.fromhex(digest(number)) for number in trusted + retired)
+
+
+def test_what_the_first_version_stored_is_read_and_converted(board: Board) -> None:
+    blob = format_1((0,), (1,), 7)
+    board.run(NVS + "".join(f"n.set_blob({name!r}, {blob!r}); " for name in BLOBS) + "n.commit()")
+    assert board.run(KEYS).output.strip() == f"{short(0)} 7"
+    run = install(board, app(), keys=(key(1),), counter=8)
+    assert f"signed by key {digest(1)[:16]}, which was retired" in run.traceback
+    run = install(board, app(), keys=(key(0),), counter=8, add_keys=(digest(1),))
+    assert "a key would come back" in run.traceback, run.console
+    read = (
+        NVS + "b = bytearray(2000)\nfor t in ('trust', 'trust-copy'): n.get_blob(t, b); print(b[0])"
+    )
+    assert board.run(read).output == "1\n1\n"  # reading changes nothing
+    trust(board, 2)
+    assert board.run(read).output == "2\n2\n"
+    assert board.run(KEYS).output.strip() == f"{short(0, 2)} 7"
+    run = install(board, app(), keys=(key(0),), counter=8, add_keys=(digest(1),))
+    assert "a key would come back" in run.traceback, run.console
+
+
+def test_images_without_a_release_are_allowed_on_the_board_alone(board: Board) -> None:
+    ask = "import ota; print(ota.keys.load().takes_images)"
+    trust(board, 0)
+    assert board.run(ask).output == "False\n"
+    board.run("import ota; ota.keys.allow_images(True)")
+    assert board.run(ask).output == "True\n"
+    trust(board, 1)
+    install(board, keys=(key(),), chip=None, counter=3, retire_keys=(digest(1),))
+    assert board.run(ask).output == "True\n"
+    board.run("import ota; ota.keys.allow_images(False)")
+    assert board.run(ask).output == "False\n"
+    board.run("import ota; ota.keys.allow_images(True); ota.keys.clear()")
+    assert board.run(ask).output == "False\n"
+    assert board.run(KEYS).output.strip() == "3"
+
+
+# --- ways in
+
+# Each tries to bring "x.bundle" in: from a file, by URL, as bytes.
+WAYS = {
+    "install a file": "ota.release.install('/frozen/x.bundle', reboot=False)",
+    "install a URL": "ota.release.install(ROOT + '/x.bundle', reboot=False)",
+    "install a manifest": "ota.release.install('/frozen/public/manifest.json', reboot=False)",
+    "install a published manifest": "ota.release.install(ROOT + '/manifest.json', reboot=False)",
+    "update from a file": "ota.update.from_file('/frozen/x.bundle', verbose=False, reboot=False)",
+    "update from a URL": "ota.update.from_file(ROOT + '/x.bundle', verbose=False, reboot=False)",
+    "update from a stream": """
+with ota.update.OTA(verbose=False) as o:
+    o.from_stream(open('/frozen/x.bundle', 'rb'))""",
+    "write pieces": """
+with ota.update.OTA(verbose=False) as o, open('/frozen/x.bundle', 'rb') as f:
+    while True:
+        data = f.read(1000)
+        if not data:
+            break
+        o.write(data)""",
+    "in an asyncio program": """
+import asyncio
+asyncio.run(ota.update.fetch(ROOT + '/x.bundle', verbose=False, reboot=False))""",
+    "named by a JSON file": "ota.update.from_json(ROOT + '/x.json', verbose=False, reboot=False)",
+    "forced": "ota.release.install('/frozen/x.bundle', reboot=False, force=True)",
+}
+STRANGERS = {
+    "unsigned": ((), "unsigned"),
+    "foreign": ((2,), "untrusted"),
+    "retired": ((1,), "retired-key"),
+}
+
+
+@pytest.mark.parametrize("signer", STRANGERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_in_costs_a_keyed_board_anything(
+    board: Board, tmp_path: Path, way: str, signer: str, hostile: Callable[..., None]
+) -> None:
+    """Nothing is erased or written before a trusted key was found: the fallback stays whole."""
+    numbers, code = STRANGERS[signer]
+    keys = tuple(key(number) for number in numbers)
+    trust(board, 0, 1)
+    board.run(f"import ota; ota.keys.retire({digest(1)!r})")
+    (tmp_path / "romfs.img").write_bytes(b"evil" * 5000)
+    contents = Contents((app(), tree("2"), data_content("romfs", tmp_path / "romfs.img")), "esp32")
+    fields: dict[str, Any] = {"counter": 9, "version": "3.0"}
+    bundle = make(*contents.contents, keys=keys, **fields).to_bytes()
+    put(board, "x.bundle", bundle)
+    payloads = contents.payloads(as_url=True)
+    publish(
+        tmp_path / "public", Manifest("demo", payloads=payloads, chip="esp32", **fields), contents,
+        keys,
+    )  # fmt: skip
+    pointer = {"firmware": "x.bundle", "sha": hashlib.sha256(bundle).hexdigest(),
+               "length": len(bundle)}  # fmt: skip
+    answers = {
+        f"/{path.name}": ota_board.answer(path.read_bytes())
+        for path in (tmp_path / "public").iterdir()
+    } | {
+        "/x.bundle": ota_board.answer(bundle),
+        "/x.json": ota_board.answer(json.dumps(pointer).encode()),
+    }
+    with ota_board.serving(answers) as server:
+        before = board.flash.snapshot()
+        script = WAYS[way].strip().replace("ROOT", repr(server.root)).replace("\n", "\n    ")
+        run = board.run(
+            f"import ota\ntry:\n    {script}\n    print('TAKEN')\n"
+            "except ota.OTAError as error:\n    print(error.code)"
+        )
+        assert (run.output.split()[-1:], run.traceback) == ([code], ""), run.console
+        assert run.operations == ()
+        assert board.flash.snapshot() == before
+    hostile()
+
+
+# --- name, version and counter
+
+
+def test_a_lower_version_needs_a_manifest_that_allows_it(board: Board) -> None:
+    trust(board, 0)
+    fields = {"keys": (key(),), "counter": 3}
+    assert "runs" in install(board, app(), tree("2"), version="2.0", **fields).output
+    older = app("v1.28.0")
+    run = install(board, older, version="2.0-rc1", **fields)
+    assert "the release is 2.0-rc1, this board has confirmed 2.0" in run.traceback, run.console
+    assert "--allow-downgrade" in run.traceback
+    assert run.operations == ()
+    forced = board.run(INSTALL.format("x").replace(")", ", force=True)"))
+    assert "this board has confirmed 2.0" in forced.traceback, forced.console
+    assert install(board, app(), version="2.0", **fields).traceback == ""  # the same is not lower
+    run = install(board, app(), tree("2"), version="1.9", allow_downgrade=True, **fields)
+    assert "runs v1.27.0 2" in run.output, run.console
+    run = install(board, older, version="1.8", **fields)
+    assert "this board has confirmed 1.9" in run.traceback, run.console
+
+
+def wipe_files(board: Board) -> None:
+    board.flash.erase(boards.VFS.offset, boards.VFS.size)
+    board.run()
+
+
+def flash_by_cable(board: Board) -> None:
+    image = boards.app("v1.31.0")
+    for part in (boards.OTA_0, boards.OTA_1):
+        board.flash.erase(part.offset, part.size)
+        board.flash.write(part.offset, image)
+    board.run("import ota; ota.confirm.sweep()")  # what belonged to the apps that were there
+
+
+def update_image(board: Board) -> None:
+    put(board, "app.bin", boards.app("v1.30.0"))
+    run = board.run(UPDATE + "\nimport machine; machine.reset()")
+    assert len(run.labels) == 2, run.console
+    board.run("import ota; ota.rollback.cancel()")
+
+
+def install_simple(board: Board) -> None:
+    """The JSON of micropython-esp32-ota, as a release: no name, no counter."""
+    image = boards.app("v1.30.0")
+    put(board, "app.bin", image)
+    sha = hashlib.sha256(image).hexdigest()
+    simple = {"firmware": "app.bin", "sha": sha, "length": len(image)}
+    put(board, "simple.json", json.dumps(simple).encode())
+    run = board.run("import ota; ota.release.install('/frozen/simple.json')")
+    assert "counter 0, this board has had 5" in run.traceback, run.console
+
+
+def take(*contents: Content, **fields: Any) -> Callable[[Board], object]:
+    def play(board: Board) -> None:
+        given = {"keys": (key(),), "counter": 5, "version": "2.0"} | fields
+        assert not install(board, *contents, **given).traceback
+
+    return play
+
+
+def not_confirmed(board: Board) -> None:
+    take(app("v1.29.0"), tree("4", "print('silent')"), version="2.5", counter=8)(board)
+    board.run()  # back
+
+
+LATER = {
+    "nothing": lambda board: None,
+    "an app": take(app("v1.28.0")),
+    "files": take(tree("3"), chip=None),
+    "data": take(Content("data", "romfs.bin", b"x" * 9000, "romfs"), chip=None),
+    "certs": take(Content("certs", "ca.pem", b"-----"), chip=None),
+    "an image": update_image,
+    "the other form of manifest": install_simple,
+    "what is not confirmed": not_confirmed,
+    "a way back": lambda board: board.run(FORCE),
+    "an app by cable": flash_by_cable,
+    "no files any more": wipe_files,
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_name_version_and_counter_outlive_what_is_installed(board: Board, what: str) -> None:
+    """Without keys, where a board takes all of it."""
+    main = "import sys, ota; print('runs', sys.version.split()[2], 0); ota.rollback.cancel()"
+    board.run(f"with open('/main.py', 'w') as f: f.write({main!r})")
+    for version in ("2.0", "2.0"):
+        assert "runs" in install(board, app(), tree("2"), version=version, counter=5).output
+    LATER[what](board)
+    cases = {
+        "this board has 'demo'": {"name": "other", "counter": 9},
+        "this board has confirmed 2.0": {"version": "1.9", "counter": 9},
+        "this board has had 5": {"version": "2.0", "counter": 4},
+    }
+    for words, fields in cases.items():
+        run = install(board, app("v1.30.0"), **fields)
+        assert words in run.traceback, run.console
+        assert run.operations == ()
+    run = install(board, app("v1.32.0"), tree("5"), version="2.1", counter=9)
+    assert "runs v1.32.0 5" in run.output, run.console
+
+
+def test_keys_alone_are_no_version_of_the_product(board: Board) -> None:
+    trust(board, 0)
+    assert "runs" in install(board, app(), tree("2"), keys=(key(),), counter=1).output
+    install(board, keys=(key(),), chip=None, version="9.0", counter=2, add_keys=(digest(1),))
+    assert board.run(KEYS).output.strip() == f"{short(0, 1)} 2"
+    run = install(board, app("v1.28.0"), tree("3"), keys=(key(),), version="2.1", counter=3)
+    assert "runs v1.28.0 3" in run.output, run.console
+
+
+def test_what_the_first_version_knew_of_a_release_counts(board: Board) -> None:
+    """Its name and version stood in the file system alone."""
+    assert "runs" in install(board, app(), tree("2"), counter=5).output
+    board.run(NVS + "".join(LOSS.format(name) for name in BLOBS) + "n.commit()")
+    assert "this board has 'demo'" in install(board, app(), name="other").traceback
+    assert "this board has confirmed 2.0" in install(board, app(), version="1").traceback
+
+
+def test_without_nvs_a_release_is_confirmed_all_the_same(tmp_path: Path) -> None:
+    """There are no keys then, and nothing that a counter could hold off."""
+    table = (boards.OTADATA, boards.OTA_0, boards.OTA_1, boards.VFS)
+    board = Board(boards.flash(table=table))
+    board.run()
+    board.frozen = releases.board(tmp_path).frozen
+    run = install(board, app(), tree("2"), counter=5)
+    assert ("runs v1.27.0 2" in run.output, run.traceback) == (True, ""), run.console
+    assert board.run().labels == ("ota_1",)
+    update_image(board)  # nor does an image without a name take it away
+    assert "this board has confirmed 2.0" in install(board, app(), version="1").traceback
+
+
+def test_the_first_version_takes_a_release_that_uses_nothing_new(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    archive = subprocess.run(
+        ["git", "archive", "f14c7d7", "device/ota"], cwd=root, capture_output=True, check=False
+    )
+    if archive.returncode:
+        pytest.skip("the history of the repository is not there")
+    board = boards.formatted()
+    board.frozen = tmp_path
+    subprocess.run(
+        ["tar", "-x", "-C", tmp_path, "--strip-components=1"], input=archive.stdout, check=True
+    )
+    trust(board, 0)
+    run = install(
+        board, app().compressed(), tree("2"), keys=(key(),), counter=233366400,
+        add_keys=(digest(1),),
+    )  # fmt: skip
+    assert "runs v1.27.0 2" in run.output, run.console
+    assert board.run(KEYS).output.strip() == f"{short(0, 1)} 233366400"
+    run = install(board, app("v1.28.0"), keys=(key(),), counter=233366401, allow_downgrade=True)
+    assert "manifest has format 2, known is 1" in run.traceback
 
 
 def test_a_manifest_of_keys_alone_is_in_force_at_once(board: Board) -> None:
@@ -203,15 +546,16 @@ def test_the_counter_stays_when_going_back(board: Board) -> None:
     assert "counter 2, this board has had 3" in run.traceback
 
 
-def test_a_signed_image_is_taken_where_keys_are(board: Board) -> None:
+def test_a_signed_image_is_taken_where_keys_are_and_images_allowed(board: Board) -> None:
     trust(board, 0)
+    board.run("import ota; ota.keys.allow_images(True)")
     image = boards.app("v1.27.0")
     signed = sign_app(image, "app", (key(0),))
     cases = {
         "plain": (image, "not signed"),
         "other": (sign_app(image, "app", (key(1),)), "does not trust"),
         "forged": (signed[:-4096] + sign_app(boards.app("v1.28.0"), "app", (key(0),))[-4096:],
-                   "belongs to other content"),
+                   "not the one that its signature is for"),
         "padded": (image.ljust(0x5000, b"\xff"), "not signed"),
     }  # fmt: skip
     for name, (data, words) in cases.items():
@@ -338,9 +682,11 @@ def test_files_alone_need_no_second_slot(tmp_path: Path) -> None:
 JUDGE = """
 import ota
 print(*[k[:8] for k in ota.keys.trusted()], ota.keys.counter())
+if ota.keys.trusted():
+    ota.keys.allow_images(True)
 for name in ('plain', '0', '1', 'stranger'):
     try:
-        ota.update.from_file('/frozen/%s.bin' % name, verbose=False, reboot=False)
+        ota.release.install('/frozen/%s.bundle' % name, reboot=False)
         print(name, 'taken')
     except ota.errors.ReleaseError:
         print(name, 'refused')
@@ -366,6 +712,12 @@ def lose(board: Board, blob: str) -> None:
     """Without the copy: as the first versions of this package stored the keys."""
     trust(board, 0)
     board.run(NVS + LOSS.format(blob) + "n.commit()")
+
+
+def store_format_1(board: Board) -> None:
+    """Both copies as version 0.1 of the package stored them."""
+    blob = format_1((0,), (), 0)
+    board.run(NVS + "".join(f"n.set_blob({name!r}, {blob!r}); " for name in BLOBS) + "n.commit()")
 
 
 def take_release(board: Board, **fields) -> None:
@@ -396,6 +748,7 @@ def story(name: str) -> Story:
         "keys-first": Story(forget_all, ADD.format(digest(0)), none, first),
         "keys-second": Story(lambda board: trust(board, 0), add, first, both),
         "keys-migrate": Story(lambda board: lose(board, "trust-copy"), add, first, both),
+        "keys-convert": Story(store_format_1, add, first, both),
         "keys-mend": Story(lambda board: lose(board, "trust"), add, first, both),
         "keys-retire": Story(lambda board: trust(board, 0, 1), retire, both, second),
         "keys-clear": Story(lambda board: trust(board, 0), CLEAR, first, none),
@@ -405,7 +758,8 @@ def story(name: str) -> Story:
 
 
 STORIES = [
-    *("keys-first", "keys-second", "keys-migrate", "keys-mend", "keys-retire", "keys-clear"),
+    *("keys-first", "keys-second", "keys-migrate", "keys-convert", "keys-mend", "keys-retire"),
+    "keys-clear",
     *("confirm-counter", "confirm-keys"),
 ]
 
@@ -431,10 +785,11 @@ def test_no_power_cut_disarms_the_board(
 ) -> None:
     """Each operation on NVS; ``--all-cuts`` in each way, ``--cut keys-second:5:after`` one."""
     told = story(name)
-    image = boards.app("v1.29.0")
-    put(board, "plain.bin", image)
-    for number, signed in enumerate(("0.bin", "1.bin", "stranger.bin")):
-        put(board, signed, sign_app(image, "app", (key(number),)))
+    image = app("v1.29.0")
+    put(board, "plain.bundle", make(image, counter=9, version="3").to_bytes())
+    for number, name in enumerate(("0", "1", "stranger")):
+        made = make(image, keys=(key(number),), counter=9, version="3")
+        put(board, f"{name}.bundle", made.to_bytes())
     told.prepare(board)
     made = Scenario(name, board.flash.snapshot(), lambda board: board.run(told.play))
     points = points_of(request.config, made, board)

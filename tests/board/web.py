@@ -49,8 +49,9 @@ class Request:
 
     @property
     def start(self) -> int:
-        """The first byte that was asked for."""
-        return int(self.headers.get("range", "bytes=0-")[6:].split("-")[0])
+        """The first byte that was asked for; of the last bytes, minus their number."""
+        value = self.headers.get("range", "bytes=0-")[6:]
+        return int(value) if value.startswith("-") else int(value.split("-")[0])
 
 
 class Hangup(Exception):
@@ -155,8 +156,11 @@ class Handler(socketserver.StreamRequestHandler):
         known = asked.headers.get("if-range")
         if file.ranges and asked.start and known in (None, file.etag, file.last_modified):
             start, line = asked.start, "206 Partial Content"
+            if start < 0:
+                start = max(0, len(file.body) + start)
             if start >= len(file.body):
-                self.answer("416 Range Not Satisfiable", ["Content-Length: 0"])
+                headers.append(f"Content-Range: bytes */{len(file.body)}")
+                self.answer("416 Range Not Satisfiable", [*headers, "Content-Length: 0"])
                 return
             headers.append(f"Content-Range: bytes {start}-{len(file.body) - 1}/{len(file.body)}")
         if file.chunked:

@@ -95,7 +95,8 @@ def others(journal: Path) -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("way", others(Path()))
-def test_a_journal_that_this_user_did_not_write_is_left_alone(interrupted, mpota, way):
+def test_a_journal_that_this_user_did_not_write_is_left_alone(interrupted, mpota, way, hostile):
+    hostile()
     board, journal = interrupted
     if way == "another owner" and os.geteuid():
         pytest.skip("only root gives files away")
@@ -223,7 +224,10 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("make", CRAFTED.values(), ids=CRAFTED)
-def test_crafted_backups_take_bounded_memory_and_touch_nothing(board, mpota, tmp_path, make):
+def test_crafted_backups_take_bounded_memory_and_touch_nothing(
+    board, mpota, tmp_path, make, hostile
+):
+    hostile()
     path = tmp_path / "b.zip"
     path.write_bytes(make())
     assert path.stat().st_size < 2 * MiB

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import runpy
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boards
+import ota_files
 import pytest
 from consoles import Bench, bench
 from mpota.deploy import Session
-from mpota.install import install
+from mpota.install import _SWITCH, install
 from mpota.signing import PrivateKey, public_to_pem
-from mpota.virtual.flash import VirtualFlash
+from mpota.virtual.cuts import Scenario, all_points, chosen_points
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 
 @pytest.fixture
@@ -141,3 +148,211 @@ def test_a_full_file_system_is_named_before_anything_is_written(
     shown = mpota("install", board.port.path, exit_code=1)
     assert "the files need " in shown
     assert board.flash.operations == []
+
+
+# --- parts
+
+
+def test_a_board_gets_the_core_and_is_told_of_the_other_parts(
+    board: Bench, mpota: Callable[..., str]
+) -> None:
+    shown = mpota("install", board.port.path)
+    assert "parts: core; not installed: release, encoded, ble, listen (--with)\n" in shown
+    assert board.say("exec", "import ota; print(ota.parts(), ota.__version__)") == (
+        "['core'] 0.2.0\n"
+    )
+
+
+MISSING = {
+    "ota.release.install('x')": "release",
+    "ota.keys.trusted()": "release",
+    "ota.ble.start": "ble",
+    "ota.listen.start": "listen",
+    "ota.update.from_file('x.bundle', verbose=False)": "release",
+    "ota.update.from_file('x.encoded', verbose=False)": "encoded",
+}
+
+
+def test_a_part_that_is_missing_is_named_with_what_installs_it(
+    installed: Bench, mpota: Callable[..., str]
+) -> None:
+    installed.write("x.bundle", "manifest.json" + "\0" * 5000)
+    installed.write("x.encoded", "OTAF" + "\0" * 5000)
+    for call, part in MISSING.items():
+        shown = installed.say(
+            "exec",
+            "import ota\ntry:\n    "
+            + call
+            + "\nexcept ota.OTAError as error:\n    print(error.code, error)",
+        )
+        text = f"the part '{part}' is not installed: mpota install PORT --with {part}"
+        assert shown == f"part {text}\n", call
+    assert installed.say("exec", "import ota; print(hasattr(ota, 'nothing'))") == "False\n"
+
+
+def test_parts_stay_and_others_come_along(installed: Bench, mpota: Callable[..., str]) -> None:
+    board = installed
+    assert "parts: core, ble; " in mpota("install", board.port.path, "--with", "ble")
+    assert "up to date: " in mpota("install", board.port.path)
+    shown = mpota("install", board.port.path, "--with", "listen", "--with", "encoded")
+    assert "copied 4 files, " in shown  # listen, and what is encoded
+    assert "parts: core, encoded, ble, listen; " in shown
+    assert "parts: core, release, encoded, ble, listen\n" in mpota(
+        "install", board.port.path, "--all"
+    )
+    assert board.say("exec", "import ota; print(ota.parts())") == (
+        "['core', 'release', 'encoded', 'ble', 'listen']\n"
+    )
+
+
+def test_a_part_that_there_is_not_is_refused_before_the_board_is_stopped(
+    mpota: Callable[..., str],
+) -> None:
+    shown = mpota("install", "/dev/nothing", "--with", "wings", exit_code=2)
+    assert "there is no part 'wings'" in shown
+    assert "release, encoded, ble, listen" in shown
+
+
+def test_a_board_with_keys_gets_releases(installed: Bench, mpota: Callable[..., str]) -> None:
+    installed.say("exec", "from esp32 import NVS; NVS('ota').set_blob('trust', b'x')")
+    assert "parts: core, release; " in mpota("install", installed.port.path)
+
+
+def test_a_board_that_took_a_release_gets_releases(
+    installed: Bench, mpota: Callable[..., str]
+) -> None:
+    installed.say("fs", "mkdir", "/.ota")
+    assert "parts: core, release; " in mpota("install", installed.port.path)
+
+
+# --- boards with 0.1
+
+
+@pytest.fixture
+def old() -> Iterator[Bench]:
+    """A board with 0.1, a key and a counter, and what somebody has put beside the package."""
+    files = {f"/lib/ota/{name}": data for name, data in ota_files.old_files().items()}
+    with bench() as board:
+        with board.off():
+            content = board.flash.snapshot()
+            board.flash.restore(ota_files.put(content, files | {"/lib/ota/notes.txt": b"mine"}))
+        yield board
+
+
+def test_a_board_with_0_1_keeps_its_keys_and_all_that_it_could(
+    old: Bench, mpota: Callable[..., str]
+) -> None:
+    digest = PrivateKey.generate().public.digest.hex()
+    old.say(
+        "exec",
+        f"import ota.keys\nota.keys.add({digest!r})\n"
+        "trust = ota.keys.load()\ntrust.counter = 41\ntrust.save()",
+    )
+    shown = mpota("install", old.port.path)
+    assert "removed: /lib/ota/judge.mpy\n" in shown
+    assert "parts: core, release, encoded, ble, listen\n" in shown
+    assert f"trusted key: {digest}\n" in shown
+    assert old.say("exec", "import ota; print(ota.__version__, ota.keys.counter())") == "0.2.0 41\n"
+    files = ota_files.tree(old.flash.snapshot(), "/lib/ota")
+    assert files == ota_files.new_files() | {"notes.txt": b"mine"}
+    assert ota_files.tree_names(old.flash.snapshot(), "/lib") == ["ota"]
+    assert mpota("install", old.port.path).startswith("up to date: ")
+
+
+def test_a_package_of_somebody_at_the_root_is_left_alone(
+    old: Bench, mpota: Callable[..., str]
+) -> None:
+    old.say("fs", "mkdir", "/ota")
+    old.write("/ota/__init__.py", "VERSION = 'mine'\n")
+    shown = mpota("install", old.port.path, exit_code=1)  # the keys cannot be asked for
+    files = ota_files.tree(old.flash.snapshot(), "/lib/ota")
+    assert files == ota_files.new_files() | {"notes.txt": b"mine"}, shown
+    assert ota_files.tree_names(old.flash.snapshot(), "/ota") == ["__init__.py"]
+
+
+def test_where_both_do_not_fit_the_old_one_stays_and_what_to_free_is_named(
+    old: Bench, mpota: Callable[..., str]
+) -> None:
+    old.say(
+        "exec",
+        "import os\ns = os.statvfs('/')\nf = open('big', 'w')\n"
+        "for _ in range(s[3] - 20): f.write('x' * 4096)\nf.close()",
+    )
+    old.flash.restart_count()
+    shown = mpota("install", old.port.path, exit_code=1)
+    assert "beside the old one" in shown
+    assert "hint: free " in shown
+    assert old.flash.operations == []
+    assert ota_files.tree(old.flash.snapshot(), "/lib/ota") == ota_files.old_files() | {
+        "notes.txt": b"mine"
+    }
+
+
+def test_at_every_cut_of_the_switch_a_whole_package_is_imported(
+    request: pytest.FixtureRequest, record_property: pytest.RecordProperty
+) -> None:
+    first = {"/lib/ota/__init__.py": b"__version__ = 'old'\nfrom . import errors\n"}
+    first["/lib/ota/errors.py"] = first["/lib/ota/judge.py"] = b""
+    second = {f"/lib/ota.new/{name}": data for name, data in ota_files.new_files("ble").items()}
+    whole = {path.rpartition("/")[2]: data for path, data in second.items()}
+    others = {"/lib/ota.new/moving": b"", "/lib/ota/notes.txt": b"mine", "/app/main.py": b""}
+    look = "import ota, os; os.chdir('/app'); import ota.errors\nprint(ota.__version__)"
+    if_new = "\nif ota.__version__ != 'old': print(ota.status.ready(), ota.parts())"
+    board = boards.formatted(table=ota_files.TABLE)
+    start = ota_files.put(board.flash.snapshot(), first | second | others)
+    finish = f"{_SWITCH}\n_finish()"
+    scenario = Scenario("switch", start, lambda board: board.run(finish))
+    operations = scenario.record(board)
+    points = (
+        all_points(scenario.name, operations, tuple(CutMode))
+        if request.config.getoption("--all-cuts")
+        else chosen_points(scenario.name, operations, 40, modes=tuple(CutMode))
+    )
+    record_property("power cuts", len(points))
+    failures, seen = [], set()
+    for point in points:
+        scenario.cut(board, point)
+        run = board.run(look + if_new)
+        seen.add(run.output)
+        if run.output not in ("old\n", "0.2.0\nTrue ['core', 'ble']\n"):
+            failures.append(f"{point}\n{run.console}")
+        board.run(finish)
+        left = ota_files.tree(board.flash.snapshot(), "/lib/ota")
+        names = ota_files.tree_names(board.flash.snapshot(), "/lib")
+        if left != whole | {"notes.txt": b"mine"} or names != ["ota"]:
+            failures.append(f"{point}: {names} {sorted(left or ())}")
+    assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:3])
+    assert len(seen) == 2
+
+
+# --- mip
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """device/mpy as build_mpy.py makes it."""
+    directory = tmp_path_factory.mktemp("mip")
+    script = Path(__file__).parents[2] / "device/build_mpy.py"
+    build: Callable[[Path], None] = runpy.run_path(str(script))["build"]
+    build(directory)
+    return directory
+
+
+def _parts(board: Bench) -> str:
+    return board.say("exec", "import ota, ota.update; print(ota.parts())")
+
+
+def test_mip_installs_parts_from_a_clone(board: Bench, lists: Path) -> None:
+    board.say("mip", "install", str(lists / "package.json"))
+    assert _parts(board) == "['core']\n"
+    board.say("mip", "install", str(lists / "ble.json"))
+    assert _parts(board) == "['core', 'ble']\n"
+
+
+def test_mip_installs_a_part_from_a_server(board: Bench, lists: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=lists)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        board.say("mip", "install", f"http://127.0.0.1:{server.server_port}/release.json")
+        server.shutdown()
+    assert _parts(board) == "['core', 'release']\n"

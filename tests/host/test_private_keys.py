@@ -7,6 +7,7 @@ import functools
 import os
 import pty
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -154,7 +155,10 @@ def options(folder: Path) -> dict[str, list[object]]:
 
 @pytest.mark.parametrize("way", options(Path()))
 @pytest.mark.parametrize("command", ["bundle", "manifest"])
-def test_no_private_key_gets_into_a_release(command: str, way: str, tmp_path: Path) -> None:
+def test_no_private_key_gets_into_a_release(
+    command: str, way: str, tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    hostile()
     folder = tmp_path / "src" / "lib"
     folder.mkdir(parents=True)
     (tmp_path / "src" / "main.py").write_text("1\n")

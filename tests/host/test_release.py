@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 from mpota import cli
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle, Member, read_tar, read_tree, write_tar
-from mpota.formats.manifest import Manifest
+from mpota.formats.chain import head_first, head_last, make_chain, read_chain
+from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.release import files_content
 from mpota.sample import build_app
 
@@ -94,7 +98,10 @@ def test_tar_lists_a_bundle(mpota: Mpota, project: Path, keys: Path) -> None:
     assert names == ["lib", "lib/pump.py", "main.py"]
 
 
-def test_the_same_release_gives_the_same_bytes(mpota: Mpota, project: Path) -> None:
+def test_the_same_release_gives_the_same_bytes(
+    mpota: Mpota, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1800000000")
     first = bundle(mpota, project).read_bytes()
     assert bundle(mpota, project, "--force").read_bytes() == first
 
@@ -317,3 +324,212 @@ def test_what_is_no_app_makes_no_bundle(mpota: Mpota, project: Path) -> None:
     )
     assert code == 1
     assert not (project / "o.bundle").exists()
+
+
+# --- format 2
+
+YEAR_2020 = 1577836800
+SIZES = [1, 31, 4095, 4096, 4097, 8191, 8192, 8193, 12288, 12289, 16384, 50000]
+
+
+def read_manifest(path: Path) -> Manifest:
+    return Bundle.from_bytes(path.read_bytes()).manifest
+
+
+def data_bundle(mpota: Mpota, directory: Path, data: bytes, *more: object) -> Path:
+    (directory / "romfs.img").write_bytes(data)
+    target = directory / "data.bundle"
+    code, _, error = mpota(
+        "bundle", "--data", f"romfs={directory / 'romfs.img'}", "--name", "pump",
+        "--version", "2.1.0", "-o", target, "--force", *more,
+    )  # fmt: skip
+    assert code == 0, error
+    return target
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_chain_gives_its_content_and_nothing_else(size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    chained, link = make_chain(head_last(content))
+    assert head_first(read_chain(chained, link)) == content
+    pieces = -(-size // 4096)
+    assert len(chained) == size + 32 * (pieces - 1)
+    assert 1 <= len(chained) % 4128 <= 4096
+    assert hashlib.sha256(chained[:4128]).digest() == link
+    for at in range(0, len(chained), 97):
+        damaged = chained[:at] + bytes([chained[at] ^ 1]) + chained[at + 1 :]
+        with pytest.raises(MpotaError, match=f"in frame {at // 4128}"):
+            read_chain(damaged, link)
+    for other in (chained[:-1], chained + b"x", chained[4128:], chained + chained, b""):
+        with pytest.raises(MpotaError):
+            read_chain(other, link)
+    for sent in (chained[:4128], chained[: len(chained) // 4128 * 4128]):
+        if sent != chained:
+            with pytest.raises(MpotaError):
+                read_chain(sent, link)
+
+
+def test_the_first_two_sectors_come_last() -> None:
+    content = b"a" * 4096 + b"b" * 4096 + b"c" * 5000
+    assert head_last(content) == b"c" * 5000 + b"a" * 4096 + b"b" * 4096
+    assert head_last(content[:8192]) == content[:8192]
+
+
+def test_data_is_chained_and_needs_a_board_that_knows_it(
+    mpota: Mpota, project: Path, keys: Path
+) -> None:
+    data = bytes(range(256)) * 100
+    path = data_bundle(mpota, project, data, "--key", keys / "a.pem")
+    made = Bundle.from_bytes(path.read_bytes())
+    (payload,) = made.manifest.payloads
+    assert (payload.size, payload.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    (form,) = payload.forms
+    assert (form.encoding, form.member) == ("chained", "romfs.bin.chained")
+    assert form.chain == hashlib.sha256(made.members[str(form.member)][:4128]).hexdigest()
+    document = json.loads(made.manifest_bytes)
+    assert (document["format"], document["ota"]) == (2, "0.2.0")
+    assert mpota("verify", path, "--key", keys / "a.pub.pem")[0] == 0
+    assert "romfs" in mpota("manifest", path)[1]
+
+
+def test_compressed_data_is_chained_too_where_that_is_smaller(mpota: Mpota, project: Path) -> None:
+    (form,) = read_manifest(data_bundle(mpota, project, b"mpota" * 9000, "--compress")).forms
+    assert (form.encoding, form.member) == ("chained-deflate", "romfs.bin.chained-deflate")
+    assert form.size < 1000
+    noise = random.Random(1).randbytes(20000)
+    (form,) = read_manifest(data_bundle(mpota, project, noise, "--compress")).forms
+    assert form.encoding == "chained"
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_published_data_is_verified_down_to_its_content(
+    mpota: Mpota, project: Path, keys: Path, compress: bool
+) -> None:
+    (project / "romfs.img").write_bytes(b"some content " * 2000)
+    out = project / "public"
+    code, _, error = mpota(
+        "manifest", "--data", f"romfs={project / 'romfs.img'}", "--name", "pump",
+        "--version", "1", "--key", keys / "a.pem", "-o", out, *["--compress"] * compress,
+    )  # fmt: skip
+    assert code == 0, error
+    manifest = Manifest.from_bytes((out / "manifest.json").read_bytes())
+    (form,) = manifest.forms
+    assert {p.name for p in out.iterdir()} == {"manifest.json", "manifest.sig", form.url}
+    assert mpota("verify", out / "manifest.json", "--key", keys / "a.pub.pem")[0] == 0
+
+
+def exchanged(path: Path, **fields: object) -> bytes:
+    """The bundle with other values in its one form, its member and the rest as they were."""
+    made = Bundle.from_bytes(path.read_bytes())
+    document = json.loads(made.manifest_bytes)
+    payload = document["payloads"][0]
+    for name, value in fields.items():
+        where = payload if name.startswith("content_") else payload["encoded"][0]
+        where[name.removeprefix("content_")] = value
+    members = [Member("manifest.json", json.dumps(document).encode())]
+    return write_tar(members + [Member(name, data) for name, data in made.members.items()])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"chain": "0" * 64}, "chained stream is damaged in frame 0"),
+        ({"chain": "0" * 63}, "chain '000"),
+        ({"chain": None}, "no 'chain'"),
+        ({"content_sha256": "0" * 64}, "decoded, has SHA-256"),
+        ({"content_size": 12000}, "are no chained stream of 12,000 bytes"),
+        ({"encoding": "chained-deflate"}, "encoded payload"),
+        ({"encoding": "deflate"}, "an unknown field 'chain'"),
+        ({"size": 4128}, "4,128 bytes are no chained stream"),
+    ],
+)
+def test_a_chain_that_does_not_fit_its_manifest_is_refused(
+    mpota: Mpota, project: Path, fields: dict[str, object], words: str
+) -> None:
+    path = data_bundle(mpota, project, b"some content " * 1000)
+    path.write_bytes(exchanged(path, **fields))
+    code, _, error = mpota("verify", path)
+    assert (code, words in error) == (1, True), error
+
+
+def test_empty_data_makes_no_bundle(mpota: Mpota, project: Path) -> None:
+    (project / "romfs.img").write_bytes(b"")
+    code, _, error = mpota(
+        "bundle", "--data", f"romfs={project / 'romfs.img'}", "--name", "x", "--version", "1",
+        "-o", project / "o.bundle",
+    )  # fmt: skip
+    assert (code, "romfs.img' is empty" in error) == (1, True), error
+    assert not (project / "o.bundle").exists()
+
+
+def test_a_release_that_uses_nothing_new_has_format_1(mpota: Mpota, project: Path) -> None:
+    made = Bundle.from_bytes(bundle(mpota, project, "--compress").read_bytes())
+    document = json.loads(made.manifest_bytes)
+    assert (document["format"], "ota" in document) == (1, False)
+
+
+def test_a_downgrade_is_allowed_by_the_manifest(mpota: Mpota, project: Path) -> None:
+    path = bundle(mpota, project, "--allow-downgrade")
+    document = json.loads(Bundle.from_bytes(path.read_bytes()).manifest_bytes)
+    assert (document["format"], document["ota"], document["allow_downgrade"]) == (2, "0.2.0", True)
+    assert read_manifest(path).allow_downgrade
+    assert not read_manifest(bundle(mpota, project, "--force")).allow_downgrade
+
+
+def test_the_counter_is_the_seconds_since_2020(
+    mpota: Mpota, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    before = int(time.time()) - YEAR_2020
+    counter = read_manifest(bundle(mpota, project)).counter
+    assert before <= counter <= int(time.time()) - YEAR_2020
+    assert read_manifest(bundle(mpota, project, "--force", "--counter", "7")).counter == 7
+    assert read_manifest(bundle(mpota, project, "--force", "--counter", "0")).counter == 0
+    for epoch, expected in ((YEAR_2020, 0), (YEAR_2020 + 0x7FFFFFFF, 0x7FFFFFFF)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(epoch))
+        assert read_manifest(bundle(mpota, project, "--force")).counter == expected
+
+
+@pytest.mark.parametrize(
+    "epoch",
+    ["0", str(YEAR_2020 - 1), str(YEAR_2020 + 0x80000000), "", "-1", "soon", "1.5", "9" * 40],
+)
+def test_a_date_that_gives_no_counter_makes_no_bundle(
+    mpota: Mpota, project: Path, monkeypatch: pytest.MonkeyPatch, epoch: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    options = ["bundle", project / "app.bin", "--name", "x", "--version", "1"]
+    code, _, error = mpota(*options, "-o", project / "o.bundle")
+    assert (code, "SOURCE_DATE_EPOCH" in error) == (2, True), error
+    assert not (project / "o.bundle").exists()
+    assert mpota(*options, "-o", project / "o.bundle", "--counter", "3")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "needs", "words"),
+    [
+        (3, "0.3.1", "format 3 for ota 0.3.1"),
+        (3, None, "format 3 for ota of a later version"),
+        (2, "0.2.1", "format 2 for ota 0.2.1"),
+        (2, None, "format 2 has no 'ota'"),
+    ],
+)
+def test_a_manifest_of_a_later_version_is_refused_by_its_number(
+    number: int, needs: str | None, words: str
+) -> None:
+    document = {"format": number, "name": "x", "version": "1", "future": True, "payloads": []}
+    if needs:
+        document["ota"] = needs
+    with pytest.raises(MpotaError, match=words):
+        Manifest.from_bytes(json.dumps(document).encode())
+
+
+def test_a_small_bundle_does_not_unpack_to_gigabytes() -> None:
+    from mpota.formats.bundle import decode
+    from mpota.formats.frames import Frame, Frames, deflate
+
+    size = 65 << 20
+    frames = Frames(size, (Frame(deflate(b"x"), 65 << 8),)).to_bytes()
+    payload = Payload("certs", size, "0" * 64, ())
+    with pytest.raises(MpotaError, match="at most"):
+        decode(Form(len(frames), "0" * 64, encoding="deflate"), payload, frames, "it")

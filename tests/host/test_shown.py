@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import littlefs_damage as damage
@@ -59,7 +60,10 @@ def assert_harmless(output: str) -> None:
 
 
 @each_evil
-def test_what_is_shown_is_one_line_of_visible_characters(evil: str) -> None:
+def test_what_is_shown_is_one_line_of_visible_characters(
+    evil: str, hostile: Callable[..., None]
+) -> None:
+    hostile()
     text = shown(f"<{evil}>")
     assert_harmless(text)
     assert "\n" not in text
@@ -99,7 +103,10 @@ def test_only_the_report_prints() -> None:
 
 
 @each_evil
-def test_tables_and_lines_hold_together(evil: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_lines_hold_together(
+    evil: str, capsys: pytest.CaptureFixture[str], hostile: Callable[..., None]
+) -> None:
+    hostile()
     report.print_table(("Name", ">dBm"), [(evil, "-50"), ("x", evil)])
     report.say(evil)
     report.say(evil, error=True)
@@ -111,8 +118,9 @@ def test_tables_and_lines_hold_together(evil: str, capsys: pytest.CaptureFixture
 
 @each_evil
 def test_json_holds_the_text_itself_in_plain_ascii(
-    evil: str, capsys: pytest.CaptureFixture[str]
+    evil: str, capsys: pytest.CaptureFixture[str], hostile: Callable[..., None]
 ) -> None:
+    hostile()
     report.print_json({"name": evil})
     out = capsys.readouterr().out
     assert out.isascii()
@@ -121,7 +129,8 @@ def test_json_holds_the_text_itself_in_plain_ascii(
 
 
 @each_evil
-def test_an_error_is_one_line(evil: str, tmp_path: Path) -> None:
+def test_an_error_is_one_line(evil: str, tmp_path: Path, hostile: Callable[..., None]) -> None:
+    hostile()
     if "\0" in evil or "\ud800" in evil:
         pytest.skip("no name of a file")
     result = run("show", tmp_path / f"x{evil}.bin")
@@ -131,7 +140,10 @@ def test_an_error_is_one_line(evil: str, tmp_path: Path) -> None:
 
 
 @each_evil
-def test_an_app_description_that_lies_in_wait(evil: str, tmp_path: Path) -> None:
+def test_an_app_description_that_lies_in_wait(
+    evil: str, tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    hostile()
     app = bytearray(small_app())
     for at, size in ((16, 32), (48, 32), (112, 32)):  # version, project_name, idf_ver
         start = APP_DESC_OFFSET + at
@@ -154,7 +166,8 @@ def repaired(app: bytes) -> bytes:
 
 
 @each_evil
-def test_labels_that_are_no_names(evil: str, tmp_path: Path) -> None:
+def test_labels_that_are_no_names(evil: str, tmp_path: Path, hostile: Callable[..., None]) -> None:
+    hostile()
     firmware = bytearray(small_firmware())
     at = firmware.index(b"phy_init", 0x7000)
     label = evil.encode("utf-8", "surrogateescape" if "\udcff" in evil else "surrogatepass")[:15]
@@ -167,7 +180,10 @@ def test_labels_that_are_no_names(evil: str, tmp_path: Path) -> None:
 
 
 @each_evil
-def test_file_names_in_a_file_system(evil: str, tmp_path: Path) -> None:
+def test_file_names_in_a_file_system(
+    evil: str, tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    hostile()
     image = bytearray(build({"/ab": b"content", "/ok": b""}, 64 * KiB))
     name = evil.encode("utf-8", "surrogateescape" if "\udcff" in evil else "surrogatepass")
     for start in (0, 4096):
@@ -188,7 +204,10 @@ def test_file_names_in_a_file_system(evil: str, tmp_path: Path) -> None:
 
 
 @each_evil
-def test_names_in_bundles_and_manifests(evil: str, tmp_path: Path) -> None:
+def test_names_in_bundles_and_manifests(
+    evil: str, tmp_path: Path, hostile: Callable[..., None]
+) -> None:
+    hostile()
     path = tmp_path / "x.bundle"
     data = evil.encode("utf-8", "surrogatepass")
     tree = write_tar([Member("main.py", b"1")])

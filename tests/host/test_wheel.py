@@ -83,3 +83,14 @@ def test_the_installed_command_resizes_with_a_carried_table(
     )
     assert "ota_1" in printed
     assert out.exists()
+
+
+def test_the_installed_package_for_boards_comes_in_parts(installed: Path) -> None:
+    code = (
+        "from mpota.install import modules_of, package, part_names\n"
+        "from mpota.mpy import MpyFormat\n"
+        "files = package(MpyFormat(6, 3, None), False)\n"
+        "print(sorted(files) == [f'{name}.py' for name in modules_of(part_names())], len(files))"
+    )
+    count = len(list((REPOSITORY / "device/ota").glob("*.py")))
+    assert run_installed(installed, code) == f"True {count}\n"

@@ -22,20 +22,32 @@ class Plain:
         self.link = link
         self.secret = secret
         self.nonces = b""
-        self.limit = 0  # how far the board lets us go
+        self.version = 2
+        self.position = 0  # where the board wants us to go on
+        self.limit = 0  # how far it lets us go
+        self.packet_size = 20
+        self.sha = b""
 
     async def hear(self, timeout_s: float = 5) -> bytes:
         message = await self.link.receive(timeout_s)
         assert message, "the board is silent"
         return message
 
-    async def greet(self) -> bytes:
-        nonce = os.urandom(16)
-        await self.link.send(bytes((HELLO, 1)) + nonce)
+    async def greet(self, nonce: bytes | None = None) -> bytes:
+        nonce = nonce or os.urandom(16)
+        await self.link.send(bytes((HELLO, self.version)) + nonce)
         welcome = await self.hear()
         if welcome[0] == WELCOME:
             self.nonces = nonce + welcome[3:19]
+            self.packet_size = min(struct.unpack_from("<H", welcome, 21)[0], self.link.packet_size)
         return welcome
+
+    def proof(self, what: str, message: bytes) -> bytes:
+        if not self.secret:
+            return b""
+        return hmac.digest(
+            self.secret, b"mpota2 " + what.encode() + self.nonces + message, "sha256"
+        )
 
     async def begin(
         self,
@@ -47,48 +59,70 @@ class Plain:
         version: bytes = b"1",
         resume: int = 0,
     ) -> bytes:
-        size = len(data) if size is None else size
-        sha = sha or hashlib.sha256(data).digest()
-        message = struct.pack("<BBI32sHB", BEGIN, resume, size, sha, chip, len(version)) + version
-        if self.secret:
-            proof = b"mpota client" + self.nonces + message
-            message += hmac.digest(self.secret, proof, "sha256")
-        await self.link.send(message)
+        await self.link.send(self.begin_message(data, size, sha, chip, version, resume))
         answer = await self.hear()
         self._take_credit(answer)
         return answer
+
+    def begin_message(
+        self,
+        data: bytes,
+        size: int | None = None,
+        sha: bytes | None = None,
+        chip: int = 0xFFFF,
+        version: bytes = b"1",
+        flags: int = 0,
+    ) -> bytes:
+        size = len(data) if size is None else size
+        self.sha = sha or hashlib.sha256(data).digest()
+        head = struct.pack("<BBI32sHB", BEGIN, flags, size, self.sha, chip, len(version))
+        return head + version + self.proof("begin", head + version)
 
     def _take_credit(self, answer: bytes) -> None:
         if answer[0] in (STATUS, AGAIN, READY):
             _, position, credit = struct.unpack_from("<BIH", answer)
             self.limit = position + credit
+            if answer[0] != STATUS:
+                self.position = position
 
-    async def send(self, data: bytes, crc_error: int = 0) -> bytes:
-        """All of it, as credit allows; the first message that is no STATUS, or the last one."""
-        position = 0
+    async def send(self, data: bytes, crc_error: int = 0, follow: bool = False) -> bytes:
+        """All of it from where READY said, as credit allows; the first message that is no STATUS,
+        or the last one. ``follow``: at AGAIN go where it says."""
         answer = struct.pack("<BIH", STATUS, 0, 0)
-        room = self.link.packet_size - 2 - 4
-        while position < len(data):
+        room = self.packet_size - 2 - 4
+        while self.position < len(data):
+            position = self.position
             stop = min(position - position % WINDOW + WINDOW, len(data))
             part = data[position : min(position + room, stop)]
             packet = struct.pack("<H", position & 0xFFFF) + part
             if position + len(part) == stop:
                 start = position - position % WINDOW
                 packet += struct.pack("<I", zlib.crc32(data[start:stop]) ^ crc_error)
-            while position + len(part) > self.limit:
+            if position + len(part) > self.limit:
                 answer = await self.hear()
-                if answer[0] != STATUS:
-                    return answer
                 self._take_credit(answer)
+                if answer[0] != STATUS and not (follow and answer[0] == AGAIN):
+                    return answer
+                continue
             await self.link.send_data(packet)
-            position += len(part)
-        while answer[0] == STATUS and struct.unpack("<BIH", answer)[1] < len(data):
+            self.position += len(part)
+            while follow and (answer := await self.link.receive(0) or b""):
+                self._take_credit(answer)
+        while answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
             answer = await self.hear()
+        self._take_credit(answer)
         return answer
 
+    def done(self, answer: bytes) -> int:
+        return struct.unpack("<BIH", answer)[1] if answer else 0
+
     async def end(self, restart: int = 0) -> bytes:
-        await self.link.send(bytes((END, restart)))
+        head = bytes((END, restart))
+        await self.link.send(head + self.proof("end", head + self.sha))
         return await self.hear(30)
+
+    async def abort(self) -> None:
+        await self.link.send(bytes((ABORT,)) + self.proof("abort", bytes((ABORT,))))
 
 
 def code(message: bytes) -> str:

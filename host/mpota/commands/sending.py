@@ -18,7 +18,7 @@ from mpota.units import format_size
 if TYPE_CHECKING:
     from mpota.wire import Options, Sent, Update
 
-_MIN_SECRET_SIZE = 8
+_OLD_SECRET = "mpota.old-secret"  # in click's context
 
 
 def read_secret(path: Path | None) -> bytes | None:
@@ -27,8 +27,8 @@ def read_secret(path: Path | None) -> bytes | None:
     secret = found.strip()
     if not secret and path is None:
         return None
-    if len(secret) < _MIN_SECRET_SIZE:
-        raise UsageError(f"the secret has {len(secret)} bytes, {_MIN_SECRET_SIZE} are the least")
+    if not secret:
+        raise UsageError(f"there is no secret in '{path}'")
     return secret
 
 
@@ -36,13 +36,27 @@ def _read(context: click.Context, parameter: click.Parameter, value: Any) -> byt
     return read_secret(value)
 
 
-secret_option = click.option(
-    "--secret-file",
-    "secret",
-    type=click.Path(path_type=Path),
-    callback=_read,
-    help="The secret that the board asks for; or set MPOTA_SECRET.",
-)
+def secret_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options for `send_file` that say what the board and the desk both know."""
+    secret = click.option(
+        "--secret-file",
+        "secret",
+        type=click.Path(path_type=Path),
+        callback=_read,
+        help="The secret that the board asks for, 16 bytes or more; or set MPOTA_SECRET.",
+    )
+    old = click.option(
+        "--old-secret",
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="It may be shorter: of a board with ota 0.1.",
+    )
+    return secret(old(command))
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[_OLD_SECRET] = value
 
 
 def send_file(
@@ -54,13 +68,17 @@ def send_file(
     attempts: int = 5,
 ) -> None:
     """Send a file, show how it goes, and print what has come of it."""
-    from mpota.wire import Options, Update
+    from mpota.wire import Options, Update, check_secret
 
+    is_old = bool(click.get_current_context().meta.get(_OLD_SECRET))
+    options = Options(secret, is_old, restart, attempts, tell=report.say)
+    check_secret(options)
     update = Update.open(file)
     size = len(update.data)
     start = time.monotonic()
     with report.progress(update.name, size) as progress:
-        sent = push(update, Options(secret, restart, attempts, progress=progress, tell=report.say))
+        options.progress = progress
+        sent = push(update, options)
     seconds = time.monotonic() - start
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))

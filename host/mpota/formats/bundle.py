@@ -31,8 +31,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mpota.errors import MpotaError
+from mpota.formats.chain import head_first, read_chain
 from mpota.formats.frames import Frames, decompress, pieces
-from mpota.formats.manifest import MAX_SIZE, Form, Manifest, Payload
+from mpota.formats.manifest import CHAINED, MAX_SIZE, Form, Manifest, Payload
 from mpota.units import SECTOR_SIZE, align_up
 
 MANIFEST_NAME = "manifest.json"
@@ -44,6 +45,7 @@ _MAGIC = b"ustar\x0000"
 _CHECKSUM = slice(148, 156)
 _MAX_MEMBER_SIZE = 0o77777777777
 _MAX_DEPTH = 16
+_MAX_CONTENT = 64 * 1024 * 1024  # of an encoded payload: no board that MicroPython has holds more
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Bundle:
             for form in payload.forms:
                 if form.member and form.encoding in (None, "deflate"):
                     _check_content(form, payload, self.members[form.member])
+                elif form.member:
+                    decode(form, payload, self.members[form.member], f"member '{form.member}'")
 
     def to_bytes(self) -> bytes:
         members = [Member(MANIFEST_NAME, self.manifest_bytes)]
@@ -179,6 +183,33 @@ class Bundle:
             members.append(Member(SIGNATURE_NAME, self.signature))
         members += [Member(name, data) for name, data in self.members.items()]
         return write_tar(members)
+
+
+def decode(form: Form, payload: Payload, data: bytes, what: str) -> bytes | None:
+    """The content that ``data``, a form of a payload, gives by itself; None if it cannot.
+
+    Raises MpotaError, naming ``what``, if it is damaged or another content than the manifest says.
+    """
+    if form.encoding not in (None, "deflate", *CHAINED):
+        return None
+    if form.chain is not None:
+        try:
+            data = read_chain(data, bytes.fromhex(form.chain))
+        except MpotaError as error:
+            raise MpotaError(f"{what}: {error}") from None
+    if form.encoding in ("deflate", "chained-deflate"):
+        frames = Frames.from_bytes(data)
+        if frames.size != payload.size or frames.size > _MAX_CONTENT:
+            raise MpotaError(
+                f"{what} decompresses to {frames.size:,} bytes, its manifest says "
+                f"{payload.size:,}, at most {_MAX_CONTENT:,}"
+            )
+        data = decompress(frames)
+    if form.chain is not None:
+        data = head_first(data)
+    if form.encoding is not None:
+        Form(payload.size, payload.sha256).check(data, f"{what}, decoded,")
+    return data
 
 
 def _check_content(form: Form, payload: Payload, data: bytes) -> None:

@@ -4,7 +4,8 @@ A JSON object in UTF-8, at most 8 KiB, without duplicate keys and without number
 integers. Fields that this table does not have are refused, but for those that start with ``x-``,
 which are ignored: a later meaning needs a later ``format``::
 
-    format        1
+    format        1; 2 where something below is marked so, and then with
+    ota           the oldest version of the board's package that reads it: 0.2.0
     name          the product; a board takes only releases of the name that it has installed
     version       of the release: 2.1.0, or 2.1.0-rc1 for what comes before it
     chip          esp32, esp32s3, ...; required where there is an app payload
@@ -13,10 +14,14 @@ which are ignored: a later meaning needs a later ``format``::
     from_version  optional: the oldest installed version that may be updated to this one
     counter       optional, 0: a board refuses a lower counter than that of the last release that
                   was confirmed on it
+    allow_downgrade  optional, format 2: true where the version may be lower than the one that was
+                  confirmed last
     expires       optional: no board installs it from this time on, 2027-01-31T00:00:00Z
     payloads      see below, in the order in which a board takes them
     keys          optional: {"add": [digest...], "retire": [digest...]}, changes to the trusted
-                  keys when the release is confirmed; at once if it has no payloads
+                  keys when the release is confirmed; at once if it has no payloads. The counter
+                  has to be above that of the last release that was confirmed, and none of the
+                  keys may have been retired before
 
 A payload says what a board will have, and where its bytes are::
 
@@ -33,7 +38,9 @@ A payload says what a board will have, and where its bytes are::
     encoded       optional: a list of other forms of the same content, each with
                   encoding ("deflate": frames of raw deflate; "delta": a difference),
                   size and sha256 of the encoded bytes, member | url, and for a delta "from", the
-                  SHA-256 of the content that it starts from
+                  SHA-256 of the content that it starts from. For data in format 2 also "chained"
+                  and "chained-deflate" (formats/chain.py) with "chain", the first link: a board
+                  that has keys takes no other
 
 A board takes the smallest form that it can use, so that one bundle may carry a full image and
 several differences. What a signature covers are the bytes of ``manifest.json`` as they stand in
@@ -48,18 +55,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 
 from mpota.errors import MpotaError
+from mpota.formats.chain import check_size
 from mpota.formats.chips import CHIPS
 
-FORMAT = 1
+FORMAT = 2
+OTA_VERSION = "0.2.0"  # the oldest package on a board that reads format 2
 MAX_SIZE = 8192
 MAX_PAYLOADS = 8
 MAX_COUNTER = 0x7FFFFFFF
 MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
 
+CHAINED = ("chained", "chained-deflate")
 KINDS = ("app", "files", "certs", "data")
 
 
@@ -100,7 +110,8 @@ class Form:
     """Bytes that give a payload: as they are (``encoding`` None), or encoded.
 
     ``size`` and ``sha256`` (hexadecimal) are those of the bytes that are stored or sent. Exactly
-    one of ``member`` and ``url`` is set. ``base`` is the SHA-256 that a delta starts from.
+    one of ``member`` and ``url`` is set. ``base`` is the SHA-256 that a delta starts from,
+    ``chain`` the first link of a chained stream.
     """
 
     size: int
@@ -109,6 +120,7 @@ class Form:
     url: str | None = None
     encoding: str | None = None
     base: str | None = None
+    chain: str | None = None
 
     def check(self, data: bytes, what: str) -> None:
         """Raises MpotaError, naming ``what``, unless ``data`` are these bytes."""
@@ -135,7 +147,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Version 1; see the module's text. ``add_keys`` and ``retire_keys`` are key digests in hex."""
+    """See the module's text. ``add_keys`` and ``retire_keys`` are key digests in hex."""
 
     name: str
     version: str
@@ -148,6 +160,7 @@ class Manifest:
     add_keys: tuple[str, ...] = ()
     retire_keys: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # fields that start with x-
+    allow_downgrade: bool = False
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -155,17 +168,16 @@ class Manifest:
         document = _load(data)
         if {"firmware", "sha", "length"} <= document.keys():
             return _from_simple(document)
-        number = document.get("format")
-        if number != FORMAT or isinstance(number, bool):
-            raise MpotaError(f"manifest has format {number!r}, known is {FORMAT}")
         fields = _Fields(document, "manifest")
-        fields.take("format", int)
+        number = fields.number("format", 1, MAX_COUNTER)
+        if number > 1:
+            _check_format(number, fields)
         keys = _Fields(fields.take("keys", dict, {}), "manifest: keys")
         manifest = cls(
             name=fields.text("name", _NAME),
             version=fields.text("version", _VERSION),
             payloads=tuple(
-                _parse_payload(item, f"payload {index}")
+                _parse_payload(item, f"payload {index}", number)
                 for index, item in enumerate(fields.take("payloads", list))
             ),
             chip=fields.optional_text("chip", _NAME),
@@ -176,6 +188,7 @@ class Manifest:
             add_keys=keys.digests("add"),
             retire_keys=keys.digests("retire"),
             extra={key: value for key, value in document.items() if key.startswith("x-")},
+            allow_downgrade=number > 1 and fields.take("allow_downgrade", bool, False),
         )
         keys.end()
         fields.end()
@@ -213,14 +226,22 @@ class Manifest:
         """All forms of all payloads, in the order in which they stand in a bundle."""
         return tuple(form for payload in self.payloads for form in payload.forms)
 
+    @property
+    def format(self) -> int:
+        """The lowest that has what this manifest says."""
+        return 2 if self.allow_downgrade or any(form.chain for form in self.forms) else 1
+
     def to_bytes(self) -> bytes:
         """JSON for boards and people. Raises MpotaError if a board would refuse it."""
-        document: dict[str, Any] = {"format": FORMAT, "name": self.name, "version": self.version}
-        document |= _present(
+        document: dict[str, Any] = {"format": self.format}
+        if self.format > 1:
+            document["ota"] = OTA_VERSION
+        document |= {"name": self.name, "version": self.version} | _present(
             chip=self.chip,
             board=self.board,
             from_version=self.from_version,
             counter=self.counter or None,
+            allow_downgrade=self.allow_downgrade or None,
             expires=self.expires,
         )
         document["payloads"] = [_compose_payload(payload) for payload in self.payloads]
@@ -231,7 +252,20 @@ class Manifest:
         return data
 
 
-def _parse_payload(item: Any, what: str) -> Payload:
+def _check_format(number: int, fields: _Fields) -> None:
+    """Raises MpotaError for a manifest that only a later version reads."""
+    needs = fields.optional_text("ota", _VERSION)
+    if number > FORMAT or needs is None or version_key(needs) > version_key(OTA_VERSION):
+        if number == FORMAT and needs is None:
+            raise MpotaError(f"manifest of format {number} has no 'ota'")
+        raise MpotaError(
+            f"manifest has format {number} for ota {needs or 'of a later version'}, this is mpota "
+            f"for format {FORMAT} and ota {OTA_VERSION}",
+            "pip install --upgrade mpota",
+        )
+
+
+def _parse_payload(item: Any, what: str, number: int) -> Payload:
     fields = _Fields(item, what)
     kind = fields.take("kind", str)
     if kind not in KINDS:
@@ -241,7 +275,7 @@ def _parse_payload(item: Any, what: str) -> Payload:
     partition = fields.text("partition", _LABEL) if kind == "data" else None
     disk = fields.number("disk", 0, MAX_COUNTER, -1) if kind == "files" else -1
     forms = [
-        _parse_encoded(entry, f"{what}, encoded {index}")
+        _parse_encoded(entry, f"{what}, encoded {index}", size, number > 1 and kind == "data")
         for index, entry in enumerate(fields.take("encoded", list, []))
     ]
     if "member" in fields.found or "url" in fields.found:
@@ -252,7 +286,7 @@ def _parse_payload(item: Any, what: str) -> Payload:
     return Payload(kind, size, sha256, tuple(forms), partition, disk if disk >= 0 else None)
 
 
-def _parse_encoded(item: Any, what: str) -> Form:
+def _parse_encoded(item: Any, what: str, content_size: int, may_chain: bool) -> Form:
     fields = _Fields(item, what)
     form = Form(
         fields.number("size", 1, MAX_COUNTER),
@@ -261,6 +295,9 @@ def _parse_encoded(item: Any, what: str) -> Form:
         encoding=fields.text("encoding", _ENCODING),
         base=fields.optional_text("from", _DIGEST),
     )
+    if may_chain and form.encoding in CHAINED:
+        form = replace(form, chain=fields.text("chain", _DIGEST))
+        check_size(form.size, content_size if form.encoding == "chained" else None)
     fields.end()
     return form
 
@@ -276,7 +313,7 @@ def _compose_payload(payload: Payload) -> dict[str, Any]:
         if form.encoding is None:
             document |= place
         else:
-            head = {"encoding": form.encoding} | _present(**{"from": form.base})
+            head = {"encoding": form.encoding} | _present(**{"from": form.base}, chain=form.chain)
             encoded.append(head | {"size": form.size, "sha256": form.sha256} | place)
     return document | _present(encoded=encoded or None)
 
@@ -301,7 +338,9 @@ def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     return parts + (0,) * (4 - len(parts)), not suffix, suffix
 
 
-_KIND_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+_KIND_WORDS = {
+    dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false",
+}  # fmt: skip
 
 
 class _Fields:
@@ -315,7 +354,7 @@ class _Fields:
 
     def take(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.found.pop(key, default)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self._fail(key, value, _KIND_WORDS[kind])
         return value
 

@@ -40,6 +40,7 @@ from bumble.transport.common import AsyncPipeSink
 
 BOARD_ADDRESS = "24:0A:C4:C0:FF:F0"
 _DESK_ADDRESS = "F0:F1:F2:F3:F4:F5"
+_STRANGER_ADDRESS = "F0:F1:F2:F3:00:%02X"
 
 # A link layer PDU with data length extension, without the MIC: Core Specification, 6.B.2.4.
 _PDU_SIZE = 251
@@ -101,26 +102,27 @@ class Radio:
     """A radio that one virtual board and one desk share; a context manager.
 
     ``mtu``: what the desk asks for. ``passkey``: what somebody at the desk types when the board
-    shows its own. ``client`` and ``scanner`` are backends for BleakClient and BleakScanner.
+    shows its own; None: what it shows, which is in ``shown``. ``client`` and ``scanner`` are
+    backends for BleakClient and BleakScanner; `stranger` gives those of other devices nearby.
     """
 
-    def __init__(self, noise: Noise | None = None, mtu: int = 247, passkey: int = 0) -> None:
+    def __init__(self, noise: Noise | None = None, mtu: int = 247, passkey: int | None = 0) -> None:
         self.noise = noise or Noise()
         self.mtu = mtu
         self.passkey = passkey
+        self.shown: list[int] = []
         self.traffic = Traffic()
         self.port = 0
         self._random = random.Random(self.noise.seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._board: _Peripheral | None = None
-        radio = self
-        self.client = type("BumbleClient", (_Client,), {"radio": radio})
-        self.scanner = type("BumbleScanner", (_Scanner,), {"radio": radio})
+        self._strangers = 0
 
     def __enter__(self) -> Radio:
         self._thread.start()
         self._run(self._start())
+        self.client, self.scanner = self._backend(self.desk)
         return self
 
     def __exit__(
@@ -138,6 +140,23 @@ class Radio:
     def scan_response(self) -> bytes:
         return self._board.scan_response if self._board else b""
 
+    @property
+    def connections(self) -> int:
+        """How many the board has."""
+        return len(self._board.connections) if self._board else 0
+
+    def stranger(self) -> tuple[Any, Any]:
+        """A client and a scanner of one more device."""
+        self._strangers += 1
+        address = _STRANGER_ADDRESS % self._strangers
+        return self._backend(self._run(self._switch_on(f"stranger {self._strangers}", address)))
+
+    def _backend(self, device: Device) -> tuple[Any, Any]:
+        attributes = {"radio": self, "device": device}
+        return type("BumbleClient", (_Client,), attributes), type(
+            "BumbleScanner", (_Scanner,), attributes
+        )
+
     def break_link(self) -> None:
         """The two are out of reach of each other, for a moment."""
         self._run(self._break_link())
@@ -151,11 +170,7 @@ class Radio:
 
     async def _start(self) -> None:
         self._link = LocalLink()  # type: ignore[no-untyped-call]  # bumble has no types
-        self.desk = self._device("desk", _DESK_ADDRESS)
-        self.desk.pairing_config_factory = lambda connection: PairingConfig(
-            mitm=True, bonding=False, delegate=_Typing(self)
-        )
-        await self.desk.power_on()
+        self.desk = await self._switch_on("desk", _DESK_ADDRESS)
         self._server = await asyncio.start_server(self._serve_board, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -168,9 +183,18 @@ class Radio:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
 
+    async def _switch_on(self, name: str, address: str) -> Device:
+        """One of those that connect to the board."""
+        device = self._device(name, address)
+        device.pairing_config_factory = lambda connection: PairingConfig(
+            mitm=True, bonding=False, delegate=_Typing(self)
+        )
+        await device.power_on()
+        return device
+
     async def _break_link(self) -> None:
         if self._board is not None:
-            await self._board.disconnect()
+            await self._board.disconnect_all()
 
     def _device(self, name: str, address: str) -> Device:
         controller = Controller(name, link=self._link, public_address=address)
@@ -208,11 +232,11 @@ class _Peripheral:
         self._device = device
         self._writer = writer
         self._characteristics: dict[int, Characteristic[bytes]] = {}
-        self._connection: Connection | None = None
+        self.connections: dict[int, Connection] = {}
         self.scan_response = b""
         self._waiting = 0  # writes that the board has not taken yet
         self._held: list[bytes] = []
-        self._passkey: asyncio.Future[int] | None = None
+        self._passkeys: dict[int, asyncio.Future[int]] = {}
         assert isinstance(device.host, Host)
         link = next(c for c in radio._link.controllers if c.name == "board" and c.host)
         self.controller = link
@@ -244,19 +268,24 @@ class _Peripheral:
             case "V":
                 await self._device.stop_advertising()
             case "N":
-                _, handle = struct.unpack_from("<HH", payload)
-                await self._notify(self._characteristics[handle], payload[4:])
+                number, handle = struct.unpack_from("<HH", payload)
+                await self._notify(number, self._characteristics[handle], payload[4:])
             case "T":
                 (count,) = struct.unpack("<H", payload)
                 self._waiting -= count
             case "D":
-                await self.disconnect()
+                await self.disconnect(struct.unpack("<H", payload)[0])
             case "S":
                 self._device.pairing_config_factory = lambda connection: PairingConfig(
-                    mitm=bool(payload[0]), bonding=False, delegate=_Showing(self)
+                    mitm=bool(payload[0]),
+                    bonding=False,
+                    delegate=_Showing(self, connection.handle),
                 )
-            case "K" if self._passkey is not None:
-                self._passkey.set_result(struct.unpack("<HI", payload)[1])
+            case "K":
+                number, passkey = struct.unpack("<HI", payload)
+                if number in self._passkeys:
+                    self._radio.shown.append(passkey)
+                    self._passkeys.pop(number).set_result(passkey)
 
     def _service(self, uuid: str, described: list[tuple[str, int, int]]) -> Service:
         return Service(core.UUID(uuid), [self._characteristic(*row) for row in described])
@@ -271,11 +300,12 @@ class _Peripheral:
 
         def write(connection: Any, value: bytes) -> None:
             self._radio.traffic.count(len(value))
+            event = struct.pack("<HH", connection.handle, handle) + value
             if is_lossy:
-                self._take_command(handle, value)
+                self._take_command(event)
             else:
                 self._radio.traffic.count(0, header_size=1)  # the response
-                self._take_request(handle, value)
+                self._take_request(event)
 
         made: Characteristic[bytes] = Characteristic(
             core.UUID(uuid),
@@ -288,13 +318,12 @@ class _Peripheral:
 
     # --- to the board
 
-    def _take_request(self, handle: int, value: bytes) -> None:
-        self._deliver(handle, value)
+    def _take_request(self, event: bytes) -> None:
+        self._deliver(event)
         self._release()
 
-    def _take_command(self, handle: int, value: bytes) -> None:
+    def _take_command(self, event: bytes) -> None:
         radio = self._radio
-        event = struct.pack("<HH", self._handle, handle) + value
         if self._held or radio.chance(radio.noise.delay):
             if not self._held:
                 asyncio.get_running_loop().call_later(_HOLD_S, self._release)
@@ -316,22 +345,17 @@ class _Peripheral:
             radio.traffic.overflows += is_full
             return
         for _ in range(2 if radio.chance(radio.noise.repeat) else 1):
-            self._waiting += 1
-            self._send("W", event)
+            self._deliver(event)
 
-    def _deliver(self, handle: int, value: bytes) -> None:
+    def _deliver(self, event: bytes) -> None:
         self._waiting += 1
-        self._send("W", struct.pack("<HH", self._handle, handle) + value)
-
-    @property
-    def _handle(self) -> int:
-        return self._connection.handle if self._connection else 0xFFFF
+        self._send("W", event)
 
     def _send(self, kind: str, payload: bytes) -> None:
         self._writer.write(struct.pack("<HB", 1 + len(payload), ord(kind)) + payload)
 
     def _on_connection(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connections[connection.handle] = connection
         peer = struct.pack("<HB", connection.handle, 0) + bytes(connection.peer_address)
         self._send("C", peer)
 
@@ -339,8 +363,8 @@ class _Peripheral:
             self._send("M", struct.pack("<HH", connection.handle, connection.att_mtu))
 
         def on_end(reason: int) -> None:
-            self._connection = None
-            self._held.clear()
+            del self.connections[connection.handle]
+            self._held = [event for event in self._held if event[:2] != peer[:2]]
             self._send("D", peer)
 
         def on_encryption() -> None:
@@ -354,8 +378,10 @@ class _Peripheral:
 
     # --- from the board
 
-    async def _notify(self, characteristic: Characteristic[bytes], value: bytes) -> None:
-        connection, radio = self._connection, self._radio
+    async def _notify(
+        self, number: int, characteristic: Characteristic[bytes], value: bytes
+    ) -> None:
+        connection, radio = self.connections.get(number), self._radio
         if connection is None:
             return
         value = value[: connection.att_mtu - 3]
@@ -363,19 +389,25 @@ class _Peripheral:
         if not radio.chance(radio.noise.deaf):
             await self._device.notify_subscriber(connection, characteristic, value)
 
-    async def ask_passkey(self) -> int:
+    async def ask_passkey(self, number: int) -> int:
         """What the board shows on its display."""
-        self._passkey = asyncio.get_running_loop().create_future()
-        self._send("K", struct.pack("<H", self._handle))
-        return await self._passkey
+        passkey: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._passkeys[number] = passkey
+        self._send("K", struct.pack("<H", number))
+        return await passkey
 
-    async def disconnect(self) -> None:
-        if self._connection is not None:
-            await self._connection.disconnect()
+    async def disconnect(self, number: int) -> None:
+        connection = self.connections.get(number)
+        if connection is not None:
+            await _quietly(connection.disconnect())
+
+    async def disconnect_all(self) -> None:
+        for number in tuple(self.connections):
+            await self.disconnect(number)
 
     async def power_off(self) -> None:
         try:
-            await self.disconnect()
+            await self.disconnect_all()
             await self._device.power_off()
         except (core.BaseBumbleError, asyncio.CancelledError):
             pass  # it was not on
@@ -384,12 +416,13 @@ class _Peripheral:
 class _Showing(PairingDelegate):
     """The board: it has a display only."""
 
-    def __init__(self, board: _Peripheral) -> None:
+    def __init__(self, board: _Peripheral, number: int) -> None:
         super().__init__(PairingDelegate.IoCapability.DISPLAY_OUTPUT_ONLY)
         self._board = board
+        self._number = number
 
     async def generate_passkey(self) -> int:
-        return await self._board.ask_passkey()
+        return await self._board.ask_passkey(self._number)
 
     async def display_number(self, number: int, digits: int) -> None:
         pass
@@ -403,13 +436,21 @@ class _Typing(PairingDelegate):
         self._radio = radio
 
     async def get_number(self) -> int | None:
-        return self._radio.passkey
+        radio = self._radio
+        if radio.passkey is not None:
+            return radio.passkey
+        for _ in range(500):  # it takes the board a moment
+            if radio.shown:
+                break
+            await asyncio.sleep(0.01)
+        return radio.shown[-1]
 
 
 class _Client(BaseBleakClient):
-    """bleak's client interface on the desk's host."""
+    """bleak's client interface on the desk's host, or on a stranger's."""
 
     radio: Radio
+    device: Device
 
     def __init__(self, address_or_ble_device: BLEDevice | str, **options: Any) -> None:
         options.setdefault("timeout", 10.0)
@@ -436,9 +477,7 @@ class _Client(BaseBleakClient):
 
     async def _connect(self, pair: bool) -> None:
         try:
-            connection = await self.radio.desk.connect(
-                hci.Address(self.address), timeout=self._timeout
-            )
+            connection = await self.device.connect(hci.Address(self.address), timeout=self._timeout)
         except (core.BaseBumbleError, hci.HCI_Error) as error:
             raise BleakDeviceNotFoundError(self.address, f"no answer: {error}") from error
         connection.on("disconnection", self._on_end)
@@ -540,9 +579,10 @@ class _Client(BaseBleakClient):
 
 
 class _Scanner(BaseBleakScanner):
-    """bleak's scanner interface on the desk's host."""
+    """bleak's scanner interface on the desk's host, or on a stranger's."""
 
     radio: Radio
+    device: Device
 
     def __init__(
         self, detection_callback: Any, service_uuids: list[str] | None, mode: str, **options: Any
@@ -557,12 +597,12 @@ class _Scanner(BaseBleakScanner):
             loop.call_soon_threadsafe(self._take, found)
 
         self._listener = on_advertisement
-        self.radio.desk.on("advertisement", on_advertisement)
-        await self.radio.call(self.radio.desk.start_scanning(filter_duplicates=False))
+        self.device.on("advertisement", on_advertisement)
+        await self.radio.call(self.device.start_scanning(filter_duplicates=False))
 
     async def stop(self) -> None:
-        self.radio.desk.remove_listener("advertisement", self._listener)
-        await self.radio.call(self.radio.desk.stop_scanning())
+        self.device.remove_listener("advertisement", self._listener)
+        await self.radio.call(self.device.stop_scanning())
 
     def _take(self, found: Advertisement) -> None:
         # bumble's controller answers a scan request with the advertising data once more.

@@ -9,7 +9,7 @@ import json
 import select
 import socket
 import struct
-from errno import EINVAL, ENODEV, ENOTCONN
+from errno import EINVAL, ENODEV, ENOMEM, ENOTCONN
 
 import link
 import micropython
@@ -30,6 +30,7 @@ _IRQ_PASSKEY_ACTION = const(31)
 
 _DEFAULT_MTU = const(256)
 _DEFAULT_SIZE = const(20)  # MP_BLUETOOTH_DEFAULT_ATTR_LEN
+_MAX_CONNECTIONS = const(4)  # CONFIG_BT_NIMBLE_MAX_CONNECTIONS
 _FIRST_HANDLE = const(16)  # the GAP and GATT services come before
 _ADDRESS = b"\x24\x0a\xc4\xc0\xff\xf0"
 _AGAIN_MS = const(20)
@@ -130,6 +131,8 @@ class _BLE:
         else:
             if len(adv_data) > 31 or len(resp_data) > 31:
                 raise OSError(EINVAL)
+            if connectable and len(self._conns) >= _MAX_CONNECTIONS:
+                raise OSError(ENOMEM)  # ble_gap.c: ble_gap_adv_start
             self._send("V", bytes((len(adv_data),)) + adv_data + resp_data)
 
     def gap_disconnect(self, conn):
@@ -138,6 +141,8 @@ class _BLE:
         self._send("D", struct.pack("<H", conn))
 
     def gap_passkey(self, conn, action, passkey):
+        if conn not in self._conns:
+            raise OSError(ENOTCONN)
         self._send("K", struct.pack("<HI", conn, passkey))
 
     def gatts_register_services(self, services):

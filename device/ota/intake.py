@@ -1,0 +1,63 @@
+"""The end of a push: takes a file window by window, whatever it is."""
+
+from . import otadata, slot, update
+from .pump import run
+from .resume_download import Trail
+from .slot import SECTOR
+
+
+class Intake(update.Intake):
+    """``sha``: SHA-256 (bytes) of the file, ``size`` its bytes. Raises OTAError, as all of it does.
+
+    ``end``: the last 4096 bytes of an app image that is judged by its signature first. `skip`,
+    called before anything else, goes on with what an earlier attempt has left in the slot.
+    """
+
+    def __init__(self, sha, size, block_size=0, **options):
+        super().__init__(sha.hex(), size, **options)
+        slot.acquire(self)
+        try:
+            self._trail = Trail(otadata.find_next_slot())
+            run(self._trail.recall(sha.hex()))
+        except BaseException:
+            slot.release(self)
+            raise
+        self.note = self._trail.attach
+        self._is_new = True
+        self._kept = self._at = 0  # of what the slot holds: what is to be read again, and was
+
+    def skip(self):
+        if not self._is_new:
+            return super().skip()
+        self._is_new = False
+        if self._trail.total == self._length:
+            self._kept = self._trail.size
+        else:
+            self._trail.begin(self._length, None)
+        return self._kept
+
+    def buffer(self):
+        """Place for 4096 bytes; `take` moves those at its front on."""
+        return super().buffer(True)
+
+    def take(self, count):
+        if self._is_new:
+            self._is_new = False
+            self._trail.begin(self._length, None)
+        super().take(count)
+
+    def work(self):
+        if super().work():
+            return True
+        if self._at == self._kept:
+            return False
+        at = self._at
+        self._at += SECTOR
+        self._trail.read(at, self.buffer())
+        self.take(SECTOR)
+        return True
+
+    def finishing(self):
+        """A generator: all has come. Check the whole, and switch."""
+        yield from self.sealing()
+        yield from self.committing()

@@ -1,0 +1,208 @@
+"""Whether a release may come in: judges its manifest for this board.
+
+Loaded for that alone, and let go before the payloads come: code lives in the heap.
+"""
+
+import sys
+from time import gmtime
+
+from esp32 import Partition
+from micropython import const
+
+from . import __version__
+from .chips import chip_name
+from .errors import OTAError, ReleaseError
+from .otadata import has_home
+from .versions import is_older
+
+_CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
+
+
+class Item:
+    """Bytes that come: a form of a payload.
+
+    ``name`` (member or URL), ``size``, ``encoding`` and ``chain`` are of these bytes; ``kind``,
+    ``sha256``, ``content_size``, ``disk`` and ``partition`` of the payload that they give.
+    ``is_taken``: whether this board wants them.
+    """
+
+    # No method: its globals, this whole module, would stay in memory as long as the Items.
+
+
+def _make_item(payload, form, name, is_taken):
+    item = Item()
+    item.name = name
+    item.size = form.size
+    item.encoding = form.encoding
+    item.chain = form.chain
+    item.content_size = payload.size
+    item.is_taken = is_taken
+    item.kind = payload.kind
+    item.sha256 = payload.sha256
+    item.disk = payload.disk
+    item.partition = payload.partition
+    return item
+
+
+def judge(manifest, trust, place, bases, force):
+    """(what to remember of the release, its Items). Raises OTAError if it must not come in.
+
+    ``manifest``: see manifest.py; its signature was found good. ``trust``: this board's keys.Trust;
+    ``place``: where this board gets payloads from, "member" or "url"; ``bases``: what deltas may
+    start from, the SHA-256 (hex) of the app that runs. Nothing is written.
+    """
+    _check_counter(manifest, trust)
+    _check_product(manifest, trust, force)
+    _check_board(manifest)
+    _check_time(manifest.expires)
+    items = [
+        item for payload in manifest.payloads for item in _choose(payload, place, bases, trust)
+    ]
+    return _entry(manifest), items
+
+
+def _entry(manifest):
+    """What the record of an app partition says of the release (files.py)."""
+    entry = {"counter": manifest.counter}
+    # No name has a manifest in the form of micropython-esp32-ota; one of keys alone changes none.
+    if manifest.name and manifest.payloads:
+        entry["name"] = manifest.name
+        entry["version"] = manifest.version
+    if manifest.changes_keys:
+        entry["add"] = manifest.add_keys
+        entry["retire"] = manifest.retire_keys
+    for payload in manifest.payloads:
+        if payload.kind == "files":
+            entry["sha256"] = payload.sha256
+            entry["disk"] = payload.disk
+    return entry
+
+
+def _check_counter(manifest, trust):
+    """The counter may not go back; to change keys it has to go on."""
+    if manifest.counter < trust.counter:
+        raise ReleaseError(
+            "counter",
+            "the release has counter %d, this board has had %d: it is older than what was "
+            "confirmed here" % (manifest.counter, trust.counter),
+        )
+    if not manifest.changes_keys:
+        return
+    if not trust.trusted:
+        raise ReleaseError(
+            "keys", "the manifest changes keys, and this board has none that could allow it"
+        )
+    if manifest.counter == trust.counter:
+        raise ReleaseError(
+            "counter",
+            "the release changes keys with counter %d, which this board has had: a higher one is "
+            "due" % trust.counter,
+        )
+    trust.change(manifest.add_keys, manifest.retire_keys)
+
+
+def _choose(payload, place, bases, trust):
+    """Items for all of a payload's forms; the smallest that this board can use is taken."""
+    needs_chain = payload.kind == "data" and trust.trusted
+    placed = [form for form in payload.forms if getattr(form, place) is not None]
+    usable = [
+        form
+        for form in placed
+        if (form.chain or not needs_chain) and _is_usable(form, payload.kind, bases)
+    ]
+    if not usable:
+        if placed and not _decodes():
+            raise OTAError(
+                "part", "the part 'encoded' is not installed: mpota install PORT --with encoded"
+            )
+        if needs_chain and placed:
+            raise ReleaseError(
+                "no-chain",
+                "the data for %s cannot be verified before it is written: make the release anew, "
+                "with mpota %s" % (payload.partition, __version__),
+            )
+        raise ReleaseError(
+            "no-form", "the %s payload has no form that this board can use" % payload.kind
+        )
+    best = min(usable, key=lambda form: form.size)
+    return [_make_item(payload, form, getattr(form, place), form is best) for form in placed]
+
+
+def _is_usable(form, kind, bases):
+    if form.encoding is None:
+        return True
+    if form.encoding == "delta":
+        return kind == "app" and form.base in bases
+    return form.encoding == "deflate" and _decodes()
+
+
+def _decodes():
+    """Whether the part of this package is there that takes encoded forms."""
+    from .package import parts
+
+    found = parts()
+    return found is None or "encoded" in found
+
+
+def _check_product(manifest, trust, force):
+    """Name and version against those confirmed last, whatever was installed since."""
+    found = {}
+    if has_home() and not trust.name:
+        from .boot import running
+
+        found = running()
+    name = trust.name or found.get("name")  # as ota 0.1 stored it
+    version = trust.version or found.get("version")
+    if not manifest.name or (force and name != manifest.name):
+        return
+    if name not in (None, manifest.name):
+        raise ReleaseError(
+            "wrong-name", "the release is '%s', this board has '%s'" % (manifest.name, name)
+        )
+    if version and not manifest.allow_downgrade and is_older(manifest.version, version):
+        raise ReleaseError(
+            "downgrade",
+            "the release is %s, this board has confirmed %s: make it with --allow-downgrade"
+            % (manifest.version, version),
+        )
+    oldest = manifest.from_version
+    if oldest and not force and (not version or is_older(version, oldest)):
+        raise ReleaseError(
+            "from-version",
+            "the release updates %s or newer, this board has %s"
+            % (oldest, version or "no release that is known"),
+        )
+
+
+def _check_board(manifest):
+    head = bytearray(14)
+    Partition(Partition.RUNNING).readblocks(0, head, 0)
+    chip = chip_name(head[12] | head[13] << 8).lower().replace("-", "")
+    if manifest.chip not in (None, chip):
+        raise ReleaseError(
+            "wrong-chip", "the release is for %s, this board is %s" % (manifest.chip, chip)
+        )
+    board = sys.implementation._machine
+    if manifest.board not in (None, board, board.split(" with ")[0]):
+        raise ReleaseError(
+            "wrong-board", "the release is for '%s', this board is '%s'" % (manifest.board, board)
+        )
+
+
+def _check_time(expires):
+    if expires is None:
+        return
+    # With all of its places, so that it compares as text.
+    if "".join(["0" if c.isdigit() else c for c in expires]) != "0000-00-00T00:00:00Z":
+        raise ReleaseError(
+            "manifest", "manifest has expires '%s', not 2027-01-31T00:00:00Z" % expires
+        )
+    now = gmtime()
+    if now[0] < _CLOCK_SET:
+        raise ReleaseError(
+            "clock",
+            "the release expires on %s and the clock is not set (it says %d): set it first, "
+            "for instance by ntptime.settime()" % (expires, now[0]),
+        )
+    if "%04d-%02d-%02dT%02d:%02d:%02dZ" % now[:6] >= expires:
+        raise ReleaseError("expired", "the release expired on %s" % expires)

@@ -1,0 +1,112 @@
+"""Data partitions in releases that are pushed: nothing of them is written before it is verified."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boards
+import ota_board
+import pytest
+import releases
+from mpota.formats.bundle import Bundle
+from mpota.formats.partition_table import Partition, PartitionTable
+from mpota.push import RefusedError
+from mpota.release import data_content
+from mpota.virtual.board import Board
+from mpota.virtual.flash import VirtualFlash
+from mpota.virtual.radio import Radio
+from mpota.wire import Update
+from reach import Powered, in_reach, peripheral, push, push_tcp
+from test_hostile_push import wait_for_keyed
+from test_listen import listening
+
+ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x20000)
+DATA = bytes(range(251)) * 400  # 24.5 sectors
+SECTOR = 4096
+Send = Callable[[bytes], None]
+
+
+@functools.cache
+def content() -> bytes:
+    """The flash of a board with a partition for data, which holds something else."""
+    contents = {
+        boards.BOOTLOADER_OFFSET: boards.BOOTLOADER,
+        0x8000: PartitionTable((*boards.OTA_TABLE, ROMFS)).to_bytes(),
+        boards.OTA_0.offset: ota_board.OLD,
+        ROMFS.offset: b"\x55" * ROMFS.size,
+    }
+    with VirtualFlash.create(boards.FLASH_SIZE, contents) as flash:
+        Board(flash).run(boards.FIRST_LOOK)
+        return flash.snapshot()
+
+
+@contextmanager
+def by_tcp() -> Iterator[tuple[Powered, Board, Send]]:
+    trusts = releases.key().public.digest.hex()
+    with listening("", content(), trusts) as (powered, board, port):
+        wait_for_keyed(port)
+        yield (
+            powered,
+            board,
+            lambda data: push_tcp(port, Update("x.bundle", data), secret=None, attempts=1) and None,
+        )
+
+
+@contextmanager
+def by_ble() -> Iterator[tuple[Powered, Board, Send]]:
+    def send(radio: Radio, data: bytes) -> None:
+        push(radio, Update("x.bundle", data), attempts=1)
+
+    with in_reach(content=content()) as (radio, board):
+        trusted = releases.key().public.digest.hex()
+        ota_board.output(board, f"import ota; ota.keys.add({trusted!r})")
+        script = peripheral("").replace("rest -= is_stopped", "rest -= p.receiver.is_done")
+        powered = Powered(board, script)
+        yield powered, board, functools.partial(send, radio)
+
+
+@pytest.fixture
+def genuine(tmp_path: Path) -> bytes:
+    path = tmp_path / "romfs.bin"
+    path.write_bytes(DATA)
+    made = releases.make(
+        data_content("romfs", path), keys=(releases.key(),), counter=5, chip=None, name="pump"
+    )
+    return bytes(made.to_bytes())
+
+
+def swapped(bundle: bytes, at: int) -> bytes:
+    """The genuine bundle with one byte of its data changed."""
+    member = Bundle.from_bytes(bundle).members["romfs.bin.chained"]
+    start = bundle.index(member[:64])
+    changed = bytearray(bundle)
+    changed[start + at] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("carrier", [by_tcp, by_ble])
+def test_nothing_of_a_piece_that_is_not_signed_reaches_the_partition(
+    carrier: Callable[[], Iterator[tuple[Powered, Board, Send]]],
+    genuine: bytes,
+    hostile: Callable[..., None],
+) -> None:
+    """What was there, what is erased, and pieces that were verified: there is nothing else."""
+    with carrier() as (powered, board, send):  # type: ignore[attr-defined]
+        for at in (5, 4100, 11 * 4128 + 9):
+            with pytest.raises(RefusedError, match="not what its manifest says"):
+                send(swapped(genuine, at))
+            found = board.flash.read(ROMFS.offset, ROMFS.size)
+            for place in range(0, ROMFS.size, SECTOR):
+                sector = found[place : place + SECTOR]
+                right = DATA[place : place + SECTOR].ljust(SECTOR, b"\xff")
+                assert sector in (b"\x55" * SECTOR, b"\xff" * SECTOR, right), hex(place)
+            if at > 4128:  # something was written: the first two sectors are not, yet
+                assert set(found[: 2 * SECTOR]) == {0xFF}
+            hostile()
+        send(genuine)
+        assert board.flash.read(ROMFS.offset, len(DATA)) == DATA
+        run = powered.wait()
+        assert run.traceback == "", run.console
