@@ -32,14 +32,14 @@ SMALL_MTU = 23
 LIMIT = 0.03  # of protocol and ATT, at an MTU of 247 without loss
 
 _SCRIPT = f"""
-import gc, ota.ble, ota.update, ota.bundle, ota.resume, ota.memory
+import gc, ota.ble, ota.update, ota.resume_download, ota.intake
 gc.collect()
 idle, peak = gc.mem_alloc(), 0
 def progress(done, total):
     global peak
     gc.collect()
     peak = max(peak, gc.mem_alloc() - idle)
-p = ota.ble.Peripheral({NAME!r}, mtu=517, reboot=False, progress=progress)
+p = ota.ble.Peripheral({NAME!r}, mtu=517, open=True, reboot=False, progress=progress)
 p.run()
 print(peak)
 """

@@ -76,7 +76,7 @@ HASHED = PLAIN.replace(", None)", ", __import__('hashlib').sha256())")
 _OTA = """
 import ota.update
 ota.update.from_file(
-    "http://{host}:{port}/app.bin", verbose=False, reboot=False, block_size={block_size},
+    "http://{host}:{port}/app.bin", verbose=False, reboot=False,
     progress=(lambda done, total: tick()) if tick else None,
 )
 """
@@ -211,8 +211,7 @@ def results(compiled: Path) -> list[Result]:
             bodies = {
                 "plain loop": PLAIN.format(**where),
                 "plain, SHA-256": HASHED.format(**where),
-                "ota, 64 KiB": _OTA.format(**where, block_size=0),
-                "ota, 4 KiB": _OTA.format(**where, block_size=4096),
+                "ota": _OTA.format(**where),
             }
             return measure(board, content, bodies)
 
