@@ -37,7 +37,7 @@ _MAX_OPERATION_S = 600.0  # of one thing that is asked of a board, however much 
 _MAX_OUTPUT = 1 << 20  # bytes that a script prints
 _MAX_RECEIVED = 4 << 20  # bytes that a board sends in one thing, noise among it
 _MAX_SHOWN = 200  # characters of an answer in an error
-_WRITE_CHUNK = 2048  # bytes of a file in one line of code
+_WRITE_CHUNK = 1024  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
 

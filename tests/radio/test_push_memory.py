@@ -27,7 +27,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
 }
 # From which size of heap on it has to go through, in KiB: over BLE, over TCP. Some less may do, as
 # the heap happens to be divided.
-ENOUGH = {"plain": (70, 66), "compressed": (104, 94), "delta": (112, 98), "signed": (108, 98)}
+ENOUGH = {"plain": (70, 66), "compressed": (104, 94), "delta": (112, 98), "signed": (118, 98)}
 # By default: sizes at which boards once fell silent, and their neighbours; --all-cuts takes all.
 FEW = {
     "plain": (44, 57, 60, 64, 68),
