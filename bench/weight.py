@@ -15,6 +15,7 @@ measured by this module.
 from __future__ import annotations
 
 import functools
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -384,7 +385,8 @@ def main() -> None:
     def told(name: str, value: float | None) -> None:
         print(f"  {name}: {_text(value)}", file=sys.stderr, flush=True)
 
-    report(measure(subject(), told))
+    parts = dict(runpy.run_path(str(ROOT / "device" / "ota" / "package.py"))["PARTS"])
+    report(measure(subject(parts["core"].split()), told))
 
 
 if __name__ == "__main__":
