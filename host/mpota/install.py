@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mpota.carried import data_directory
 from mpota.deploy import ScriptError, Session
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.private_key import is_private_key
 from mpota.key_files import read_public_key
-from mpota.mpy import MpyFormat, can_compile, compile_module
+from mpota.mpy_cross import MpyFormat, can_compile, compile_module
+from mpota.resources import data_directory
 from mpota.signing import public_to_pem
 from mpota.storage.file import read_file
 from mpota.units import SECTOR_SIZE, align_up

@@ -9,7 +9,7 @@ import old_package
 from mpota.filesystem import FileSystem
 from mpota.formats.partition_table import Partition
 from mpota.install import package
-from mpota.mpy import MpyFormat
+from mpota.mpy_cross import MpyFormat
 from mpota.region import MemoryRegion
 from mpota.virtual.board import Board
 

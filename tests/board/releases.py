@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import boards
-from mpota.carried import data_directory
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.manifest import Manifest
 from mpota.release import Content, bundle
+from mpota.resources import data_directory
 from mpota.signing import PrivateKey
 from mpota.virtual.board import Board
 

@@ -14,7 +14,6 @@ import pytest
 import releases
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
-from mpota.carried import data_directory
 from mpota.errors import MpotaError
 from mpota.formats.signature import (
     BLOCK_SIZE,
@@ -24,6 +23,7 @@ from mpota.formats.signature import (
     padded,
     parse_sector,
 )
+from mpota.resources import data_directory
 from mpota.signing import PrivateKey, check_signature, sign
 from mpota.virtual import micropython
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
 from mpota.install import package
-from mpota.mpy import MpyFormat
+from mpota.mpy_cross import MpyFormat
 from mpota.sample import build_app, build_firmware
 from mpota.units import KiB, MiB
 from mpota.virtual.board import Board

@@ -299,7 +299,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_every_carried_table_validates_and_takes_a_stock_app(tmp_path: Path) -> None:
-    from mpota.carried import data_directory
+    from mpota.resources import data_directory
 
     tables = sorted(data_directory("partitions").glob("*.csv"))
     assert len(tables) >= 12

@@ -50,7 +50,7 @@ def run_installed(installed: Path, code: str) -> str:
 
 
 def test_the_wheel_carries_every_module_table_and_the_package_for_boards(installed: Path) -> None:
-    code = "from mpota.carried import data_directory as d; print(d('device'), d('partitions'))"
+    code = "from mpota.resources import data_directory as d; print(d('device'), d('partitions'))"
     device, partitions = map(Path, run_installed(installed, code).split())
     source = installed.parent / "source"
     assert installed in device.parents
@@ -88,7 +88,7 @@ def test_the_installed_command_resizes_with_a_carried_table(
 def test_the_installed_package_for_boards_comes_in_parts(installed: Path) -> None:
     code = (
         "from mpota.install import modules_of, package, part_names\n"
-        "from mpota.mpy import MpyFormat\n"
+        "from mpota.mpy_cross import MpyFormat\n"
         "files = package(MpyFormat(6, 3, None), False)\n"
         "print(sorted(files) == [f'{name}.py' for name in modules_of(part_names())], len(files))"
     )

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mpota import report, sample
-from mpota.carried import data_directory
 from mpota.check import check_app, check_flash
 from mpota.contents import extract
 from mpota.describe import describe_firmware
@@ -18,6 +17,7 @@ from mpota.firmware import Firmware
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.chips import CHIPS
 from mpota.layout import Edits
+from mpota.resources import data_directory
 from mpota.units import KiB, MiB, format_flash_size
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
