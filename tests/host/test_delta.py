@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota import sample
 from mpota.commands.delta import command as delta_command
-from mpota.difference import find_stretches
 from mpota.errors import MpotaError
 from mpota.formats.delta import MAX_UNPACKED, apply_delta, make_delta
+from mpota.formats.delta_match import find_stretches
 from mpota.formats.frames import MAX_PACKED_DELTA, Frames, compress, inflate
 from mpota.units import SECTOR_SIZE
 

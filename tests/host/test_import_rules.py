@@ -17,10 +17,7 @@ PACKAGE = Path(mpota.__file__).parent
 MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if "standin" not in p.parts]
 PURE = [
     *sorted((PACKAGE / "formats").glob("*.py")),
-    *(
-        PACKAGE / f"{name}.py"
-        for name in ("units", "errors", "text", "layout", "changes", "difference")
-    ),
+    *(PACKAGE / f"{name}.py" for name in ("units", "errors", "text", "layout", "changes")),
 ]
 # Reading and writing files, processes and sockets is for others.
 IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "sys", "glob"}

@@ -30,8 +30,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mpota.difference import Stretch, differences, find_stretches
 from mpota.errors import MpotaError
+from mpota.formats.delta_match import Stretch, differences, find_stretches
 from mpota.formats.frames import MAX_CONTENT, MAX_SIZE, Base, Frame, Frames, deflate
 from mpota.units import SECTOR_SIZE, align_down, align_up
 
