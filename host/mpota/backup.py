@@ -26,8 +26,8 @@ from mpota.changes import Change
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.chips import Chip
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
-from mpota.ports import format_mac
 from mpota.storage.file import replacing
+from mpota.storage.ports import format_mac
 from mpota.units import SECTOR_SIZE, MiB, format_flash_size
 
 UNFINISHED = ".unfinished"

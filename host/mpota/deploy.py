@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.ports import find_port
+from mpota.storage.ports import find_port
 from mpota.units import SECTOR_SIZE, align_up
 
 BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing

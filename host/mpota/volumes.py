@@ -15,10 +15,10 @@ from mpota.firmware import Firmware, FlashReader, find_base
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.layout import FAT_SUBTYPE
-from mpota.ports import DEFAULT_BAUD, is_port
 from mpota.region import Region
 from mpota.storage import Flash
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
+from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.units import align_down
 
 _VFS = "vfs"

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from cable_boards import CHIP, OLD_APP, SINGLE, firmware
 from mpota.errors import MpotaError, UsageError
-from mpota.ports import find_port, is_port
 from mpota.storage.board import open_board
+from mpota.storage.ports import find_port, is_port
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
 

@@ -18,8 +18,8 @@ from mpota.commands.options import (
 )
 from mpota.errors import UsageError
 from mpota.firmware import find_base, is_app_image
-from mpota.ports import is_port
 from mpota.storage.file import FileImage, read_file
+from mpota.storage.ports import is_port
 
 
 @click.command()

@@ -16,8 +16,8 @@ from mpota.commands.options import (
     table_offset_option,
 )
 from mpota.contents import extract
-from mpota.ports import is_port
 from mpota.storage.file import beside, check_output, write_file
+from mpota.storage.ports import is_port
 
 
 @click.command()

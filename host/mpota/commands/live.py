@@ -14,7 +14,7 @@ from mpota import report
 from mpota.errors import MpotaError
 from mpota.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
-from mpota.ports import DEFAULT_BAUD, is_port
+from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.text import shown
 from mpota.units import format_size
 

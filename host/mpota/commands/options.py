@@ -9,7 +9,7 @@ import click
 
 from mpota.errors import UsageError
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
-from mpota.ports import DEFAULT_BAUD
+from mpota.storage.ports import DEFAULT_BAUD
 from mpota.units import SECTOR_SIZE, parse_size
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from mpota.describe import (
     flash_mode,
 )
 from mpota.formats.app_desc import find_bootloader_desc
-from mpota.ports import format_mac, is_port
 from mpota.storage.file import read_file
+from mpota.storage.ports import format_mac, is_port
 from mpota.units import format_flash_size, format_size
 
 

@@ -18,8 +18,8 @@ from mpota.commands.options import (
 from mpota.errors import UsageError
 from mpota.firmware import read_table
 from mpota.formats.partition_csv import table_to_csv
-from mpota.ports import is_port
 from mpota.storage.file import check_output, read_file, write_file
+from mpota.storage.ports import is_port
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Where a firmware lives: a file (``file.py``) or the flash of a board (``board.py``)."""
+"""Where bytes live: a file, memory, or the flash of a board behind a port."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import Chip, chip_by_name
-from mpota.ports import DEFAULT_BAUD, find_port, is_pty
+from mpota.storage.ports import DEFAULT_BAUD, find_port, is_pty
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
 
 BEFORE_ENV = "MPOTA_BEFORE"  # how to reset into download mode: esptool's --before
@@ -235,7 +235,7 @@ class BoardFlash:
 def open_board(
     port: str | os.PathLike[str], *, baud: int = DEFAULT_BAUD, progress: Progress = quiet
 ) -> Iterator[BoardFlash]:
-    """Connect to the board on ``port`` (see `mpota.ports`); at the end it is reset.
+    """Connect to the board on ``port`` (see `mpota.storage.ports`); at the end it is reset.
 
     How it is reset can be set by the environment, MPOTA_BEFORE and MPOTA_AFTER, in esptool's
     words; a pty, which has no reset lines, is never reset. Raises MpotaError if there is no
