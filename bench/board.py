@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota import sample
+from mpota.firmware import sample
 from mpota.formats.chips import chip_by_name
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board, End

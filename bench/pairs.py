@@ -14,8 +14,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota import sample
-from mpota.firmware import read_app
+from mpota.firmware import sample
+from mpota.firmware.firmware import read_app
 from mpota.formats.image import Image, Segment
 
 ROOT = Path(__file__).parents[1]

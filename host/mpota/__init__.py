@@ -6,8 +6,8 @@ The command line is a thin layer over functions that take and return values:
     from mpota.check import check_flash
     from mpota.contents import extract
     from mpota.edit import resize
-    from mpota.firmware import Firmware
-    from mpota.layout import Edits
+    from mpota.firmware.firmware import Firmware
+    from mpota.firmware.layout import Edits
     from mpota.storage.file import write_file
 
     firmware = Firmware.open("firmware.bin")

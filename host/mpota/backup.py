@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from mpota.changes import Change
 from mpota.errors import MpotaError, UsageError
+from mpota.firmware.changes import Change
 from mpota.formats.chips import Chip
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
 from mpota.storage.file import replacing

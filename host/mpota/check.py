@@ -11,7 +11,7 @@ from typing import Any
 
 from mpota.errors import MpotaError
 from mpota.findings import DOWNLOAD, EXTRACT, Finding, finding
-from mpota.firmware import Firmware, FlashReader
+from mpota.firmware.firmware import Firmware, FlashReader
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
     APP_DESC_SIZE,

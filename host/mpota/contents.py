@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mpota.changes import Change, bootloader_change, changes_for
 from mpota.check import require_app
 from mpota.edit import Edited, apply_to_file
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware
+from mpota.firmware.changes import Change, bootloader_change, changes_for
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import Layout
 from mpota.formats.app_desc import find_app_desc
 from mpota.formats.image import Image
-from mpota.layout import Layout
 
 BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mpota.changes import Change, Difference
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware
+from mpota.firmware.changes import Change, Difference
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import Layout
 from mpota.formats.partition_table import Partition
-from mpota.layout import Layout
 from mpota.units import SECTOR_SIZE, align_down
 
 
@@ -25,7 +25,7 @@ class Kept(NamedTuple):
     labels: frozenset[str] = frozenset()
 
     def tell(self, rows: Iterable[Difference]) -> tuple[Difference, ...]:
-        """The rows of `mpota.changes.differences`, with what becomes of the files."""
+        """The rows of `mpota.firmware.changes.differences`, with what becomes of the files."""
         return tuple(self._told(row) for row in rows)
 
     def _told(self, row: Difference) -> Difference:

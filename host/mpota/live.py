@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mpota.changes import Change, Difference, changes_for, differences
 from mpota.check import check_flash, require_app
 from mpota.contents import content_changes
 from mpota.errors import MpotaError
-from mpota.firmware import App, Firmware, FlashReader
+from mpota.firmware.changes import Change, Difference, changes_for, differences
+from mpota.firmware.firmware import App, Firmware, FlashReader
+from mpota.firmware.layout import Edits, Layout
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.keep import kept_files
-from mpota.layout import Edits, Layout
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size

@@ -19,7 +19,7 @@ from typing import Any
 
 from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.errors import MpotaError
-from mpota.firmware import App, read_app
+from mpota.firmware.firmware import App, read_app
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.bundle import Bundle, is_bundle
 from mpota.storage.file import read_file

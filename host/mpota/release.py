@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import read_app
+from mpota.firmware.firmware import read_app
 from mpota.formats.bundle import (
     Bundle,
     Member,

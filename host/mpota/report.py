@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mpota.changes import Difference
+from mpota.firmware.changes import Difference
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.text import is_visible, shown
 from mpota.units import format_size

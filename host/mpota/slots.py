@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpota.changes import Change
 from mpota.check import Slot, check_flash
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import Firmware
+from mpota.firmware.changes import Change
+from mpota.firmware.firmware import Firmware
 from mpota.formats.otadata import OtaRecord, OtaState, active_record, selected_slot
 from mpota.formats.partition_table import FACTORY, Partition
 from mpota.storage.memory import MemoryFlash

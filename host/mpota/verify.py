@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mpota.check import Slot, check_flash
 from mpota.compare import Comparison, compare
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import Firmware, FlashReader, is_app_image, read_app
+from mpota.firmware.firmware import Firmware, FlashReader, is_app_image, read_app
 from mpota.formats.image import Image
 from mpota.formats.partition_table import DATA_NVS, PartitionTable
 from mpota.plan import BOOTLOADER, TABLE

@@ -6,7 +6,7 @@ import functools
 import random
 
 import boards
-from mpota import sample
+from mpota.firmware import sample
 from mpota.formats.partition_table import Partition
 from mpota.release import Content
 from mpota.virtual.board import Board, End

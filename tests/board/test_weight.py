@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mpota import sample
+from mpota.firmware import sample
 from mpota.units import KiB
 
 from bench import weight

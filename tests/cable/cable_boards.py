@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpota import sample
+from mpota.firmware import sample
 from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
 from mpota.units import MiB
 

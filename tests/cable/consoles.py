@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
 from mpota.install import package
 from mpota.mpy_cross import MpyFormat
-from mpota.sample import build_app, build_firmware
 from mpota.units import KiB, MiB
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash

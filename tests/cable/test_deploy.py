@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from consoles import APP_SIZE, Bench, app, bench
-from mpota.sample import build_app
+from mpota.firmware.sample import build_app
 
 Run = Callable[..., str]
 

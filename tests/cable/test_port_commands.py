@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
-from mpota import sample
 from mpota.filesystem import FileSystem, MemoryRegion, build
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
 from mpota.formats.chips import CHIPS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import PartitionTable

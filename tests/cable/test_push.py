@@ -11,9 +11,9 @@ from threading import Event, Thread
 import pytest
 from consoles import APP_SIZE, CHIP, Bench, app, bench
 from mpota.deploy import Session
+from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.chips import CHIPS
 from mpota.push import Options, Package, RolledBackError, Tell, push
-from mpota.sample import build_app, build_firmware
 from mpota.signing import PrivateKey, public_to_pem
 
 QUICK = ("--settle", "0.3", "--check-timeout", "0")

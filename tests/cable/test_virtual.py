@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from consoles import CHIP, OTA_TABLE, app
-from mpota.sample import build_firmware
+from mpota.firmware.sample import build_firmware
 from mpota.units import MiB
 
 Run = Callable[..., str]

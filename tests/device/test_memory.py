@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
 
 import ota_board
-from mpota import sample
+from mpota.firmware import sample
 from mpota.formats.chips import CHIPS
 from mpota.formats.image import Image, Segment
 from mpota.formats.partition_table import Partition, PartitionTable

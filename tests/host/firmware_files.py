@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from mpota import sample
 from mpota.cli import main
+from mpota.firmware import sample
 from mpota.formats.chips import CHIPS
 from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
 

@@ -19,8 +19,8 @@ from firmware_files import (
     small_app,
     small_firmware,
 )
-from mpota import sample
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.image import Image
 from mpota.formats.memory import memory_map

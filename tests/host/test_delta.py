@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpota import sample
 from mpota.commands.delta import command as delta_command
 from mpota.errors import MpotaError
+from mpota.firmware import sample
 from mpota.formats.delta import MAX_UNPACKED, apply_delta, make_delta
 from mpota.formats.delta_match import find_stretches
 from mpota.formats.frames import MAX_PACKED_DELTA, Frames, compress, inflate
@@ -137,7 +137,7 @@ def test_an_empty_file_has_no_delta() -> None:
 
 def test_a_delta_is_the_same_whenever_it_is_made() -> None:
     script = (
-        "import sys; from mpota import sample; from mpota.formats.delta import make_delta;"
+        "import sys; from mpota.firmware import sample; from mpota.formats.delta import make_delta;"
         "versions = 'v1.26.1', 'v1.27.0';"
         "apps = [sample.build_app('esp32', version=v, size=0x34000) for v in versions];"
         "sys.stdout.buffer.write(make_delta(*apps).to_bytes())"

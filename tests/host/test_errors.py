@@ -23,8 +23,8 @@ from firmware_files import (
     small_app,
     small_firmware,
 )
-from mpota import sample
 from mpota.check import check_flash
+from mpota.firmware import sample
 from mpota.formats.image import Image
 from mpota.formats.partition_csv import table_to_csv
 from mpota.formats.partition_table import Partition, PartitionTable

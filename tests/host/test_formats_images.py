@@ -11,11 +11,11 @@ from bootloader_images import make_app, make_bootloader, make_image
 from firmware_files import small_app, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpota import sample
 from mpota.check import check_app, check_flash
-from mpota.describe import describe
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import Firmware, read_app
+from mpota.firmware import sample
+from mpota.firmware.describe import describe
+from mpota.firmware.firmware import Firmware, read_app
 from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, chip_by_name
 from mpota.formats.image import HEADER_SIZE, Image, ImageHeader, xor_bytes
 from mpota.storage.file import FileImage

@@ -11,7 +11,7 @@ from firmware_files import NVS, OTA_TABLE, TABLE, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.errors import MpotaError
-from mpota.firmware import read_table
+from mpota.firmware.firmware import read_table
 from mpota.formats.chips import chip_by_name
 from mpota.formats.partition_csv import table_from_csv, table_to_csv
 from mpota.formats.partition_table import (

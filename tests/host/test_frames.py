@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from mpota import sample
 from mpota.commands.bundle import command as bundle_command
 from mpota.errors import MpotaError
+from mpota.firmware import sample
 from mpota.formats.bundle import Bundle
 from mpota.formats.frames import (
     MAX_PACKED,

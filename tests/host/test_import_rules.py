@@ -17,12 +17,15 @@ PACKAGE = Path(mpota.__file__).parent
 MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if "standin" not in p.parts]
 PURE = [
     *sorted((PACKAGE / "formats").glob("*.py")),
-    *(PACKAGE / f"{name}.py" for name in ("units", "errors", "text", "layout", "changes")),
+    *(
+        PACKAGE / f"{name}.py"
+        for name in ("units", "errors", "text", "firmware/layout", "firmware/changes")
+    ),
 ]
 # Reading and writing files, processes and sockets is for others.
 IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "sys", "glob"}
 HOMES = {
-    "esptool": {"storage/board.py", "sample.py", "signing.py"},
+    "esptool": {"storage/board.py", "firmware/sample.py", "signing.py"},
     "mpremote": {"deploy.py"},
     "littlefs": {"filesystem.py"},
     "cryptography": {"signing.py", "local_ca.py"},

@@ -7,6 +7,7 @@ from firmware_files import OTA_TABLE, TABLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.errors import MpotaError, UsageError
+from mpota.firmware.layout import LAYOUTS, Edits, Layout, NewPartition, parse_kind
 from mpota.formats.partition_table import (
     APP,
     DATA,
@@ -15,7 +16,6 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
-from mpota.layout import LAYOUTS, Edits, Layout, NewPartition, parse_kind
 from mpota.units import KiB, MiB
 
 STOCK_APP = 1_672_800  # bytes of the ESP32_GENERIC app v1.23.0

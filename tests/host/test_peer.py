@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from firmware_files import assert_refused, run, small_app
-from mpota import sample
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
 
 pytestmark = pytest.mark.skipif(

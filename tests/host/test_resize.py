@@ -24,14 +24,14 @@ from firmware_files import (
     small_app,
     small_firmware,
 )
-from mpota import sample
 from mpota.edit import resize
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import Edits
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_csv import table_to_csv
 from mpota.formats.partition_table import APP, DATA, OTA_0, Partition, PartitionTable
-from mpota.layout import Edits
 from mpota.storage.file import FileImage
 from mpota.units import MiB
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from mpota import sample
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
 from mpota.formats.app_desc import find_app_desc, find_bootloader_desc, find_micropython
 from mpota.formats.chips import CHIPS, Chip
 from mpota.formats.image import Image

@@ -17,7 +17,7 @@ from mpota.commands.options import (
     table_offset_option,
 )
 from mpota.errors import UsageError
-from mpota.firmware import find_base, is_app_image
+from mpota.firmware.firmware import find_base, is_app_image
 from mpota.storage.file import FileImage, read_file
 from mpota.storage.ports import is_port
 

@@ -18,8 +18,8 @@ from mpota.commands.options import (
 )
 from mpota.edit import resize
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware, is_app_image
-from mpota.layout import Edits
+from mpota.firmware.firmware import Firmware, is_app_image
+from mpota.firmware.layout import Edits
 from mpota.live import check_flashable, plan_flash
 from mpota.storage.file import read_file
 from mpota.units import format_flash_size

@@ -12,7 +12,7 @@ import click
 
 from mpota import report
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware
+from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.text import shown

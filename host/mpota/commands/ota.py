@@ -14,7 +14,7 @@ from mpota.commands.options import (
     table_offset_option,
     yes_option,
 )
-from mpota.firmware import read_app
+from mpota.firmware.firmware import read_app
 from mpota.live import plan_ota
 from mpota.storage.file import read_file
 

@@ -20,8 +20,8 @@ from mpota.commands.options import (
 )
 from mpota.edit import find_layout, resize
 from mpota.errors import UsageError
-from mpota.firmware import Firmware
-from mpota.layout import LAYOUTS, Edits, NewPartition
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import LAYOUTS, Edits, NewPartition
 from mpota.storage.file import beside, check_output, write_file
 from mpota.storage.ports import is_port
 from mpota.units import format_flash_size, parse_size

@@ -10,8 +10,8 @@ from mpota import backup as backups
 from mpota import report
 from mpota.commands.live import ask, change_board, connected
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware
-from mpota.layout import Edits
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import Edits
 from mpota.live import plan_resize
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import check_output

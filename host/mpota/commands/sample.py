@@ -26,7 +26,7 @@ def command(
     It is laid out like a MicroPython release, and boots on the virtual board; there is no code
     in it that a real chip could run.
     """
-    from mpota.sample import DEFAULT_VERSION, build_app, build_firmware
+    from mpota.firmware.sample import DEFAULT_VERSION, build_app, build_firmware
 
     target = output or Path(f"{chip}.bin")
     check_output(target, force=force)

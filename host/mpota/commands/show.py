@@ -15,7 +15,7 @@ from mpota.commands.options import (
     json_option,
     table_offset_option,
 )
-from mpota.describe import (
+from mpota.firmware.describe import (
     AppFacts,
     Description,
     describe,

@@ -16,7 +16,7 @@ from mpota.commands.options import (
     table_offset_option,
 )
 from mpota.errors import UsageError
-from mpota.firmware import read_table
+from mpota.firmware.firmware import read_table
 from mpota.formats.partition_csv import table_to_csv
 from mpota.storage.file import check_output, read_file, write_file
 from mpota.storage.ports import is_port

@@ -20,7 +20,7 @@ from mpota.commands.options import (
 )
 from mpota.contents import write_contents
 from mpota.errors import UsageError
-from mpota.firmware import Firmware
+from mpota.firmware.firmware import Firmware
 from mpota.storage.file import beside, check_output, read_file, write_file
 from mpota.storage.ports import is_port
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware import Firmware, find_base
+from mpota.firmware.firmware import Firmware, find_base
 from mpota.formats.chips import Chip, chip_by_name
 from mpota.storage.file import FileImage, read_file
 from mpota.units import format_flash_size

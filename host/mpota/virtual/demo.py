@@ -7,16 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mpota import report, sample
+from mpota import report
 from mpota.check import check_app, check_flash
 from mpota.contents import extract
-from mpota.describe import describe_firmware
 from mpota.edit import resize
 from mpota.errors import MpotaError
-from mpota.firmware import Firmware
+from mpota.firmware import sample
+from mpota.firmware.describe import describe_firmware
+from mpota.firmware.firmware import Firmware
+from mpota.firmware.layout import Edits
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.chips import CHIPS
-from mpota.layout import Edits
 from mpota.resources import data_directory
 from mpota.units import KiB, MiB, format_flash_size
 from mpota.virtual.board import Board, End, Run

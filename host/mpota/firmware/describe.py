@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.firmware import App, Firmware, is_app_image, is_table, read_app, read_table
+from mpota.firmware.firmware import App, Firmware, is_app_image, is_table, read_app, read_table
 from mpota.formats.app_desc import (
     AppDesc,
     MicroPythonText,

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from mpota.errors import MpotaError
+from mpota.firmware.layout import Layout
 from mpota.formats.image import Image
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.layout import Layout
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up
 
 
@@ -34,7 +34,7 @@ class Change:
 
 
 class Source(Protocol):
-    """What changes need of a firmware (`mpota.firmware.Firmware`)."""
+    """What changes need of a firmware (`mpota.firmware.firmware.Firmware`)."""
 
     @property
     def bootloader(self) -> Image: ...

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mpota.errors import MpotaError
+from mpota.firmware.layout import Layout
 from mpota.formats.app_desc import find_app_desc
 from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, find_chip
 from mpota.formats.image import (
@@ -34,7 +35,6 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
-from mpota.layout import Layout
 from mpota.storage.file import FileImage, read_file
 from mpota.units import SECTOR_SIZE, KiB, align_up
 

@@ -1,0 +1,1 @@
+"""A firmware as a value: what is in it, another layout for it, and the way there."""
