@@ -3,7 +3,7 @@
 The command line is a thin layer over functions that take and return values:
 
     from pathlib import Path
-    from mpota.check import check_flash
+    from mpota.bootloader.check import check_flash
     from mpota.contents import extract
     from mpota.edit import resize
     from mpota.firmware.firmware import Firmware

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mpota.check import require_app
+from mpota.bootloader.check import require_app
 from mpota.edit import Edited, apply_to_file
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change, bootloader_change, changes_for

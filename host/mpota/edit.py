@@ -112,7 +112,7 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
             if (start, end) not in known and (has_file_system or end < layout.flash_size):
                 yield f"{start:#x} to {end:#x} ({format_size(end - start)}) is in no partition"
     if layout.flash_size > 16 * MiB:
-        from mpota.virtual.bootloader import bootloader_info  # rarely needed, and not small
+        from mpota.bootloader.boot import bootloader_info  # rarely needed, and not small
 
         believed = bootloader_info(result.bootloader.data).flash_size or 0
         if believed < layout.flash_size:

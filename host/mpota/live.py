@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mpota.check import check_flash, require_app
+from mpota.bootloader.check import check_flash, require_app
+from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.contents import content_changes
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change, Difference, changes_for, differences
@@ -21,7 +22,6 @@ from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.keep import kept_files
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
-from mpota.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
 from mpota.volumes import unlisted_vfs
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
+from mpota.bootloader.boot import BootResult, boot
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE
-from mpota.virtual.bootloader import BootResult, boot
 
 TABLE = "partition table"  # the names of `mpota.firmware.changes`
 BOOTLOADER = "bootloader"

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
+from mpota.bootloader.boot import boot
 from mpota.filesystem import FileSystem, MemoryRegion, build
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
@@ -18,7 +19,6 @@ from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual import rom_chips
-from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import Fault, FaultKind, VirtualFlash
 
 

@@ -10,13 +10,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
 
 import ota_board
+from mpota.bootloader.image_load import address_faults, bootloader_info
 from mpota.firmware import sample
 from mpota.formats.chips import CHIPS
 from mpota.formats.image import Image, Segment
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
-from mpota.virtual.image_load import address_faults, bootloader_info
 from ota_board import answer, output, serving, try_update
 
 SLOT = 0x60000

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from bootloader_images import SHARED, make_table
+from mpota.bootloader.boot import boot
 from mpota.formats.partition_table import Partition
-from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import VirtualFlash
 
 CASES_FILE = SHARED / "boot_truth" / "cases.json"

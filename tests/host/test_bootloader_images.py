@@ -20,11 +20,7 @@ from bootloader_images import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpota.errors import MpotaError
-from mpota.formats.chips import CHIPS, Chip, chip_by_name
-from mpota.formats.image import Image, xor_bytes
-from mpota.formats.memory import Region, memory_map
-from mpota.virtual.bootloader import (
+from mpota.bootloader.boot import (
     BootloaderInfo,
     Cause,
     ImageVerdict,
@@ -34,6 +30,10 @@ from mpota.virtual.bootloader import (
     set_boot_error,
     verify_image,
 )
+from mpota.errors import MpotaError
+from mpota.formats.chips import CHIPS, Chip, chip_by_name
+from mpota.formats.image import Image, xor_bytes
+from mpota.formats.memory import Region, memory_map
 from mpota.virtual.flash import VirtualFlash
 
 ESP32, ESP32C3, ESP32C6 = (chip_by_name(name) for name in ("esp32", "esp32c3", "esp32c6"))

@@ -23,7 +23,7 @@ from firmware_files import (
     small_app,
     small_firmware,
 )
-from mpota.check import check_flash
+from mpota.bootloader.check import check_flash
 from mpota.firmware import sample
 from mpota.formats.image import Image
 from mpota.formats.partition_csv import table_to_csv

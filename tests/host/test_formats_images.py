@@ -11,7 +11,7 @@ from bootloader_images import make_app, make_bootloader, make_image
 from firmware_files import small_app, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpota.check import check_app, check_flash
+from mpota.bootloader.check import check_app, check_flash
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import sample
 from mpota.firmware.describe import describe

@@ -10,6 +10,7 @@ import pytest
 from firmware_files import NVS, OTA_TABLE, TABLE, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpota.bootloader.boot import boot
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import read_table
 from mpota.formats.chips import chip_by_name
@@ -24,7 +25,6 @@ from mpota.formats.partition_table import (
     PartitionTable,
 )
 from mpota.units import MiB
-from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import VirtualFlash
 
 NVS_ENTRY = bytes.fromhex("aa50 01 02 00900000 00600000 6e76730000000000 0000000000000000 00000000")

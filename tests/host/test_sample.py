@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from mpota.bootloader.boot import boot
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
@@ -11,7 +12,6 @@ from mpota.formats.chips import CHIPS, Chip
 from mpota.formats.image import Image
 from mpota.formats.partition_table import APP, DATA, OTA_0, Partition, PartitionTable
 from mpota.units import MiB
-from mpota.virtual.bootloader import boot
 from mpota.virtual.flash import VirtualFlash
 
 SIZE = 100_000 // 16 * 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mpota import report
-from mpota.check import Check, check_app, check_flash
+from mpota.bootloader.check import Check, check_app, check_flash
 from mpota.commands.live import connected, opened
 from mpota.commands.options import (
     baud_option,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from mpota import report
+from mpota.bootloader.slots import MARKS, SlotState, slot_states
 from mpota.commands.live import change_board, connected_firmware
 from mpota.commands.options import (
     baud_option,
@@ -18,7 +19,6 @@ from mpota.commands.options import (
 )
 from mpota.errors import UsageError
 from mpota.live import plan_boot, plan_mark
-from mpota.slots import MARKS, SlotState, slot_states
 from mpota.units import format_size
 
 

@@ -1,1 +1,1 @@
-"""A board without hardware: flash with NOR rules, a bootloader model, and real MicroPython."""
+"""A board without hardware: flash with NOR rules, serial ports, a radio, real MicroPython."""

@@ -24,13 +24,14 @@ from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Literal
 
+from mpota.bootloader import ota_ops
+from mpota.bootloader.boot import BootloaderInfo, BootResult, boot, set_boot_error
 from mpota.formats import partition_table
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
-from mpota.virtual import micropython, ota_ops
-from mpota.virtual.bootloader import BootloaderInfo, BootResult, boot, set_boot_error
+from mpota.virtual import micropython
 from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mpota import report
-from mpota.check import check_app, check_flash
+from mpota.bootloader.check import check_app, check_flash
 from mpota.contents import extract
 from mpota.edit import resize
 from mpota.errors import MpotaError

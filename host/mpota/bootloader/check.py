@@ -1,6 +1,6 @@
 """What a bootloader will do with a firmware, or with an image somebody is about to install.
 
-The verdict is `mpota.virtual.bootloader`'s; here it gets a cause in plain words and a remedy.
+The verdict is `mpota.bootloader.boot`'s; here it gets a cause in plain words and a remedy.
 """
 
 from __future__ import annotations
@@ -9,8 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpota.bootloader.boot import (
+    BootloaderInfo,
+    BootResult,
+    ImageVerdict,
+    address_faults,
+    boot,
+    bootloader_info,
+    find_bootloader,
+    known_bootloader,
+    verify_image,
+)
+from mpota.bootloader.findings import DOWNLOAD, EXTRACT, Finding, finding
 from mpota.errors import MpotaError
-from mpota.findings import DOWNLOAD, EXTRACT, Finding, finding
 from mpota.firmware.firmware import Firmware, FlashReader
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
@@ -24,17 +35,6 @@ from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, MiB, align_up
-from mpota.virtual.bootloader import (
-    BootloaderInfo,
-    BootResult,
-    ImageVerdict,
-    address_faults,
-    boot,
-    bootloader_info,
-    find_bootloader,
-    known_bootloader,
-    verify_image,
-)
 
 _ALONE_OFFSET = BLOCK_SIZE  # where an image without a firmware is taken to stand
 _MAX_SLOT = 16 * MiB

@@ -15,6 +15,22 @@ import hashlib
 import struct
 from dataclasses import dataclass, field, replace
 
+from mpota.bootloader.image_load import (
+    BootloaderInfo,
+    Cause,
+    Fault,
+    ImageVerdict,
+    Log,
+    LogLine,
+    address_faults,
+    bootloader_info,
+    check_chip_validity,
+    error_lines,
+    known_bootloader,
+    read_mapped,
+    set_boot_error,
+    verify_image,
+)
 from mpota.errors import MpotaError
 from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
@@ -41,22 +57,6 @@ from mpota.formats.partition_table import (
 )
 from mpota.storage import Flash
 from mpota.units import SECTOR_SIZE, format_flash_size
-from mpota.virtual.image_load import (
-    BootloaderInfo,
-    Cause,
-    Fault,
-    ImageVerdict,
-    Log,
-    LogLine,
-    address_faults,
-    bootloader_info,
-    check_chip_validity,
-    error_lines,
-    known_bootloader,
-    read_mapped,
-    set_boot_error,
-    verify_image,
-)
 
 __all__ = [
     "BootResult",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mpota.bootloader.boot import Cause, Fault
 from mpota.formats.chips import find_chip
-from mpota.virtual.bootloader import Cause, Fault
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mpota.check import Slot, check_flash
+from mpota.bootloader.boot import boot
+from mpota.bootloader.check import Slot, check_flash
+from mpota.bootloader.ota_ops import mark_app_valid, set_boot_partition
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Change
 from mpota.firmware.firmware import Firmware
@@ -13,8 +15,6 @@ from mpota.formats.otadata import OtaRecord, OtaState, active_record, selected_s
 from mpota.formats.partition_table import FACTORY, Partition
 from mpota.storage.memory import MemoryFlash
 from mpota.units import SECTOR_SIZE
-from mpota.virtual.bootloader import boot
-from mpota.virtual.ota_ops import mark_app_valid, set_boot_partition
 
 MARKS = {"valid": OtaState.VALID, "invalid": OtaState.INVALID}
 

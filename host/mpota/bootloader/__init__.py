@@ -1,0 +1,1 @@
+"""What ESP-IDF will do: which app boots, and why another one does not."""
