@@ -24,11 +24,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota.filesystem import FileSystem
+from mpota.filesystem.littlefs import FileSystem
+from mpota.filesystem.region import MemoryRegion
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.manifest import Manifest
 from mpota.local_ca import LocalCa
-from mpota.region import MemoryRegion
 from mpota.release import Content, bundle
 from mpota.signing import PrivateKey
 from mpota.units import KiB

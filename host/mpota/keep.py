@@ -46,7 +46,7 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
     """
     if not keep_files and firmware.flash.end <= firmware.table.end:
         return Kept()  # the table's own are blanked by the change of the table
-    from mpota.region import MemoryRegion, is_blank
+    from mpota.filesystem.region import MemoryRegion, is_blank
 
     contents: dict[str, bytes] = {}
     changes: list[Change] = []
@@ -71,7 +71,7 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
 
 
 def _migrated(data: bytes, size: int, name: str) -> bytes:
-    from mpota.filesystem import migrate
+    from mpota.filesystem.littlefs import migrate
 
     return migrate(data, size, name).rstrip(b"\xff")
 
@@ -80,7 +80,7 @@ def _moves(
     firmware: Firmware, layout: Layout, flash_size: int
 ) -> Iterator[tuple[Partition, Partition]]:
     """Old and new place of every file system that does not stay as it is."""
-    from mpota.volumes import is_volume, unlisted_vfs
+    from mpota.filesystem.volumes import is_volume, unlisted_vfs
 
     old_vfs = unlisted_vfs(firmware.table, max(firmware.flash_size, firmware.flash.end))
     new_vfs = unlisted_vfs(layout.table, flash_size)

@@ -14,6 +14,7 @@ from mpota.bootloader.check import check_flash, require_app
 from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.contents import content_changes
 from mpota.errors import MpotaError
+from mpota.filesystem.volumes import unlisted_vfs
 from mpota.firmware.changes import Change, Difference, changes_for, differences
 from mpota.firmware.firmware import App, Firmware, FlashReader
 from mpota.firmware.layout import Edits, Layout
@@ -23,7 +24,6 @@ from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTa
 from mpota.keep import kept_files
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
-from mpota.volumes import unlisted_vfs
 
 _NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing
 

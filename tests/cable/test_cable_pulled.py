@@ -9,7 +9,7 @@ import sys
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota.bootloader.boot import boot
-from mpota.filesystem import build
+from mpota.filesystem.littlefs import build
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash

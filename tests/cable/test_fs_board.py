@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from cable_boards import CHIP, OLD_APP, SINGLE, firmware
-from mpota.filesystem import FileSystem, build
+from mpota.filesystem.littlefs import FileSystem, build
+from mpota.filesystem.region import MemoryRegion
 from mpota.formats.partition_table import PartitionTable
-from mpota.region import MemoryRegion
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 

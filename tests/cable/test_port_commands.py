@@ -11,7 +11,7 @@ from types import MappingProxyType
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota.bootloader.boot import boot
-from mpota.filesystem import FileSystem, MemoryRegion, build
+from mpota.filesystem.littlefs import FileSystem, MemoryRegion, build
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
 from mpota.formats.chips import CHIPS

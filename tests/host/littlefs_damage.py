@@ -12,9 +12,9 @@ from contextlib import suppress
 
 import littlefs
 from mpota.errors import MpotaError
-from mpota.filesystem import FileSystem, Writer, migrate
+from mpota.filesystem.littlefs import FileSystem, Writer, migrate
+from mpota.filesystem.region import MemoryRegion
 from mpota.formats.littlefs import Entry
-from mpota.region import MemoryRegion
 
 BLOCK = 4096
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import littlefs_damage as damage
 import pytest
-from mpota.filesystem import build
+from mpota.filesystem.littlefs import build
 from mpota.formats.bundle import Member, write_tar
 from mpota.formats.frames import MAGIC, MAX_PACKED
 from mpota.units import MiB

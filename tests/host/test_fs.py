@@ -14,10 +14,10 @@ import littlefs_damage as damage
 import pytest
 from firmware_files import TABLE, assert_refused, run, small_firmware
 from mpota.errors import MpotaError
-from mpota.filesystem import FileSystem, build, migrate
+from mpota.filesystem.littlefs import FileSystem, build, migrate
+from mpota.filesystem.region import MemoryRegion, Region
 from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import DATA, Partition, PartitionTable
-from mpota.region import MemoryRegion, Region
 from mpota.units import KiB, MiB
 from mpota.virtual import micropython
 

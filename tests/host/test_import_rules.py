@@ -27,7 +27,7 @@ IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket
 HOMES = {
     "esptool": {"storage/board.py", "firmware/sample.py", "signing.py"},
     "mpremote": {"deploy.py"},
-    "littlefs": {"filesystem.py"},
+    "littlefs": {"filesystem/littlefs.py"},
     "cryptography": {"signing.py", "local_ca.py"},
     "rich": {"report.py", "cli.py"},
     "rich_click": {"cli.py"},

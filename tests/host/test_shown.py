@@ -19,7 +19,7 @@ import mpota
 import pytest
 from firmware_files import run, small_app, small_firmware
 from mpota import report
-from mpota.filesystem import build
+from mpota.filesystem.littlefs import build
 from mpota.formats.app_desc import APP_DESC_OFFSET
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.image import Image

@@ -23,13 +23,13 @@ from mpota.commands.options import (
     table_offset_option,
 )
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem import DISK_VERSION, FileSystem, build
+from mpota.filesystem.littlefs import DISK_VERSION, FileSystem, build
+from mpota.filesystem.region import is_blank
+from mpota.filesystem.transfer import expand, get, local_files, make_directories, move, put, remove
+from mpota.filesystem.volumes import Volumes, open_volumes, split_remote
 from mpota.formats.littlefs import Entry
-from mpota.region import is_blank
 from mpota.storage.file import check_output, write_file
-from mpota.transfer import expand, get, local_files, make_directories, move, put, remove
 from mpota.units import format_size
-from mpota.volumes import Volumes, open_volumes, split_remote
 
 _DISK_VERSIONS = {"2.0": 0x20000, "2.1": DISK_VERSION}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from mpota import report
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem import FileSystem
+from mpota.filesystem.littlefs import FileSystem
+from mpota.filesystem.region import Region
 from mpota.firmware.firmware import Firmware, FlashReader, find_base
 from mpota.firmware.layout import FAT_SUBTYPE
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition, PartitionTable
-from mpota.region import Region
 from mpota.storage import Flash
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
 from mpota.storage.ports import DEFAULT_BAUD, is_port

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
+from mpota.filesystem.region import MemoryRegion, Region, is_blank
 from mpota.formats.littlefs import (
     BLOCK_SIZE,
     MAGIC,
@@ -24,7 +25,6 @@ from mpota.formats.littlefs import (
     split_path,
     superblock_commit,
 )
-from mpota.region import MemoryRegion, Region, is_blank
 from mpota.text import shown
 from mpota.units import align_down, format_size
 

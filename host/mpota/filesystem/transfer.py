@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem import FileSystem, Writer, mtime_attrs
+from mpota.filesystem.littlefs import FileSystem, Writer, mtime_attrs
 from mpota.formats.littlefs import Entry, split_path
 from mpota.storage.file import replacing
 
@@ -157,7 +157,7 @@ def make_directories(
 
 
 def local_files(directory: Path, exclude: Sequence[str] = ()) -> dict[str, bytes | None]:
-    """All that is in a directory of this computer, for `mpota.filesystem.build`."""
+    """All that is in a directory of this computer, for `mpota.filesystem.littlefs.build`."""
     if not directory.is_dir():
         raise UsageError(f"'{directory}' is no directory")
     return {

@@ -1,0 +1,1 @@
+"""littlefs in a partition: of a file or a board, and files to and from it."""
