@@ -4,8 +4,8 @@ The command line is a thin layer over functions that take and return values:
 
     from pathlib import Path
     from mpota.bootloader.check import check_flash
-    from mpota.contents import extract
-    from mpota.edit import resize
+    from mpota.edit.contents import extract
+    from mpota.edit.resizing import resize
     from mpota.firmware.firmware import Firmware
     from mpota.firmware.layout import Edits
     from mpota.storage.file import write_file

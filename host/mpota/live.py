@@ -12,7 +12,8 @@ from typing import Protocol
 
 from mpota.bootloader.check import check_flash, require_app
 from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
-from mpota.contents import content_changes
+from mpota.edit.contents import content_changes
+from mpota.edit.keep import kept_files
 from mpota.errors import MpotaError
 from mpota.filesystem.volumes import unlisted_vfs
 from mpota.firmware.changes import Change, Difference, changes_for, differences
@@ -21,7 +22,6 @@ from mpota.firmware.layout import Edits, Layout
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
-from mpota.keep import kept_files
 from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
 
@@ -80,7 +80,7 @@ def plan_resize(
 def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
     """Bytes into partitions by label, or a new bootloader under the name ``bootloader``.
 
-    Raises MpotaError as `mpota.contents.write_contents` does, and if the board would not boot.
+    Raises MpotaError as `mpota.edit.contents.write_contents` does, and if the board would not boot.
     """
     changes = content_changes(firmware, contents)
     summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())

@@ -24,7 +24,7 @@ from firmware_files import (
     small_app,
     small_firmware,
 )
-from mpota.edit import resize
+from mpota.edit.resizing import resize
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Edits

@@ -15,7 +15,7 @@ from mpota.commands.options import (
     output_option,
     table_offset_option,
 )
-from mpota.contents import extract
+from mpota.edit.contents import extract
 from mpota.storage.file import beside, check_output, write_file
 from mpota.storage.ports import is_port
 

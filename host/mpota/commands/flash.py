@@ -16,7 +16,7 @@ from mpota.commands.options import (
     table_offset_option,
     yes_option,
 )
-from mpota.edit import resize
+from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware, is_app_image
 from mpota.firmware.layout import Edits

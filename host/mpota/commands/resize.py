@@ -18,7 +18,7 @@ from mpota.commands.options import (
     table_offset_option,
     yes_option,
 )
-from mpota.edit import find_layout, resize
+from mpota.edit.resizing import find_layout, resize
 from mpota.errors import UsageError
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import LAYOUTS, Edits, NewPartition

@@ -18,7 +18,7 @@ from mpota.commands.options import (
     table_offset_option,
     yes_option,
 )
-from mpota.contents import write_contents
+from mpota.edit.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware.firmware import Firmware
 from mpota.storage.file import beside, check_output, read_file, write_file

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from mpota import report
 from mpota.bootloader.check import check_app, check_flash
-from mpota.contents import extract
-from mpota.edit import resize
+from mpota.edit.contents import extract
+from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware import sample
 from mpota.firmware.describe import describe_firmware

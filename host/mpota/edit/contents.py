@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpota.bootloader.check import require_app
-from mpota.edit import Edited, apply_to_file
+from mpota.edit.resizing import Edited, apply_to_file
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change, bootloader_change, changes_for
 from mpota.firmware.firmware import Firmware

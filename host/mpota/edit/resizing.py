@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mpota.edit.keep import kept_files
 from mpota.errors import UsageError
 from mpota.firmware.changes import Change, Difference, apply, changes_for, differences
 from mpota.firmware.firmware import Firmware, read_table
@@ -13,7 +14,6 @@ from mpota.firmware.layout import LAYOUTS, Edits, Layout
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import active_record, selected_slot
 from mpota.formats.partition_table import PartitionTable
-from mpota.keep import kept_files
 from mpota.resources import data_directory
 from mpota.storage.file import read_file
 from mpota.units import MiB, format_flash_size, format_size

@@ -1,0 +1,1 @@
+"""A changed firmware: another flash size or table, other contents."""
