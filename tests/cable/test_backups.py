@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from cable_boards import CHIP, NVS_DATA, OLD_APP, SINGLE, firmware
-from mpota import backup as backups
 from mpota.filesystem.littlefs import build
+from mpota.flashing import backup as backups
 from mpota.storage.file import replacing
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash

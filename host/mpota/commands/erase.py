@@ -12,7 +12,7 @@ from mpota.commands.options import (
     table_offset_option,
     yes_option,
 )
-from mpota.live import plan_erase
+from mpota.flashing.live import plan_erase
 
 
 @click.command()

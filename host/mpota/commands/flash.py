@@ -20,7 +20,7 @@ from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware, is_app_image
 from mpota.firmware.layout import Edits
-from mpota.live import check_flashable, plan_flash
+from mpota.flashing.live import check_flashable, plan_flash
 from mpota.storage.file import read_file
 from mpota.units import format_flash_size
 

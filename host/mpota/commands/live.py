@@ -19,8 +19,8 @@ from mpota.text import shown
 from mpota.units import format_size
 
 if TYPE_CHECKING:
-    from mpota.live import LiveChange
-    from mpota.plan import Plan
+    from mpota.flashing.live import LiveChange
+    from mpota.flashing.plan import Plan
     from mpota.storage.board import BoardFlash
 
 
@@ -75,7 +75,7 @@ def change_board(
         return False
     ask("Write this?", yes=yes)
     if write is None:
-        from mpota.plan import carry_out
+        from mpota.flashing.plan import carry_out
 
         carry_out(board, change.plan.steps)
     else:

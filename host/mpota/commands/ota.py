@@ -15,7 +15,7 @@ from mpota.commands.options import (
     yes_option,
 )
 from mpota.firmware.firmware import read_app
-from mpota.live import plan_ota
+from mpota.flashing.live import plan_ota
 from mpota.storage.file import read_file
 
 

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mpota import backup as backups
 from mpota import report
 from mpota.commands.live import ask, change_board, connected
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Edits
-from mpota.live import plan_resize
+from mpota.flashing import backup as backups
+from mpota.flashing.live import plan_resize
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import check_output
 from mpota.units import format_size

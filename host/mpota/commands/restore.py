@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from mpota.backup import Backup, close_journal
 from mpota.commands.live import change_board, connected
 from mpota.commands.options import baud_option, dry_run_option, port_argument, yes_option
-from mpota.live import LiveChange
+from mpota.flashing.backup import Backup, close_journal
+from mpota.flashing.live import LiveChange
 
 
 @click.command()

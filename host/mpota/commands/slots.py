@@ -18,7 +18,7 @@ from mpota.commands.options import (
     yes_option,
 )
 from mpota.errors import UsageError
-from mpota.live import plan_boot, plan_mark
+from mpota.flashing.live import plan_boot, plan_mark
 from mpota.units import format_size
 
 

@@ -12,9 +12,9 @@ from mpota import report
 from mpota.commands.live import connected
 from mpota.commands.options import baud_option, json_option, table_offset_option
 from mpota.errors import UsageError
+from mpota.flashing.verify import Verified, find_regions, verify
 from mpota.key_files import passphrase_file_option, read_public_keys
 from mpota.storage.file import read_file
-from mpota.verify import Verified, find_regions, verify
 
 
 @click.command()

@@ -62,7 +62,7 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file: on a board the board is written")
-        from mpota.live import plan_write
+        from mpota.flashing.live import plan_write
 
         with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
             change = plan_write(board, on_board, wanted)

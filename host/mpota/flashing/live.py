@@ -1,6 +1,6 @@
 """What commands do to the flash of a live board: plans for resize, flash, write, ota and erase.
 
-Nothing here writes: a `Plan` is shown first, then `mpota.plan.carry_out` makes it true.
+Nothing here writes: a `Plan` is shown first, then `mpota.flashing.plan.carry_out` makes it true.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mpota.filesystem.volumes import unlisted_vfs
 from mpota.firmware.changes import Change, Difference, changes_for, differences
 from mpota.firmware.firmware import App, Firmware, FlashReader
 from mpota.firmware.layout import Edits, Layout
+from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
-from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
 
 _NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from mpota.bootloader.check import Slot, check_flash
 from mpota.bootloader.slots import boots_next
-from mpota.compare import Comparison, compare
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import Firmware, FlashReader, is_app_image, read_app
+from mpota.flashing.compare import Comparison, compare
+from mpota.flashing.plan import BOOTLOADER, TABLE
 from mpota.formats.image import Image
 from mpota.formats.partition_table import DATA_NVS, PartitionTable
-from mpota.plan import BOOTLOADER, TABLE
 from mpota.units import format_flash_size
 
 _TABLE_NAMES = (TABLE, "partition-table", "table")

@@ -24,8 +24,8 @@ from typing import BinaryIO, Protocol
 
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Change
+from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
 from mpota.formats.chips import Chip
-from mpota.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
 from mpota.storage.file import replacing
 from mpota.storage.ports import format_mac
 from mpota.units import SECTOR_SIZE, MiB, format_flash_size

@@ -1,0 +1,1 @@
+"""Changes to a live board's flash: planned, shown, carried out, proved, taken back."""
