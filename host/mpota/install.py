@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import runpy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from mpota.deploy import ScriptError, Session
-from mpota.errors import MpotaError, UsageError
+from mpota.errors import MpotaError
 from mpota.formats.private_key import is_private_key
 from mpota.key_files import read_public_key
-from mpota.mpy_cross import MpyFormat, can_compile, compile_module
-from mpota.resources import data_directory
+from mpota.mpy_cross import MpyFormat, can_compile
+from mpota.ota_package import MARK, MODULES, choose_parts, package
 from mpota.signing import public_to_pem
 from mpota.storage.file import read_file
 from mpota.units import SECTOR_SIZE, align_up
 
 FOLDER = "/lib/ota"
-MARK = "moving"  # a file in a package that takes the place of another: device/ota/self_update.py
 _NEXT = "/lib/ota.new"  # where it becomes complete
-_MODULES = (".py", ".mpy")
 _RESERVE = 6 * SECTOR_SIZE  # two directories, and what littlefs needs to write
 
 
@@ -80,7 +76,7 @@ def install(
     more = {} if ca is None else {ca_path(ca): _read_certificates(ca)}
     missing = _missing(wanted, found["package"])
     stale = sorted(
-        name for name in found["package"] if name.endswith(_MODULES) and name not in wanted
+        name for name in found["package"] if name.endswith(MODULES) and name not in wanted
     )
     missing_more = _missing(more, {f"/{name}": digest for name, digest in found["root"].items()})
     if stale or any(name in found["package"] for name in missing):
@@ -100,62 +96,6 @@ def install(
     removed = tuple(f"{FOLDER}/{name}" for name in stale)
     kept = len(wanted) + len(more) - len(copied)
     return Installed(copied, removed, kept, is_compiled, chosen, trusted, origin)
-
-
-# --- the package
-
-
-@cache
-def _table() -> dict[str, Any]:
-    path = data_directory("device") / "ota" / "package.py"
-    if not path.is_file():
-        raise MpotaError("this mpota comes without the ota package")
-    return runpy.run_path(str(path))
-
-
-def part_names() -> tuple[str, ...]:
-    """What ``--with`` takes."""
-    hidden = {"core", *_table()["NEEDS"].values()}
-    return tuple(part for part, _ in _table()["PARTS"] if part not in hidden)
-
-
-def modules_of(parts: Iterable[str]) -> tuple[str, ...]:
-    """The modules of the core and of ``parts``, with all that these need. Raises UsageError."""
-    table, needs = dict(_table()["PARTS"]), _table()["NEEDS"]
-    wanted = {"core": None}
-    for part in parts:
-        if part not in ("core", *part_names()):
-            raise UsageError(f"there is no part '{part}'", f"{', '.join(part_names())}")
-        wanted |= {needs.get(part, part): None, part: None}
-    return tuple(sorted(name for part in wanted for name in table[part].split()))
-
-
-def choose_parts(
-    parts: Iterable[str], installed: Iterable[str], needs_release: bool
-) -> tuple[str, ...]:
-    """The parts for a board that has the files ``installed`` in its package, of any version."""
-    stems = {name.rpartition(".")[0] for name in installed if name.endswith(_MODULES)}
-    entries = {part: modules.split()[0] for part, modules in _table()["PARTS"]}
-    modules_of(parts)  # they exist
-    chosen = {part for part in part_names() if part in parts or entries[part] in stems}
-    if needs_release:
-        chosen.add("release")
-    return ("core", *(part for part in part_names() if part in chosen))
-
-
-def package(
-    format: MpyFormat, is_compiled: bool, parts: Iterable[str] | None = None
-) -> dict[str, bytes]:
-    """The files of the ``ota`` package for a board, by their names in it; all parts by default."""
-    directory = data_directory("device") / "ota"
-    files = {}
-    for name in modules_of(part_names() if parts is None else parts):
-        source = (directory / f"{name}.py").read_bytes()
-        if is_compiled:
-            files[f"{name}.mpy"] = compile_module(source, f"ota/{name}.py", format)
-        else:
-            files[f"{name}.py"] = source
-    return files
 
 
 def ca_path(path: Path) -> str:

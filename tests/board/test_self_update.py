@@ -12,7 +12,7 @@ import pytest
 import releases
 from mpota.cli import main
 from mpota.formats.bundle import read_tree, write_tar
-from mpota.install import MARK
+from mpota.ota_package import MARK
 from mpota.release import Content
 from mpota.virtual.board import Board
 from mpota.virtual.cuts import Scenario, all_points, chosen_points

@@ -44,7 +44,8 @@ def command(
     the board is stopped meanwhile, and started again at the end.
     """
     from mpota.deploy import Session
-    from mpota.install import FOLDER, ca_path, install, modules_of, part_names
+    from mpota.install import FOLDER, ca_path, install
+    from mpota.ota_package import modules_of, part_names
 
     wanted = part_names() if has_all else parts
     modules_of(wanted)  # a wrong name stops no board
