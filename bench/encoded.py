@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
-from mpota.signing import PrivateKey, sign
+from mpota.release.signing import PrivateKey, sign
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 

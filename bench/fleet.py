@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota.serve import serving
+from mpota.release.serve import serving
 
 from bench.pairs import apps
 

@@ -28,9 +28,9 @@ from mpota.filesystem.littlefs import FileSystem
 from mpota.filesystem.region import MemoryRegion
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.manifest import Manifest
-from mpota.local_ca import LocalCa
-from mpota.release import Content, bundle
-from mpota.signing import PrivateKey
+from mpota.release.build import Content, bundle
+from mpota.release.local_ca import LocalCa
+from mpota.release.signing import PrivateKey
 from mpota.units import KiB
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import VirtualFlash

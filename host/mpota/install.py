@@ -11,10 +11,10 @@ from typing import TypedDict
 from mpota.deploy import ScriptError, Session
 from mpota.errors import MpotaError
 from mpota.formats.private_key import is_private_key
-from mpota.key_files import read_public_key
 from mpota.mpy_cross import MpyFormat, can_compile
-from mpota.ota_package import MARK, MODULES, choose_parts, package
-from mpota.signing import public_to_pem
+from mpota.release.key_files import read_public_key
+from mpota.release.ota_package import MARK, MODULES, choose_parts, package
+from mpota.release.signing import public_to_pem
 from mpota.storage.file import read_file
 from mpota.units import SECTOR_SIZE, align_up
 

@@ -8,7 +8,7 @@ import random
 import boards
 from mpota.firmware import sample
 from mpota.formats.partition_table import Partition
-from mpota.release import Content
+from mpota.release.build import Content
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import VirtualFlash
 from ota_board import compiled

@@ -10,7 +10,7 @@ from mpota.filesystem.littlefs import FileSystem
 from mpota.filesystem.region import MemoryRegion
 from mpota.formats.partition_table import Partition
 from mpota.mpy_cross import MpyFormat
-from mpota.ota_package import package
+from mpota.release.ota_package import package
 from mpota.virtual.board import Board
 
 VFS = Partition("vfs", 1, 0x81, 0x90000, 0x100000)  # both packages fit

@@ -14,9 +14,9 @@ from typing import Any
 import boards
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.manifest import Manifest
-from mpota.release import Content, bundle
+from mpota.release.build import Content, bundle
+from mpota.release.signing import PrivateKey
 from mpota.resources import data_directory
-from mpota.signing import PrivateKey
 from mpota.virtual.board import Board
 
 OLD, NEW = "v1.26.1", "v1.27.0"

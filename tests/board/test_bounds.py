@@ -15,7 +15,7 @@ from boards import OTA_1, OTADATA
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import Partition
-from mpota.release import Content
+from mpota.release.build import Content
 from mpota.virtual.board import Board, End
 from releases import make
 from test_hostile_data import NEW as DATA

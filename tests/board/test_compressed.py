@@ -17,7 +17,7 @@ import web
 from encoded import NEW, OLD, content, noise, slot
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, compress
-from mpota.release import Content
+from mpota.release.build import Content
 from mpota.virtual import micropython
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash

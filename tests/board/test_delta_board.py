@@ -16,8 +16,8 @@ from encoded import NEW, OLD, app, content, slot
 from mpota.formats.bundle import Member, write_tar
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, deflate
-from mpota.release import Content
-from mpota.serve import Served
+from mpota.release.build import Content
+from mpota.release.serve import Served
 from mpota.virtual import micropython
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import VirtualFlash

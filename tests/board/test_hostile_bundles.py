@@ -14,8 +14,8 @@ import pytest
 import releases
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle, Member, write_tar
-from mpota.release import Content, verify
-from mpota.signing import sign
+from mpota.release.build import Content, verify
+from mpota.release.signing import sign
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Operation
 from releases import app, key, make, tree

@@ -22,8 +22,8 @@ from mpota.formats.chain import FRAME_SIZE, head_last, make_chain
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.partition_table import Partition
-from mpota.release import Content, Encoded
-from mpota.signing import sign
+from mpota.release.build import Content, Encoded
+from mpota.release.signing import sign
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
 from mpota.virtual.flash import Cut, CutMode

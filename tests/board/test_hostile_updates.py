@@ -17,7 +17,7 @@ from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.frames import compress
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import PartitionTable
-from mpota.release import Content, sign_app
+from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.call_faults import CallFault
 from mpota.virtual.cuts import Scenario, all_points, chosen_points

@@ -10,7 +10,7 @@ import boards
 import pytest
 import releases
 from mpota import cli
-from mpota.signing import public_to_pem
+from mpota.release.signing import public_to_pem
 from mpota.virtual.board import Board, Run
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +137,6 @@ def test_who_had_a_second_key_signs_the_rotation_with_that(board: Board, desk: P
 
 
 def new_digest() -> str:
-    from mpota.signing import public_from_pem
+    from mpota.release.signing import public_from_pem
 
     return public_from_pem(Path("new.pub.pem").read_bytes()).digest.hex()

@@ -10,7 +10,7 @@ import ota_board
 import pytest
 import releases
 import web
-from mpota.release import Content
+from mpota.release.build import Content
 from ota_board import NEW, OLD, output, states, try_update
 from web import DAY, HOST, NOW, File, drop, issue, reset, root, server_identity, stall, status
 

@@ -20,8 +20,8 @@ from mpota.formats.bundle import Member, write_tar
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import Partition
-from mpota.release import Content, Encoded, sign_app
-from mpota.signing import public_to_pem, sign
+from mpota.release.build import Content, Encoded, sign_app
+from mpota.release.signing import public_to_pem, sign
 from mpota.virtual.board import Board, End
 from releases import key, make
 from test_hostile_updates import merged, noisy

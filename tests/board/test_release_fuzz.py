@@ -13,7 +13,7 @@ import releases
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle, read_tar, read_tree
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.signing import public_to_pem, sign
+from mpota.release.signing import public_to_pem, sign
 
 ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "3000"))
 

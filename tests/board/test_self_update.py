@@ -12,12 +12,12 @@ import pytest
 import releases
 from mpota.cli import main
 from mpota.formats.bundle import read_tree, write_tar
-from mpota.ota_package import MARK
-from mpota.release import Content
+from mpota.release.build import Content
+from mpota.release.ota_package import MARK
+from mpota.release.with_ota import with_ota
 from mpota.virtual.board import Board
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode
-from mpota.with_ota import with_ota
 from releases import app, key, make
 
 MAIN = """

@@ -21,9 +21,9 @@ import encoded
 import pytest
 import releases
 from mpota.errors import UsageError
-from mpota.local_ca import LocalCa
-from mpota.release import Content
-from mpota.serve import Served, Server, serving
+from mpota.release.build import Content
+from mpota.release.local_ca import LocalCa
+from mpota.release.serve import Served, Server, serving
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
@@ -228,7 +228,7 @@ def test_micropython_esp32_otas_json_is_a_release_too(tmp_path: Path) -> None:
 
 
 def test_a_board_installs_what_was_published_as_files(tmp_path: Path) -> None:
-    from mpota.release import Contents, publish
+    from mpota.release.build import Contents, publish
 
     public = tmp_path / "public"
     contents = Contents((releases.app(), releases.tree("2")), "esp32")
@@ -256,7 +256,7 @@ def test_a_board_installs_what_was_published_as_files(tmp_path: Path) -> None:
 
 
 def test_a_published_app_goes_on_where_a_power_cut_broke_it_off(tmp_path: Path) -> None:
-    from mpota.release import Contents, publish
+    from mpota.release.build import Contents, publish
 
     public = tmp_path / "public"
     contents = Contents((releases.app(size=0x30000), releases.tree("2")), "esp32")

@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from mpota import serve
-from mpota.local_ca import LocalCa
-from mpota.serve import Server
-from mpota.signing import PrivateKey
+from mpota.release import serve
+from mpota.release.local_ca import LocalCa
+from mpota.release.serve import Server
+from mpota.release.signing import PrivateKey
 from test_serve import DATA, connect, get, running
 
 HOST = b"Host: x\r\nConnection: close\r\n"

@@ -23,8 +23,8 @@ from mpota.formats.signature import (
     padded,
     parse_sector,
 )
+from mpota.release.signing import PrivateKey, check_signature, sign
 from mpota.resources import data_directory
-from mpota.signing import PrivateKey, check_signature, sign
 from mpota.virtual import micropython
 
 CONTENT = b'{"format": 1}\n'

@@ -11,7 +11,7 @@ import pytest
 import releases
 import web
 from mpota.formats.frames import compress
-from mpota.release import Content, sign_app
+from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End
 from releases import key, make
 from test_hostile_updates import (

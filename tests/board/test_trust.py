@@ -17,8 +17,8 @@ import releases
 from mpota.formats.bundle import Member, write_tar
 from mpota.formats.manifest import Manifest
 from mpota.formats.partition_table import Partition
-from mpota.release import Content, Contents, data_content, publish, sign_app
-from mpota.signing import PrivateKey, public_to_pem
+from mpota.release.build import Content, Contents, data_content, publish, sign_app
+from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points
 from mpota.virtual.flash import CutMode

@@ -11,7 +11,7 @@ from pathlib import Path
 import boards
 import pytest
 import releases
-from mpota.release import Content
+from mpota.release.build import Content
 from mpota.virtual.board import Board, Run
 from releases import app, make, tree
 

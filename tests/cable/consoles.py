@@ -14,7 +14,7 @@ from pathlib import Path
 from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
 from mpota.mpy_cross import MpyFormat
-from mpota.ota_package import package
+from mpota.release.ota_package import package
 from mpota.units import KiB, MiB
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash

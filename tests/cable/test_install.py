@@ -16,7 +16,7 @@ import pytest
 from consoles import Bench, bench
 from mpota.deploy import Session
 from mpota.install import _SWITCH, install
-from mpota.signing import PrivateKey, public_to_pem
+from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, VirtualFlash
 

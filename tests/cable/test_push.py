@@ -14,7 +14,7 @@ from mpota.deploy import Session
 from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.chips import CHIPS
 from mpota.push import Options, Package, RolledBackError, Tell, push
-from mpota.signing import PrivateKey, public_to_pem
+from mpota.release.signing import PrivateKey, public_to_pem
 
 QUICK = ("--settle", "0.3", "--check-timeout", "0")
 PIECE = 4096

@@ -22,7 +22,7 @@ from mpota.formats.frames import (
     compress,
     decompress,
 )
-from mpota.release import Content
+from mpota.release.build import Content
 from mpota.units import SECTOR_SIZE
 
 OLD = sample.build_app("esp32", version="v1.26.1", size=0x34000)

@@ -25,10 +25,10 @@ PURE = [
 # Reading and writing files, processes and sockets is for others.
 IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "sys", "glob"}
 HOMES = {
-    "esptool": {"storage/board.py", "firmware/sample.py", "signing.py"},
+    "esptool": {"storage/board.py", "firmware/sample.py", "release/signing.py"},
     "mpremote": {"deploy.py"},
     "littlefs": {"filesystem/littlefs.py"},
-    "cryptography": {"signing.py", "local_ca.py"},
+    "cryptography": {"release/signing.py", "release/local_ca.py"},
     "rich": {"report.py", "cli.py"},
     "rich_click": {"cli.py"},
 }

@@ -21,9 +21,9 @@ from cryptography.x509.oid import NameOID
 from firmware_files import REAL, assert_refused, real_firmware, run, small_app, small_firmware
 from mpota.formats.bundle import Member, write_tar
 from mpota.formats.private_key import is_private_key
-from mpota.key_files import VARIABLE
-from mpota.local_ca import LocalCa
-from mpota.signing import PrivateKey, public_to_pem
+from mpota.release.key_files import VARIABLE
+from mpota.release.local_ca import LocalCa
+from mpota.release.signing import PrivateKey, public_to_pem
 
 PASSPHRASE = "correct horse, battery staple \N{GREEK SMALL LETTER ALPHA}"
 _PEM, _DER = serialization.Encoding.PEM, serialization.Encoding.DER

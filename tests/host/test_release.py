@@ -19,7 +19,7 @@ from mpota.firmware.sample import build_app
 from mpota.formats.bundle import Bundle, Member, read_tar, read_tree, write_tar
 from mpota.formats.chain import head_first, head_last, make_chain, read_chain
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.release import files_content
+from mpota.release.build import files_content
 
 Mpota = Callable[..., tuple[int, str, str]]
 

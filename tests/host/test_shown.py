@@ -24,7 +24,7 @@ from mpota.formats.app_desc import APP_DESC_OFFSET
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.image import Image
 from mpota.formats.manifest import Manifest
-from mpota.release import Content, bundle
+from mpota.release.build import Content, bundle
 from mpota.text import shown
 from mpota.units import KiB
 

@@ -87,7 +87,7 @@ def test_the_installed_command_resizes_with_a_carried_table(
 
 def test_the_installed_package_for_boards_comes_in_parts(installed: Path) -> None:
     code = (
-        "from mpota.ota_package import modules_of, package, part_names\n"
+        "from mpota.release.ota_package import modules_of, package, part_names\n"
         "from mpota.mpy_cross import MpyFormat\n"
         "files = package(MpyFormat(6, 3, None), False)\n"
         "print(sorted(files) == [f'{name}.py' for name in modules_of(part_names())], len(files))"

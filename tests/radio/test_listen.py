@@ -14,10 +14,11 @@ import boards
 import ota_board
 import pytest
 import releases
-from mpota import cli, listen, signing
+from mpota import cli, listen
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import padded
 from mpota.push import RefusedError
+from mpota.release import signing
 from mpota.virtual.board import Board, End
 from mpota.wire import LostLinkError, Update
 from plain import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code

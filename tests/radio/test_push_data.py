@@ -14,7 +14,7 @@ import releases
 from mpota.formats.bundle import Bundle
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.push import RefusedError
-from mpota.release import data_content
+from mpota.release.build import data_content
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Radio

@@ -11,8 +11,8 @@ from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import compose, release_options
 from mpota.formats.manifest import Form
-from mpota.key_files import read_private_keys
-from mpota.release import bundle
+from mpota.release.build import bundle
+from mpota.release.key_files import read_private_keys
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size
 

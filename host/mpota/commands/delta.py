@@ -9,7 +9,7 @@ import click
 from mpota import report
 from mpota.commands.options import force_option, output_option
 from mpota.errors import UsageError
-from mpota.release import app_content
+from mpota.release.build import app_content
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size
 

@@ -8,7 +8,7 @@ import click
 
 from mpota import report
 from mpota.commands.options import port_argument
-from mpota.key_files import passphrase_file_option
+from mpota.release.key_files import passphrase_file_option
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(
     """
     from mpota.deploy import Session
     from mpota.install import FOLDER, ca_path, install
-    from mpota.ota_package import modules_of, part_names
+    from mpota.release.ota_package import modules_of, part_names
 
     wanted = part_names() if has_all else parts
     modules_of(wanted)  # a wrong name stops no board

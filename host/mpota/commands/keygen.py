@@ -9,8 +9,8 @@ import click
 
 from mpota import report
 from mpota.errors import UsageError
-from mpota.key_files import given_passphrase, new_passphrase, passphrase_file_option
-from mpota.signing import PrivateKey, public_to_pem
+from mpota.release.key_files import given_passphrase, new_passphrase, passphrase_file_option
+from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.storage.file import write_file
 
 

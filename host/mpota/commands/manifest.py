@@ -12,8 +12,8 @@ from mpota.commands.options import force_option, output_option
 from mpota.commands.release_options import compose, release_options
 from mpota.errors import UsageError
 from mpota.formats.bundle import Bundle, is_bundle
-from mpota.key_files import read_private_keys
-from mpota.release import publish
+from mpota.release.build import publish
+from mpota.release.key_files import read_private_keys
 from mpota.storage.file import check_output, read_file
 
 

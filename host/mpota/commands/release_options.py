@@ -15,8 +15,8 @@ import click
 from mpota.commands.options import split_pair
 from mpota.errors import UsageError
 from mpota.formats.manifest import MAX_COUNTER, Manifest
-from mpota.key_files import passphrase_file_option, read_public_key
-from mpota.release import Contents, Sources
+from mpota.release.build import Contents, Sources
+from mpota.release.key_files import passphrase_file_option, read_public_key
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COUNTER_EPOCH = 1577836800  # 2020-01-01T00:00:00Z

@@ -13,9 +13,9 @@ from mpota.commands.release_options import keys_option
 from mpota.errors import UsageError
 from mpota.formats.bundle import Bundle, is_bundle
 from mpota.formats.manifest import Manifest
-from mpota.key_files import read_private_keys
-from mpota.release import attach, sign_app, sign_bundle
-from mpota.signing import PrivateKey, sign
+from mpota.release.build import attach, sign_app, sign_bundle
+from mpota.release.key_files import read_private_keys
+from mpota.release.signing import PrivateKey, sign
 from mpota.storage.file import check_output, read_file, write_file
 
 

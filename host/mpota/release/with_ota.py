@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Member
 from mpota.mpy_cross import MpyFormat, can_compile
-from mpota.ota_package import MARK, package
+from mpota.release.ota_package import MARK, package
 
 _FORMAT = MpyFormat(6, 3, None)  # without native code: MicroPython 1.20 and later load it
 _FOLDER = "lib/ota"

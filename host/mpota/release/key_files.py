@@ -16,12 +16,12 @@ import click
 
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import PublicKey
-from mpota.signing import LockedKeyError, PrivateKey, public_from_pem
+from mpota.release.signing import LockedKeyError, PrivateKey, public_from_pem
 from mpota.storage.file import read_file
 from mpota.text import shown
 
 VARIABLE = "MPOTA_KEY_PASSPHRASE"
-_FILE = "mpota.key_files: passphrase file"  # in the context of click
+_FILE = "mpota.release.key_files: passphrase file"  # in the context of click
 _HINT = f"--passphrase-file FILE, or {VARIABLE} in the environment"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

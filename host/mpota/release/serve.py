@@ -23,7 +23,7 @@ from mpota.errors import UsageError
 from mpota.formats.bundle import is_bundle
 from mpota.formats.image import IMAGE_MAGIC
 from mpota.formats.private_key import is_private_key
-from mpota.local_ca import LocalCa
+from mpota.release.local_ca import LocalCa
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -271,7 +271,7 @@ def _limit_stalls(connection: socket.socket | None) -> None:
 
 def _silent_log() -> logging.Logger:
     """For aiohttp, which would print a traceback for each request that makes no sense."""
-    log = logging.Logger("mpota.serve")
+    log = logging.Logger("mpota.release.serve")
     log.addHandler(logging.NullHandler())
     return log
 

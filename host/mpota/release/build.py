@@ -28,7 +28,7 @@ from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.private_key import is_private_key
 from mpota.formats.signature import PublicKey, padded, parse_sector
-from mpota.signing import PrivateKey, check_signature, sign
+from mpota.release.signing import PrivateKey, check_signature, sign
 from mpota.storage.file import read_file, write_file
 from mpota.units import SECTOR_SIZE
 
@@ -227,7 +227,7 @@ def files_content(
                 raise MpotaError(f"two directories have '{member.name}'")
             members[member.name] = member
     if has_ota:
-        from mpota.with_ota import with_ota
+        from mpota.release.with_ota import with_ota
 
         members = with_ota(members)
     if not members:

@@ -1,0 +1,1 @@
+"""Releases: built, signed, served and checked."""
