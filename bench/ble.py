@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota import ble
+from mpota.push import ble
+from mpota.push.wire import Options, Sent, Update
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Noise, Radio, Traffic
-from mpota.wire import Options, Sent, Update
 
 from bench import board as bench_board
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from consoles import CHIP, app
-from mpota.deploy import Session
 from mpota.firmware.sample import build_firmware
 from mpota.formats.chips import chip_by_name
+from mpota.push.repl import Session
 from mpota.units import MiB
 from mpota.virtual.board import Board
 from mpota.virtual.cable import Ports, plugged_in

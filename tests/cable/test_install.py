@@ -14,8 +14,8 @@ import boards
 import ota_files
 import pytest
 from consoles import Bench, bench
-from mpota.deploy import Session
-from mpota.install import _SWITCH, install
+from mpota.push.install import _SWITCH, install
+from mpota.push.repl import Session
 from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, VirtualFlash
@@ -76,7 +76,7 @@ def test_what_differs_is_replaced_and_what_would_hide_it_removed(
 def test_without_mpy_cross_the_source_is_installed(
     board: Bench, mpota: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpota.install.can_compile", lambda format: False)
+    monkeypatch.setattr("mpota.push.install.can_compile", lambda format: False)
     assert "as source" in mpota("install", board.port.path)
     assert _import(board) == "/lib/ota/__init__.py ota_0\n"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from consoles import app, bench
-from mpota import deploy as sessions
-from mpota.push import Package, RefusedError, push
+from mpota.push import repl as sessions
+from mpota.push.serial import Package, RefusedError, push
 from mpota.virtual.serial_port import SerialPort
 
 Run = Callable[..., str]
@@ -287,7 +287,7 @@ def test_any_other_failure_is_a_row_too(
     def fail(*args: object) -> None:
         raise ZeroDivisionError("\x1b[2Jodd")
 
-    monkeypatch.setattr("mpota.fleet.install", fail)
+    monkeypatch.setattr("mpota.push.deploy.install", fail)
     path = plan(tmp_path, {"a": plug(OddBoard(honest)), "b": plug(OddBoard(honest))})
     shown = mpota("deploy", path, exit_code=1)
     assert shown.count(r"failed: ZeroDivisionError: \x1b[2Jodd") == 2

@@ -10,10 +10,10 @@ from threading import Event, Thread
 
 import pytest
 from consoles import APP_SIZE, CHIP, Bench, app, bench
-from mpota.deploy import Session
 from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.chips import CHIPS
-from mpota.push import Options, Package, RolledBackError, Tell, push
+from mpota.push.repl import Session
+from mpota.push.serial import Options, Package, RolledBackError, Tell, push
 from mpota.release.signing import PrivateKey, public_to_pem
 
 QUICK = ("--settle", "0.3", "--check-timeout", "0")
@@ -276,7 +276,7 @@ def test_a_cable_pulled_during_the_transfer_and_the_same_command_goes_on(
 def test_a_cable_pulled_after_the_switch(
     board: Bench, mpota: Run, new: Path, power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpota.deploy._RETURN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("mpota.push.repl._RETURN_TIMEOUT_S", 0.5)
 
     def pull(text: str) -> None:
         if "checking" in text:
@@ -302,8 +302,8 @@ def test_a_cable_pulled_after_the_switch(
 def test_lost_bytes_are_noticed_and_sent_again(
     board: Bench, new: Path, lost: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpota.push._ACK_TIMEOUT_S", 1.0)
-    monkeypatch.setattr("mpota.push._ANSWER_TIMEOUT_S", 4.0)
+    monkeypatch.setattr("mpota.push.serial._ACK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("mpota.push.serial._ANSWER_TIMEOUT_S", 4.0)
     board.wire.lose = lost
     with Session(board.port.path) as session:
         done = push(session, Package.open(str(new)), Options(settle_s=0.3))

@@ -26,7 +26,7 @@ PURE = [
 IO_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "sys", "glob"}
 HOMES = {
     "esptool": {"storage/board.py", "firmware/sample.py", "release/signing.py"},
-    "mpremote": {"deploy.py"},
+    "mpremote": {"push/repl.py"},
     "littlefs": {"filesystem/littlefs.py"},
     "cryptography": {"release/signing.py", "release/local_ca.py"},
     "rich": {"report.py", "cli.py"},

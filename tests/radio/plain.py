@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 
-from mpota.wire import Link
+from mpota.push.wire import Link
 
 HELLO, BEGIN, END, ABORT = 1, 2, 3, 4
 WELCOME, STATUS, AGAIN, DONE, ERROR, READY = 0x81, 0x82, 0x83, 0x84, 0x85, 0x86

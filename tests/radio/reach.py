@@ -13,13 +13,13 @@ from typing import Any
 import boards
 import ota_board
 import pytest
-from mpota import ble, listen
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.push import RefusedError
+from mpota.push import ble, tcp
+from mpota.push.serial import RefusedError
+from mpota.push.wire import Options, Sent, Update
 from mpota.virtual.board import Board, Run
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Noise, Radio
-from mpota.wire import Options, Sent, Update
 
 NAME = "greenhouse"
 SECRET = "correct horse battery staple"
@@ -170,4 +170,4 @@ asyncio.run(main())
 
 def push_tcp(port: int, what: Update, **changes: Any) -> Sent:
     changes = {"secret": SECRET.encode(), "attempts": 20} | changes
-    return listen.push(f"tcp://127.0.0.1:{port}", what, options(**changes))
+    return tcp.push(f"tcp://127.0.0.1:{port}", what, options(**changes))

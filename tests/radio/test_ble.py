@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable
 import ota_board
 import pytest
 import releases
-from mpota import ble, cli
+from mpota import cli
 from mpota.errors import MpotaError
-from mpota.push import RefusedError
+from mpota.push import ble
+from mpota.push.serial import RefusedError
+from mpota.push.wire import LostLinkError, Update
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
-from mpota.wire import LostLinkError, Update
 from plain import AGAIN, DONE, END, READY, STATUS, WELCOME, Plain, code, text
 from reach import (
     LARGE_SIZE,

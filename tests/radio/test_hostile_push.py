@@ -20,11 +20,11 @@ import ota_board
 import pytest
 import releases
 from bleak.exc import BleakError
-from mpota import ble, listen
 from mpota.errors import MpotaError
+from mpota.push import ble, tcp
+from mpota.push.wire import LostLinkError, Update
 from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
-from mpota.wire import LostLinkError, Update
 from plain import AGAIN, BEGIN, DONE, END, HELLO, READY, STATUS, WELCOME, Plain, code
 from reach import NAME, SECRET, Powered, backend, in_reach, peripheral, push, push_tcp, update
 from test_listen import BOTH, listening, wait_for
@@ -138,7 +138,7 @@ def held_open(port: int, count: int, say: bytes = b"") -> Iterator[None]:
 
 def tcp_stranger(port: int, stranger: Stranger) -> None:
     async def run() -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             await stranger(Plain(link, KEY))
 
     asyncio.run(run())
@@ -158,12 +158,12 @@ def test_a_stranger_on_the_network_changes_nothing(stranger: Stranger) -> None:
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_stranger_does_not_disturb_an_update_over_the_network(stranger: Stranger) -> None:
     async def both(port: int) -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             mine = Plain(link, KEY)
             await mine.greet()
             assert (await mine.begin(NEW))[0] == READY
             await mine.send(NEW[:0x3000], follow=True)
-            async with listen.connect("127.0.0.1", port) as other:
+            async with tcp.connect("127.0.0.1", port) as other:
                 await stranger(Plain(other, KEY))
                 await mine.send(NEW[:0x8000], follow=True)
             assert struct.unpack("<BIH", await mine.send(NEW, follow=True))[1] == len(NEW)
@@ -224,7 +224,7 @@ def test_a_session_that_was_heard_is_of_no_use_to_who_says_it_again() -> None:
     class Ear:
         packet_size = 1024
 
-        def __init__(self, link: listen.TcpLink) -> None:
+        def __init__(self, link: tcp.TcpLink) -> None:
             self.link = link
             self.receive = link.receive
 
@@ -237,7 +237,7 @@ def test_a_session_that_was_heard_is_of_no_use_to_who_says_it_again() -> None:
             await self.link.send_data(packet)
 
     async def session(port: int) -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             client = Plain(Ear(link), KEY)
             await client.greet()
             await client.begin(NEW)
@@ -269,7 +269,7 @@ def test_no_bit_of_what_is_proven_can_be_changed(kind: int) -> None:
     """Flags (the restart among them), size, SHA-256, chip, version, proof: one bit each."""
 
     async def run(port: int, change: int) -> bytes:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             client = Plain(link, KEY)
             await client.greet()
             message = client.begin_message(NEW)
@@ -298,7 +298,7 @@ def test_no_bit_of_what_is_proven_can_be_changed(kind: int) -> None:
 
 async def _forgive(port: int) -> None:
     """A right proof: the next wrong one is answered at once again."""
-    async with listen.connect("127.0.0.1", port) as link:
+    async with tcp.connect("127.0.0.1", port) as link:
         client = Plain(link, KEY)
         await client.greet()
         await client.begin(NEW, resume=1)
@@ -355,7 +355,7 @@ def test_where_keys_are_installed_who_begins_and_does_nothing_holds_nobody(signe
 
     def hold(port: int) -> None:
         async def run() -> None:
-            async with listen.connect("127.0.0.1", port) as link:
+            async with tcp.connect("127.0.0.1", port) as link:
                 await _hold_by_a_begin(Plain(link))
                 while not is_over.is_set():
                     await link.receive(0.2)
@@ -406,14 +406,14 @@ def test_where_keys_are_installed_a_half_update_outlives_strangers(signed: Updat
     large = Update("demo.bundle", made.to_bytes())
 
     async def leave(port: int) -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             client = Plain(link)
             await client.greet()
             await client.begin(large.data, resume=1)
             await client.send(large.data[:0x30000], follow=True)
 
     async def steal(port: int, data: bytes, end: bool) -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             client = Plain(link)
             await client.greet()
             if (await client.begin(data, resume=end))[0] == READY:

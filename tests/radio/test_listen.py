@@ -14,13 +14,14 @@ import boards
 import ota_board
 import pytest
 import releases
-from mpota import cli, listen
+from mpota import cli
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import padded
-from mpota.push import RefusedError
+from mpota.push import tcp
+from mpota.push.serial import RefusedError
+from mpota.push.wire import LostLinkError, Update
 from mpota.release import signing
 from mpota.virtual.board import Board, End
-from mpota.wire import LostLinkError, Update
 from plain import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
 from reach import LARGE_SIZE, SECRET, Powered, free_port, large_flash, listener, push_tcp, update
 
@@ -227,10 +228,10 @@ def test_an_update_goes_on_where_a_lost_client_left_it() -> None:
 
 def test_one_client_is_served_at_a_time() -> None:
     async def both(port: int) -> None:
-        async with listen.connect("127.0.0.1", port) as first:
+        async with tcp.connect("127.0.0.1", port) as first:
             one = Plain(first, KEY)
             assert (await one.greet())[0] == WELCOME
-            async with listen.connect("127.0.0.1", port) as second:
+            async with tcp.connect("127.0.0.1", port) as second:
                 two = Plain(second, KEY)
                 assert (await two.greet())[0] == WELCOME
                 assert (await one.begin(NEW))[0] == READY
@@ -383,7 +384,7 @@ def test_push_takes_a_tcp_target(
 )
 def test_a_target_that_is_none_is_refused(target: str) -> None:
     with pytest.raises(UsageError, match="tcp"):
-        listen.split_target(target)
+        tcp.split_target(target)
 
 
 def test_a_board_that_is_not_there_is_said_to_be_unreachable() -> None:
@@ -405,7 +406,7 @@ def wait_for(port: int) -> None:
 
 def talk(port: int, client: Callable[[Plain], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             await client(Plain(link, KEY))
 
     wait_for(port)

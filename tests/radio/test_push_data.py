@@ -13,12 +13,12 @@ import pytest
 import releases
 from mpota.formats.bundle import Bundle
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.push import RefusedError
+from mpota.push.serial import RefusedError
+from mpota.push.wire import Update
 from mpota.release.build import data_content
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Radio
-from mpota.wire import Update
 from reach import Powered, in_reach, peripheral, push, push_tcp
 from test_hostile_push import wait_for_keyed
 from test_listen import listening

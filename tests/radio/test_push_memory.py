@@ -12,9 +12,9 @@ import pytest
 import releases
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
-from mpota.push import RefusedError
+from mpota.push.serial import RefusedError
+from mpota.push.wire import Sent, Update
 from mpota.virtual.board import Board, End
-from mpota.wire import Sent, Update
 from reach import SECRET, Powered, free_port, in_reach, listener, peripheral, push, push_tcp
 
 SMALLEST, LARGEST = 44, 116  # KiB

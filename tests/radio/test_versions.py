@@ -7,8 +7,8 @@ import asyncio
 import old_package
 import ota_board
 import pytest
-from mpota import ble, listen
 from mpota.errors import MpotaError
+from mpota.push import ble, tcp
 from plain import WELCOME, Plain, code, text
 from reach import (
     NAME,
@@ -73,7 +73,7 @@ async def _speak_old(client: Plain) -> None:
 
 def test_a_client_that_speaks_version_1_is_told_to_update_mpota() -> None:
     async def over_tcp(port: int) -> None:
-        async with listen.connect("127.0.0.1", port) as link:
+        async with tcp.connect("127.0.0.1", port) as link:
             await _speak_old(Plain(link))
 
     async def over_ble(radio: object) -> None:

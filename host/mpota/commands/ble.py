@@ -11,7 +11,7 @@ from mpota import report
 from mpota.commands.sending import secret_option, send_file
 
 if TYPE_CHECKING:
-    from mpota.wire import Options, Sent, Update
+    from mpota.push.wire import Options, Sent, Update
 
 
 @click.group()
@@ -23,7 +23,7 @@ def command() -> None:
 @click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, help="Seconds to listen.")
 def scan(timeout: float) -> None:
     """Show the boards in reach that take updates."""
-    from mpota import ble
+    from mpota.push import ble
 
     found = asyncio.run(ble.scan(timeout))
     rows = [(board.name, board.address, f"{board.rssi}") for board in found]
@@ -55,7 +55,7 @@ def push(
     attempts: int,
 ) -> None:
     """Send an update to a board. After a lost connection it goes on where it was."""
-    from mpota import ble
+    from mpota.push import ble
 
     def send(update: Update, options: Options) -> Sent:
         return asyncio.run(ble.push(board, update, options, pair=pair, timeout_s=timeout))

@@ -15,7 +15,7 @@ from mpota.commands.options import json_option
 from mpota.storage.file import write_file
 
 if TYPE_CHECKING:
-    from mpota.fleet import Result
+    from mpota.push.deploy import Result
 
 
 @click.command()
@@ -34,7 +34,7 @@ def command(ctx: click.Context, plan: Path, as_json: bool, report_path: Path | N
     Boards are done in parallel; after as many failures as the plan allows no other begins. Run
     again, it does only what is missing. Exit code 1 if a board is not what the plan says.
     """
-    from mpota.fleet import Plan, deploy
+    from mpota.push.deploy import Plan, deploy
 
     results = deploy(Plan.open(plan), (lambda line: None) if as_json else report.say)
     document = _document(plan, results)

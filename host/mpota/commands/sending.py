@@ -16,7 +16,7 @@ from mpota.storage.file import read_file
 from mpota.units import format_size
 
 if TYPE_CHECKING:
-    from mpota.wire import Options, Sent, Update
+    from mpota.push.wire import Options, Sent, Update
 
 _OLD_SECRET = "mpota.old-secret"  # in click's context
 
@@ -68,7 +68,7 @@ def send_file(
     attempts: int = 5,
 ) -> None:
     """Send a file, show how it goes, and print what has come of it."""
-    from mpota.wire import Options, Update, check_secret
+    from mpota.push.wire import Options, Update, check_secret
 
     is_old = bool(click.get_current_context().meta.get(_OLD_SECRET))
     options = Options(secret, is_old, restart, attempts, tell=report.say)

@@ -19,8 +19,8 @@ def command(port: str, as_json: bool) -> None:
 
     The program on the board is stopped meanwhile, and started again at the end.
     """
-    from mpota.deploy import Session
-    from mpota.push import Status
+    from mpota.push.repl import Session
+    from mpota.push.serial import Status
 
     with Session(port) as session:
         status = Status.read(session, verify=True)

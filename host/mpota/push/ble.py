@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
+from mpota.push.wire import LostLinkError, Options, Sent, Update, send_update
 from mpota.text import shown
-from mpota.wire import LostLinkError, Options, Sent, Update, send_update
 
 if TYPE_CHECKING:
     from bleak import BleakClient
@@ -123,7 +123,7 @@ async def connect(
 
 
 class BleLink:
-    """See `mpota.wire.Link`."""
+    """See `mpota.push.wire.Link`."""
 
     def __init__(self, client: BleakClient) -> None:
         self.client = client

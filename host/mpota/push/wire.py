@@ -1,6 +1,6 @@
 """The desk's side of an update that is sent to a board: docs/PROTOCOL.md, without what carries it.
 
-`mpota.ble` and `mpota.listen` connect, and bring messages and packets to the board and back.
+`mpota.push.ble` and `mpota.push.tcp` connect, and bring messages and packets to the board and back.
 Boards with ota 0.1 speak version 1 of the protocol: they get what they understand.
 """
 
@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push import Package, RefusedError
+from mpota.push.serial import Package, RefusedError
 from mpota.text import shown
 
 VERSION = 2

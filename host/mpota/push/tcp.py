@@ -10,7 +10,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
-from mpota.wire import LostLinkError, Options, Sent, Update, send_update
+from mpota.push.wire import LostLinkError, Options, Sent, Update, send_update
 
 SCHEME = "tcp://"
 PORT = 8266
@@ -56,7 +56,7 @@ async def connect(host: str, port: int = PORT) -> AsyncIterator[TcpLink]:
 
 
 class TcpLink:
-    """See `mpota.wire.Link`."""
+    """See `mpota.push.wire.Link`."""
 
     packet_size = _PACKET_SIZE
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from mpota.deploy import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import App, read_app
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.bundle import Bundle, is_bundle
+from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.storage.file import read_file
 from mpota.text import shown
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from mpota.deploy import ScriptError, Session
 from mpota.errors import MpotaError
 from mpota.formats.private_key import is_private_key
 from mpota.mpy_cross import MpyFormat, can_compile
+from mpota.push.repl import ScriptError, Session
 from mpota.release.key_files import read_public_key
 from mpota.release.ota_package import MARK, MODULES, choose_parts, package
 from mpota.release.signing import public_to_pem

@@ -35,11 +35,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpota.deploy import LostBoardError, ScriptError, Session
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.private_key import is_private_key
-from mpota.install import install
-from mpota.push import (
+from mpota.push.install import install
+from mpota.push.repl import LostBoardError, ScriptError, Session
+from mpota.push.serial import (
     Check,
     Options,
     Package,
