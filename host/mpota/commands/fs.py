@@ -51,6 +51,7 @@ class Where:
             force=self.force,
             table_offset=self.table_offset,
             baud=self.baud,
+            progress=report.progress,
         )
 
 

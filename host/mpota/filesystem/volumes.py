@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mpota import report
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem.littlefs import FileSystem
 from mpota.filesystem.region import Region
@@ -20,6 +20,9 @@ from mpota.storage import Flash
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
 from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.units import align_down
+
+if TYPE_CHECKING:
+    from mpota.storage.board import Progress
 
 _VFS = "vfs"
 _OWN_LABELS = (_VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
@@ -136,6 +139,7 @@ def open_volumes(
     force: bool = False,
     table_offset: int = DEFAULT_TABLE_OFFSET,
     baud: int = DEFAULT_BAUD,
+    progress: Progress | None = None,
 ) -> Iterator[Volumes]:
     """The file systems of a file or of the board on a port.
 
@@ -144,11 +148,11 @@ def open_volumes(
     must not be written.
     """
     if is_port(name):
-        from mpota.storage.board import open_board
+        from mpota.storage.board import open_board, quiet
 
         if output is not None:
             raise UsageError(f"-o is for files, '{name}' is a port")
-        with open_board(name, baud=baud, progress=report.progress) as board:
+        with open_board(name, baud=baud, progress=progress or quiet) as board:
             firmware = Firmware.from_flash(board, board.name, table_offset)
             yield Volumes.of_firmware(firmware, board)
         return

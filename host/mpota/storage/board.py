@@ -35,7 +35,7 @@ _CHECK_CABLE = "check cable and power, then run the same command again: it goes 
 
 
 class Progress(Protocol):
-    """How long work is shown: `mpota.report.progress`. The value it yields takes bytes done."""
+    """Shows how far work of ``total`` bytes has come. The value it yields takes bytes done."""
 
     def __call__(
         self, description: str, total: int, /
