@@ -118,7 +118,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:
-    from mpota.report import say
+    from mpota.commands._report import say
 
     say(f"mpota: {message}", error=True)
     if hint:

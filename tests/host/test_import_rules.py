@@ -29,7 +29,7 @@ HOMES = {
     "mpremote": {"push/repl.py"},
     "littlefs": {"filesystem/littlefs.py"},
     "cryptography": {"release/signing.py", "release/local_ca.py"},
-    "rich": {"report.py", "cli.py"},
+    "rich": {"commands/_report.py", "cli.py"},
     "rich_click": {"cli.py"},
 }
 

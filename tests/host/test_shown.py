@@ -18,7 +18,7 @@ import littlefs_damage as damage
 import mpota
 import pytest
 from firmware_files import run, small_app, small_firmware
-from mpota import report
+from mpota.commands import _report as report
 from mpota.filesystem.littlefs import build
 from mpota.formats.app_desc import APP_DESC_OFFSET
 from mpota.formats.bundle import Bundle, Member, write_tar
@@ -282,7 +282,7 @@ def on_a_terminal(command: list[str]) -> str:
 
 def test_a_progress_bar_takes_no_markup() -> None:
     code = (
-        "from mpota import report\n"
+        "from mpota.commands import _report as report\n"
         "name = '[link=file:///x]a[/link]\\x1b]0;owned\\x07[/nothing]'\n"
         "with report.progress(name, 10) as done: done(10)\n"
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpota import report
-from mpota.commands.sending import secret_option, send_file
+from mpota.commands import _report as report
+from mpota.commands._sending import secret_option, send_file
 
 if TYPE_CHECKING:
     from mpota.push.wire import Options, Sent, Update

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from mpota import report
 from mpota.bootloader.check import Check, check_app, check_flash
-from mpota.commands.live import connected, opened
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._live import connected, opened
+from mpota.commands._options import (
     baud_option,
     firmware_argument,
     json_option,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.options import force_option, output_option
+from mpota.commands import _report as report
+from mpota.commands._options import force_option, output_option
 from mpota.errors import UsageError
 from mpota.release.build import app_content
 from mpota.storage.file import check_output, write_file

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mpota.commands.options import table_offset_option
+from mpota.commands._options import table_offset_option
 
 
 @click.command()
@@ -18,8 +18,8 @@ def command(firmware: Path | None, table_offset: int) -> None:
     FIRMWARE is a merged firmware of yours; without it one is made. Needs no hardware: the board
     is a flash file, a model of the bootloader, and a real MicroPython.
     """
+    from mpota.commands import _demo
     from mpota.storage.file import read_file
-    from mpota.virtual import demo
 
     data = read_file(firmware) if firmware else None
-    demo.run(data, firmware.name if firmware else "firmware.bin", table_offset)
+    _demo.run(data, firmware.name if firmware else "firmware.bin", table_offset)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpota import report
-from mpota.commands.options import json_option
+from mpota.commands import _report as report
+from mpota.commands._options import json_option
 from mpota.storage.file import write_file
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from mpota.commands.live import change_board, connected_firmware
-from mpota.commands.options import (
+from mpota.commands._live import change_board, connected_firmware
+from mpota.commands._options import (
     baud_option,
     dry_run_option,
     port_argument,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.live import ask, change_board, connected
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._live import ask, change_board, connected
+from mpota.commands._options import (
     baud_option,
     dry_run_option,
     firmware_argument,

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from mpota import report
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._options import (
     Size,
     baud_option,
     force_option,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.options import port_argument
+from mpota.commands import _report as report
+from mpota.commands._options import port_argument
 from mpota.release.key_files import passphrase_file_option
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mpota import report
+from mpota.commands import _report as report
 from mpota.errors import UsageError
 from mpota.release.key_files import given_passphrase, new_passphrase, passphrase_file_option
 from mpota.release.signing import PrivateKey, public_to_pem

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from mpota import report
-from mpota.commands.options import force_option, output_option
-from mpota.commands.release_options import compose, release_options
+from mpota.commands import _report as report
+from mpota.commands._options import force_option, output_option
+from mpota.commands._release_options import compose, release_options
 from mpota.errors import UsageError
 from mpota.formats.bundle import Bundle, is_bundle
 from mpota.release.build import publish

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota.commands.live import change_board, connected_firmware
-from mpota.commands.options import (
+from mpota.commands._live import change_board, connected_firmware
+from mpota.commands._options import (
     baud_option,
     dry_run_option,
     port_argument,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from mpota import report
-from mpota.commands.options import json_option
-from mpota.commands.sending import secret_option, send_file
+from mpota.commands import _report as report
+from mpota.commands._options import json_option
+from mpota.commands._sending import secret_option, send_file
 from mpota.errors import UsageError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._options import (
     Size,
     baud_option,
     dry_run_option,
@@ -103,7 +103,7 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
-        from mpota.commands.resize_board import Options, resize_board
+        from mpota.commands._resize_board import Options, resize_board
 
         words = " ".join(("resize", *done, *adds))
         options = Options(baud, backup, table_offset, keep_files is not False, dry_run, yes)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota.commands.live import change_board, connected
-from mpota.commands.options import baud_option, dry_run_option, port_argument, yes_option
+from mpota.commands._live import change_board, connected
+from mpota.commands._options import baud_option, dry_run_option, port_argument, yes_option
 from mpota.flashing.backup import Backup, close_journal
 from mpota.flashing.live import LiveChange
 

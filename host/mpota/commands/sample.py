@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.options import Size, force_option, output_option
+from mpota.commands import _report as report
+from mpota.commands._options import Size, force_option, output_option
 from mpota.storage.file import check_output, write_file
 from mpota.units import MiB
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mpota import report
+from mpota.commands import _report as report
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import DEFAULT_PORT, Served, Server, is_hidden, serve_forever
 from mpota.virtual.micropython import cache_dir

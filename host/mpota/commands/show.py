@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from mpota import report
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._options import (
     baud_option,
     firmware_argument,
     json_option,
@@ -39,7 +39,7 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None
     """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions."""
     found: dict[str, Any] | None = None
     if is_port(firmware):
-        from mpota.commands.live import connected_firmware
+        from mpota.commands._live import connected_firmware
 
         with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
             description = describe_firmware(on_board)

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from mpota import report
 from mpota.bootloader.slots import MARKS, SlotState, slot_states
-from mpota.commands.live import change_board, connected_firmware
-from mpota.commands.options import (
+from mpota.commands import _report as report
+from mpota.commands._live import change_board, connected_firmware
+from mpota.commands._options import (
     baud_option,
     dry_run_option,
     json_option,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mpota import report
-from mpota.commands.options import json_option, port_argument
+from mpota.commands import _report as report
+from mpota.commands._options import json_option, port_argument
 
 
 @click.command()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from mpota import report
-from mpota.commands.live import connected
-from mpota.commands.options import baud_option, json_option, table_offset_option
+from mpota.commands import _report as report
+from mpota.commands._live import connected
+from mpota.commands._options import baud_option, json_option, table_offset_option
 from mpota.errors import UsageError
 from mpota.flashing.verify import Verified, find_regions, verify
 from mpota.release.key_files import passphrase_file_option, read_public_keys

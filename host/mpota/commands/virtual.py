@@ -10,8 +10,8 @@ from types import FrameType
 
 import click
 
-from mpota import report
-from mpota.commands.options import Size
+from mpota.commands import _report as report
+from mpota.commands._options import Size
 from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
 

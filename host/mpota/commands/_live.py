@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mpota import report
+from mpota.commands import _report as report
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mpota import report
 from mpota.bootloader.check import check_app, check_flash
+from mpota.commands import _report as report
 from mpota.edit.contents import extract
 from mpota.edit.resizing import resize
 from mpota.errors import MpotaError

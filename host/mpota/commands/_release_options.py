@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mpota.commands.options import split_pair
+from mpota.commands._options import split_pair
 from mpota.errors import UsageError
 from mpota.formats.manifest import MAX_COUNTER, Manifest
 from mpota.release.build import Contents, Sources

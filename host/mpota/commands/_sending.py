@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mpota import report
+from mpota.commands import _report as report
 from mpota.errors import UsageError
 from mpota.storage.file import read_file
 from mpota.units import format_size

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mpota import report
-from mpota.commands.live import ask, change_board, connected
+from mpota.commands import _report as report
+from mpota.commands._live import ask, change_board, connected
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Edits
