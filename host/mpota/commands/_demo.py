@@ -54,7 +54,7 @@ def run(data: bytes | None, name: str, table_offset: int) -> None:
     Raises MpotaError for a firmware that cannot be used, or if the story does not end well.
     """
     if data is None:
-        print("No firmware given: building one with esptool's image writer")
+        report.say("No firmware given: building one with esptool's image writer")
         data = sample.build_firmware("esp32")
     firmware = _prepare(Firmware.from_bytes(data, name, table_offset))
     app = extract(firmware)
@@ -71,10 +71,11 @@ def run(data: bytes | None, name: str, table_offset: int) -> None:
             flash,
             frozen=data_directory("device"),
             table_offset=table_offset,
-            on_output=_print_console,
+            on_output=report.print_console,
         )
         _Story(board, url).tell(_version(broken))
-    print("\nEvery boot started a complete, verified app.")
+    report.say()
+    report.say("Every boot started a complete, verified app.")
 
 
 class _Story:
@@ -108,7 +109,7 @@ class _Story:
         _title("The same update again: it boots, and confirms itself")
         run = self.play(self.update("good.bin"), "ota_0", "ota_1")
         seconds = run.duration_ms / 1000
-        print(f"(the flash was busy for {seconds:.1f} s, as modelled)")
+        report.say(f"(the flash was busy for {seconds:.1f} s, as modelled)")
 
         _title("A bad update: it crashes before it confirms, and is rolled back")
         self.play(self.update("broken.bin"), "ota_1", "ota_0", "ota_1")
@@ -131,21 +132,21 @@ def _prepare(firmware: Firmware) -> Firmware:
     _title("On the desk: a firmware is resized for OTA")
     facts = describe_firmware(firmware)
     version = facts.app.micropython.version if facts.app else None
-    print(
+    report.say(
         f"{firmware.name}: {firmware.chip.title}, "
         f"{format_flash_size(firmware.flash_size)} flash, MicroPython {version or 'unknown'}"
     )
     size = max(_FLASH_SIZE, firmware.flash_size)
     result = resize(firmware, Edits(flash_size=size, arrange="ota"))
-    print(f"mpota resize -f {format_flash_size(size)} --layout ota: {result.summary}")
+    report.say(f"mpota resize -f {format_flash_size(size)} --layout ota: {result.summary}")
     report.print_table(report.DIFFERENCE_COLUMNS, report.difference_rows(result.differences))
     resized = Firmware.from_bytes(result.data, firmware.name, firmware.table_offset)
     check = check_flash(resized.flash, table_offset=firmware.table_offset)
     _expect(check.boots == "ota_0", "'ota_0' boots", str(check.boots))
-    print("mpota check: 'ota_0' boots")
+    report.say("mpota check: 'ota_0' boots")
     merged = check_app(result.data, resized)
     _expect(not merged.is_ok, "a merged file is no app")
-    print(f"mpota check --as-app, for the merged file: {merged.console[0]}")
+    report.say(f"mpota check --as-app, for the merged file: {merged.console[0]}")
     return resized
 
 
@@ -195,11 +196,8 @@ def _serve(files: dict[str, bytes]) -> Iterator[str]:
 
 
 def _title(text: str) -> None:
-    print(f"\n== {text}")
-
-
-def _print_console(text: str) -> None:
-    print(text, end="", flush=True)
+    report.say()
+    report.say(f"== {text}")
 
 
 def _expect(is_so: bool, what: str, found: str = "") -> None:

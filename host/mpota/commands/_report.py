@@ -23,6 +23,11 @@ def say(line: str = "", *, error: bool = False) -> None:
     print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def print_console(text: str) -> None:
+    """What a virtual board prints, as it comes."""
+    print(text, end="", flush=True)
+
+
 def print_json(value: object) -> None:
     """The value as it is: JSON's escapes are plain ASCII."""
     import json
