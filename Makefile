@@ -1,6 +1,6 @@
 # make demo [FIRMWARE=path]   the whole story on the virtual board
 # make test                   all tests; make test-all adds every power cut
-# make lint                   ruff, formatting, types
+# make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
 # Each does all its own set-up in .venv.
 
@@ -23,6 +23,7 @@ lint: $(READY)
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-cache
 
 bench: $(READY)
 	# Peers that are built from C: without a compiler they are left out.

@@ -1,8 +1,12 @@
-"""DESIGN.md's import rules: which module may import what, and that commands start fast."""
+"""Which module may import what, and that commands start fast.
+
+Which package may import which is import-linter's to say: pyproject.toml, `make lint`.
+"""
 
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +17,7 @@ import pytest
 from firmware_files import small_firmware
 
 PACKAGE = Path(mpota.__file__).parent
+ROOT = PACKAGE.parents[1]
 # The stand-in runs under MicroPython.
 MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if "standin" not in p.parts]
 PURE = [
@@ -85,6 +90,20 @@ def test_heavy_packages_are_imported_at_home_only_and_late(path: Path) -> None:
     early = {module.split(".")[0] for module in imports_at_start(tree)}
     assert early.isdisjoint(HOMES)
     assert early.isdisjoint({"serial"})
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=name_of)
+def test_a_verb_imports_the_helpers_of_verbs_but_no_other_verb(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "mpota.commands":
+            assert all(alias.name.startswith("_") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mpota.commands."):
+            assert (node.module or "").startswith("mpota.commands._")
+
+
+def test_the_drawing_of_the_packages_is_of_today() -> None:
+    drawing = runpy.run_path(str(ROOT / "tools" / "draw_packages.py"))
+    assert drawing["PAGE"].read_text() == drawing["page"](), "python tools/draw_packages.py"
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["resize", "-f", "8M", "--dry-run"]], ids=" ".join)
