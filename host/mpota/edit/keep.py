@@ -80,7 +80,8 @@ def _moves(
     firmware: Firmware, layout: Layout, flash_size: int
 ) -> Iterator[tuple[Partition, Partition]]:
     """Old and new place of every file system that does not stay as it is."""
-    from mpota.filesystem.volumes import is_volume, unlisted_vfs
+    from mpota.filesystem.volumes import is_volume
+    from mpota.firmware.layout import unlisted_vfs
 
     old_vfs = unlisted_vfs(firmware.table, max(firmware.flash_size, firmware.flash.end))
     new_vfs = unlisted_vfs(layout.table, flash_size)

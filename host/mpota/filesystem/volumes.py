@@ -13,9 +13,9 @@ from mpota.errors import MpotaError, UsageError
 from mpota.filesystem.littlefs import FileSystem
 from mpota.filesystem.region import Region
 from mpota.firmware.firmware import Firmware, FlashReader, find_base
-from mpota.firmware.layout import FAT_SUBTYPE
+from mpota.firmware.layout import FAT_SUBTYPE, ROOT_LABELS, VFS, unlisted_vfs
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
-from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition, PartitionTable
+from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
 from mpota.storage.ports import DEFAULT_BAUD, is_port
@@ -24,27 +24,14 @@ from mpota.units import align_down
 if TYPE_CHECKING:
     from mpota.storage.board import Progress
 
-_VFS = "vfs"
-_OWN_LABELS = (_VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
 _PATH = re.compile(r"([^/:]*):(.*)", re.DOTALL)
-
-
-def unlisted_vfs(table: PartitionTable, flash_size: int) -> Partition | None:
-    """The partition that MicroPython 1.25 and later adds at boot, if the table has none for files.
-
-    It takes all the flash behind the last entry (ports/esp32/main.c).
-    """
-    if any(p.type == DATA and p.label in _OWN_LABELS for p in table):
-        return None
-    size = align_down(flash_size - table.end, BLOCK_SIZE)
-    return Partition(_VFS, DATA, FAT_SUBTYPE, table.end, size) if size > 0 else None
 
 
 def is_volume(flash: FlashReader | Flash, partition: Partition) -> bool:
     """Whether a partition is for files: by its subtype, or because it holds a littlefs."""
     if partition.type != DATA or partition.size < 2 * BLOCK_SIZE:
         return False
-    if partition.is_file_system or partition.label in _OWN_LABELS:
+    if partition.is_file_system or partition.label in ROOT_LABELS:
         return True
     return is_littlefs(flash.read(partition.offset, 2 * BLOCK_SIZE))
 
@@ -103,7 +90,7 @@ class Volumes:
         labels = [p.label for p in self.partitions]
         wanted = label
         if wanted is None:
-            wanted = _VFS if _VFS in labels or len(labels) != 1 else labels[0]
+            wanted = VFS if VFS in labels or len(labels) != 1 else labels[0]
         for partition in self.partitions:
             if partition.label == wanted:
                 return partition
@@ -175,7 +162,7 @@ def _in_file(data: bytes, name: str, table_offset: int) -> tuple[Volumes, FlashF
     if is_littlefs(data[: 2 * BLOCK_SIZE]):
         # A file system by itself, as `mpota fs build` and `mpota extract` make it.
         flash = FlashFile(FileImage(0, data), len(data))
-        whole = Partition(_VFS, DATA, FAT_SUBTYPE, 0, len(data))
+        whole = Partition(VFS, DATA, FAT_SUBTYPE, 0, len(data))
         return Volumes(name, flash, (whole,)), flash
     image = FileImage(find_base(data, name), data)
     firmware = Firmware.from_flash(image, name, table_offset)

@@ -32,6 +32,8 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up,
 LAYOUTS = ("single", "ota", "romfs")
 ROMFS_SUBTYPE = 0x8F  # MicroPython: ports/esp32/partitions-4MiB-romfs.csv
 FAT_SUBTYPE = 0x81  # what MicroPython's own tables give its file system, whatever is in it
+VFS = "vfs"
+ROOT_LABELS = (VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
 
 _MIN_FILE_SYSTEM = 64 * KiB
 # MicroPython gives its apps this much where the flash has room for it:
@@ -257,7 +259,7 @@ class Layout:
         middle = [p for p in behind if p is not file_system]
         if with_romfs and not any(p.subtype == ROMFS_SUBTYPE for p in middle):
             middle.insert(0, Partition("romfs", DATA, ROMFS_SUBTYPE, 0, _ROMFS_SIZE))
-        return middle, file_system or Partition("vfs", DATA, FAT_SUBTYPE, 0, 0)
+        return middle, file_system or Partition(VFS, DATA, FAT_SUBTYPE, 0, 0)
 
     def _slot_size(self, room: int, count: int, app_size: int | None) -> int:
         """Bytes for each of ``count`` app partitions in ``room`` bytes, the file system included.
@@ -449,3 +451,16 @@ def _check_aligned(size: int, what: str) -> None:
             f"{what} {size:#x} is not a multiple of {SECTOR_SIZE:#x}",
             f"use {align_up(size, SECTOR_SIZE):#x}",
         )
+
+
+def unlisted_vfs(table: Iterable[Partition], flash_size: int) -> Partition | None:
+    """The partition that MicroPython 1.25 and later adds at boot, if the table has none for files.
+
+    It takes all the flash behind the last entry (ports/esp32/main.c: boardctrl_startup).
+    """
+    partitions = tuple(table)
+    if any(p.type == DATA and p.label in ROOT_LABELS for p in partitions):
+        return None
+    end = max((p.end for p in partitions), default=0)
+    size = align_down(flash_size - end, SECTOR_SIZE)
+    return Partition(VFS, DATA, FAT_SUBTYPE, end, size) if size > 0 else None

@@ -15,10 +15,9 @@ from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
 from mpota.edit.contents import content_changes
 from mpota.edit.keep import kept_files
 from mpota.errors import MpotaError
-from mpota.filesystem.volumes import unlisted_vfs
 from mpota.firmware.changes import Change, Difference, changes_for, differences
 from mpota.firmware.firmware import App, Firmware, FlashReader
-from mpota.firmware.layout import Edits, Layout
+from mpota.firmware.layout import Edits, Layout, unlisted_vfs
 from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.formats.chips import Chip
 from mpota.formats.otadata import OtaRecord, OtaState

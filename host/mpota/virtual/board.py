@@ -26,6 +26,7 @@ from typing import Literal
 
 from mpota.bootloader import ota_ops
 from mpota.bootloader.boot import BootloaderInfo, BootResult, boot, set_boot_error
+from mpota.firmware.layout import unlisted_vfs
 from mpota.formats import partition_table
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
@@ -204,17 +205,9 @@ class Board:
 
 
 def _app_partitions(table: tuple[Partition, ...], flash_size: int) -> tuple[Partition, ...]:
-    """The partitions as the running app sees them.
-
-    Without a file system in the table, the app registers ``vfs`` in all the flash behind the
-    last entry: MicroPython ports/esp32/main.c: boardctrl_startup.
-    """
-    end = max(p.end for p in table)
-    has_files = any(p.type == partition_table.DATA and p.label in ("vfs", "ffat") for p in table)
-    if has_files or end >= flash_size:
-        return table
-    fat = partition_table.SUBTYPES[partition_table.DATA]["fat"]
-    return (*table, Partition("vfs", partition_table.DATA, fat, end, flash_size - end))
+    """The partitions as the running app sees them."""
+    vfs = unlisted_vfs(table, flash_size)
+    return (*table, vfs) if vfs else table
 
 
 @dataclass(frozen=True)
