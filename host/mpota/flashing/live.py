@@ -5,7 +5,6 @@ Nothing here writes: a `Plan` is shown first, then `mpota.flashing.plan.carry_ou
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,11 +19,11 @@ from mpota.firmware.firmware import App, Firmware, FlashReader
 from mpota.firmware.layout import Edits, Layout, unlisted_vfs
 from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
 from mpota.formats.chips import Chip
+from mpota.formats.littlefs import Superblock
+from mpota.formats.nvs import LOADED_STATES
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
-
-_NVS_PAGE_STATES = (0xFFFFFFFE, 0xFFFFFFFC, 0xFFFFFFF8)  # nvs_page.hpp: active, full, freeing
 
 
 class Board(LiveFlash, FlashReader, Protocol):
@@ -328,11 +327,10 @@ def _holds_own_content(board: Board, partition: Partition) -> bool:
     """Whether what stands there looks like an nvs or a file system made for this partition."""
     head = board.read(partition.offset, SECTOR_SIZE)
     if (partition.type, partition.subtype) == (DATA, DATA_NVS):
-        return struct.unpack_from("<I", head)[0] in _NVS_PAGE_STATES
-    # lfs.h: the superblock's name, then version, block size and block count.
-    if head[8:16] == b"littlefs":
-        block_size, block_count = struct.unpack_from("<II", head, 24)
-        return bool(block_size * block_count == partition.size)
+        return int.from_bytes(head[:4], "little") in LOADED_STATES
+    superblock = Superblock.at_start(head)
+    if superblock is not None:
+        return superblock.size == partition.size
     return head[510:512] == b"\x55\xaa"
 
 

@@ -39,6 +39,7 @@ _NO_PAIR = (0xFFFFFFFF, 0xFFFFFFFF)
 _PAIR = struct.Struct("<II")
 _GSTATE = struct.Struct("<III")
 _SUPERBLOCK_DATA = struct.Struct("<6I")
+_FIRST_CONTENT = 20  # bytes, behind the revision, the superblock's tag and name, and a tag
 
 ReadBlock = Callable[[int], bytes]
 
@@ -53,6 +54,16 @@ class Superblock:
     name_max: int
     file_max: int
     attr_max: int
+
+    @classmethod
+    def at_start(cls, block: bytes) -> Superblock | None:
+        """What a block tells whose log begins with one, as it does after every compaction.
+
+        Nothing is proved: for whether the log is intact see `Volume`. None if it begins otherwise.
+        """
+        if block[8:16] != MAGIC or len(block) < _FIRST_CONTENT + _SUPERBLOCK_DATA.size:
+            return None
+        return cls(*_SUPERBLOCK_DATA.unpack_from(block, _FIRST_CONTENT))
 
     @property
     def size(self) -> int:

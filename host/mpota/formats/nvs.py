@@ -45,6 +45,9 @@ class PageState(IntEnum):
     CORRUPT = 0xFFFFFFF0
 
 
+LOADED_STATES = (PageState.ACTIVE, PageState.FULL, PageState.FREEING)  # pages whose items count
+
+
 class EntryState(IntEnum):
     EMPTY = 3
     WRITTEN = 2

@@ -8,6 +8,7 @@ from mpota.formats.nvs import (
     ENTRIES_OFFSET,
     ENTRY_COUNT,
     ENTRY_SIZE,
+    LOADED_STATES,
     NO_CHUNK,
     STATES_OFFSET,
     STATES_PER_WORD,
@@ -31,7 +32,6 @@ VALUE_TOO_LONG = 0x110E
 NEW_VERSION_FOUND = 0x1110
 
 _BLANK = b"\xff" * SECTOR_SIZE
-_LOADED = (PageState.ACTIVE, PageState.FULL, PageState.FREEING)
 
 
 class NvsError(Exception):
@@ -58,7 +58,7 @@ class Page:
         self.next_free = 0
         self.seq_number = 0
         self.state = self._load_state()
-        if self.state in _LOADED:
+        if self.state in LOADED_STATES:
             self.states = parse_states(flash.read(offset + STATES_OFFSET, STATES_OFFSET))
             self.next_free = ENTRY_COUNT
         if self.state is PageState.ACTIVE:
@@ -66,7 +66,7 @@ class Page:
             self._recover_active()
             if loses_blobs:
                 self._lose_blob()
-        elif self.state in _LOADED:
+        elif self.state in LOADED_STATES:
             self._recover_full()
 
     # --- reading -------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Page:
         if header.version < VERSION:
             raise NvsError(NEW_VERSION_FOUND)
         self.seq_number = header.seq_number
-        return PageState(header.state) if header.state in _LOADED else PageState.CORRUPT
+        return PageState(header.state) if header.state in LOADED_STATES else PageState.CORRUPT
 
     def _recover_end(self) -> None:
         """Find the first free entry, and mark those as erased that were written but not marked."""
