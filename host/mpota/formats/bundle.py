@@ -43,7 +43,6 @@ _BLOCK_SIZE = 512
 _HEADER = struct.Struct("<100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _MAGIC = b"ustar\x0000"
 _CHECKSUM = slice(148, 156)
-_MAX_MEMBER_SIZE = 0o77777777777
 _MAX_DEPTH = 16
 _MAX_CONTENT = 64 * 1024 * 1024  # of an encoded payload: no board that MicroPython has holds more
 
@@ -267,33 +266,16 @@ def _parse_header(header: bytes, what: str) -> tuple[str, int, bool]:
 
 
 def _compose_header(member: Member) -> bytes:
-    name = member.name + "/" * member.is_directory
-    prefix = ""
-    if len(name.encode()) > 100:
-        cut = name.rfind("/", 0, len(name) - 1)
-        while cut > 0 and len(name[:cut].encode()) > 155:
-            cut = name.rfind("/", 0, cut)
-        prefix, name = name[: max(cut, 0)], name[cut + 1 :]
-    if len(name.encode()) > 100 or len(member.data) > _MAX_MEMBER_SIZE:
-        raise MpotaError(f"name '{member.name}' is too long for a tar file")
-    header = _HEADER.pack(
-        name.encode(),
-        b"0000755\0" if member.is_directory else b"0000644\0",
-        b"0000000\0",
-        b"0000000\0",
-        b"%011o\0" % len(member.data),
-        b"%011o\0" % 0,
-        b" " * 8,
-        b"5" if member.is_directory else b"0",
-        b"",
-        _MAGIC,
-        b"",
-        b"",
-        b"0000000\0",
-        b"0000000\0",
-        prefix.encode(),
-    )
-    return header[:148] + b"%06o\0 " % _checksum(header) + header[156:]
+    import tarfile  # for those who write only
+
+    info = tarfile.TarInfo(member.name)
+    info.size = len(member.data)
+    if member.is_directory:
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    except ValueError as error:
+        raise MpotaError(f"'{member.name}' cannot be in a tar file: {error}") from None
 
 
 def _checksum(header: bytes) -> int:
