@@ -22,7 +22,7 @@ from mpota.bootloader.boot import (
 )
 from mpota.bootloader.findings import DOWNLOAD, EXTRACT, Finding, finding
 from mpota.errors import MpotaError
-from mpota.firmware.firmware import Firmware, FlashReader
+from mpota.firmware.firmware import Firmware
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
     APP_DESC_SIZE,
@@ -32,6 +32,7 @@ from mpota.formats.app_desc import (
 )
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
+from mpota.storage import FlashContents
 from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, MiB, align_up
@@ -91,7 +92,7 @@ class Check:
 
 
 def check_flash(
-    flash: FlashReader,
+    flash: FlashContents,
     *,
     flash_size: int | None = None,
     table_offset: int = DEFAULT_TABLE_OFFSET,
@@ -207,7 +208,7 @@ def likely_bootloader(data: bytes) -> BootloaderInfo:
     return known_bootloader(header.chip, header.min_chip_rev_full)
 
 
-def _flash_size(flash: FlashReader, flash_size: int | None) -> int:
+def _flash_size(flash: FlashContents, flash_size: int | None) -> int:
     known = MemoryFlash(flash, flash.end)
     found = find_bootloader(known)
     declared = 0
@@ -232,7 +233,7 @@ def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
 
 
 def _damage(
-    flash: FlashReader, memory: MemoryFlash, result: BootResult, table_offset: int
+    flash: FlashContents, memory: MemoryFlash, result: BootResult, table_offset: int
 ) -> Finding | None:
     """Damage that the bootloader does not see: its own digest, and digests that a header lost."""
     found = find_bootloader(memory)

@@ -20,7 +20,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
 
 from mpota.formats.app_desc import APP_DESC_MAGIC, find_bootloader_desc
 from mpota.formats.chips import Chip
@@ -38,6 +37,7 @@ from mpota.formats.image import (
     xor_bytes,
 )
 from mpota.formats.memory import ESP32_IRAM_GREW, Memory, Region, memory_map
+from mpota.storage import ReadOnlyFlash
 from mpota.units import BLOCK_SIZE, MiB, align_up
 
 ESP_ERR_OTA_VALIDATE_FAILED = 0x1503  # esp_ota_ops.h
@@ -60,17 +60,6 @@ _STACK_DEPTH = 0x400
 
 # verify_image_header: before it, what stands at the bootloader's address counted as an app there.
 _BOOTLOADER_IS_TOLD_APART = (5, 5)
-
-
-class Readable(Protocol):
-    """The reading half of `mpota.storage.Flash`."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of flash."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``."""
 
 
 class Level(str, Enum):
@@ -374,7 +363,12 @@ class ImageVerdict:
 
 
 def verify_image(
-    flash: Readable, offset: int, size: int, bootloader: BootloaderInfo, *, is_boot: bool = True
+    flash: ReadOnlyFlash,
+    offset: int,
+    size: int,
+    bootloader: BootloaderInfo,
+    *,
+    is_boot: bool = True,
 ) -> ImageVerdict:
     """What ``bootloader`` says of the image in the partition of ``size`` bytes at ``offset``.
 
@@ -384,7 +378,7 @@ def verify_image(
     return _Load(flash, offset, size, bootloader, is_boot).run()
 
 
-def set_boot_error(flash: Readable, offset: int, size: int, bootloader: BootloaderInfo) -> int:
+def set_boot_error(flash: ReadOnlyFlash, offset: int, size: int, bootloader: BootloaderInfo) -> int:
     """What esp_ota_set_boot_partition makes of the image (esp_ota_ops.c: image_validate).
 
     0, or ESP_ERR_OTA_VALIDATE_FAILED, of which MicroPython makes OSError(-5379).
@@ -393,7 +387,7 @@ def set_boot_error(flash: Readable, offset: int, size: int, bootloader: Bootload
     return 0 if verdict.is_bootable else ESP_ERR_OTA_VALIDATE_FAILED
 
 
-def read_mapped(flash: Readable, offset: int, size: int, limit: int) -> bytes:
+def read_mapped(flash: ReadOnlyFlash, offset: int, size: int, limit: int) -> bytes:
     """Flash as the cache shows it; what lies beyond the chip, or ``limit``, is unmapped."""
     end = min(flash.size, limit)
     inside = max(0, min(size, end - offset))
@@ -497,7 +491,12 @@ class _Load:
     """One pass over an image: esp_image_format.c, function by function."""
 
     def __init__(
-        self, flash: Readable, offset: int, size: int, bootloader: BootloaderInfo, is_boot: bool
+        self,
+        flash: ReadOnlyFlash,
+        offset: int,
+        size: int,
+        bootloader: BootloaderInfo,
+        is_boot: bool,
     ) -> None:
         self.flash = flash
         self.offset = offset

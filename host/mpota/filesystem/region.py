@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from mpota.formats.littlefs import BLOCK_SIZE
 from mpota.storage import Flash
+from mpota.storage.file import FileImage
+from mpota.storage.memory import MemoryFlash
 
 
 class Region:
@@ -94,26 +96,11 @@ class MemoryRegion(Region):
     """A region of its own in memory: ``size`` bytes, ``data`` and then 0xFF."""
 
     def __init__(self, size: int, data: bytes = b"", name: str = "file system") -> None:
-        self._memory = _Memory(size, data)
+        self._memory = MemoryFlash(FileImage(0, data), size)
         super().__init__(self._memory, 0, size, name)
 
     def to_bytes(self) -> bytes:
-        return bytes(self._memory.data)
-
-
-class _Memory:
-    def __init__(self, size: int, data: bytes) -> None:
-        self.size = size
-        self.data = bytearray(data.ljust(size, b"\xff"))
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(self.data[offset : offset + size])
-
-    def erase(self, offset: int, size: int) -> None:
-        self.data[offset : offset + size] = b"\xff" * size
-
-    def write(self, offset: int, data: bytes) -> None:
-        self.data[offset : offset + len(data)] = data
+        return self._memory.read(0, self.size)
 
 
 def is_blank(region: Region) -> bool:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem.littlefs import FileSystem
 from mpota.filesystem.region import Region
-from mpota.firmware.firmware import Firmware, FlashReader, find_base
+from mpota.firmware.firmware import Firmware, find_base
 from mpota.firmware.layout import FAT_SUBTYPE, ROOT_LABELS, VFS, unlisted_vfs
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
-from mpota.storage import Flash
+from mpota.storage import Flash, Reader
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
+from mpota.storage.memory import MemoryFlash
 from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.units import align_down
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _PATH = re.compile(r"([^/:]*):(.*)", re.DOTALL)
 
 
-def is_volume(flash: FlashReader | Flash, partition: Partition) -> bool:
+def is_volume(flash: Reader, partition: Partition) -> bool:
     """Whether a partition is for files: by its subtype, or because it holds a littlefs."""
     if partition.type != DATA or partition.size < 2 * BLOCK_SIZE:
         return False
@@ -41,30 +42,6 @@ def split_remote(text: str) -> tuple[str | None, str]:
     match = _PATH.fullmatch(text)
     label, path = (match[1], match[2]) if match else ("", text)
     return label or None, "/" + path.lstrip("/")
-
-
-class FlashFile:
-    """A file as flash of ``size`` bytes, changed in memory. Follows `mpota.storage.Flash`."""
-
-    def __init__(self, image: FileImage, size: int) -> None:
-        self.size = size
-        self._image = image
-        self._data = bytearray(image.read(0, size))
-        self._end = image.end
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(self._data[offset : offset + size]).ljust(size, b"\xff")
-
-    def erase(self, offset: int, size: int) -> None:
-        self._data[offset : offset + size] = b"\xff" * size
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._data[offset : offset + len(data)] = data
-        self._end = max(self._end, offset + len(data))
-
-    def to_bytes(self) -> bytes:
-        """The bytes of the file: as long as it was, or up to the last byte written."""
-        return bytes(self._data[self._image.base : self._end])
 
 
 class Volumes:
@@ -147,9 +124,10 @@ def open_volumes(
     if output is not None:
         check_output(output, (path,), force=force)
     data = read_file(path)
-    volumes, flash = _in_file(data, path.name, table_offset)
+    image, volumes, flash = _in_file(data, path.name, table_offset)
     yield volumes
-    changed = flash.to_bytes()
+    # As long as it was, or up to the last byte written.
+    changed = flash.read(image.base, max(image.end, flash.written_end) - image.base)
     if output is not None:
         write_file(output, changed)
     elif changed != data:
@@ -158,16 +136,18 @@ def open_volumes(
         write_file(path, changed)
 
 
-def _in_file(data: bytes, name: str, table_offset: int) -> tuple[Volumes, FlashFile]:
+def _in_file(data: bytes, name: str, table_offset: int) -> tuple[FileImage, Volumes, MemoryFlash]:
+    """A file, the file systems in it, and the flash in memory that they change."""
     if is_littlefs(data[: 2 * BLOCK_SIZE]):
         # A file system by itself, as `mpota fs build` and `mpota extract` make it.
-        flash = FlashFile(FileImage(0, data), len(data))
+        image = FileImage(0, data)
+        flash = MemoryFlash(image, len(data))
         whole = Partition(VFS, DATA, FAT_SUBTYPE, 0, len(data))
-        return Volumes(name, flash, (whole,)), flash
+        return image, Volumes(name, flash, (whole,)), flash
     image = FileImage(find_base(data, name), data)
     firmware = Firmware.from_flash(image, name, table_offset)
     size = max(firmware.flash_size, image.end)
     if size > MAX_FILE_SIZE:
         raise MpotaError(f"{name}: a flash of {size:,} bytes, {MAX_FILE_SIZE:,} are the limit")
-    flash = FlashFile(image, size)
-    return Volumes.of_firmware(firmware, flash), flash
+    flash = MemoryFlash(image, size)
+    return image, Volumes.of_firmware(firmware, flash), flash

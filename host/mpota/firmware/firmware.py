@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from mpota.errors import MpotaError
 from mpota.firmware.layout import Layout
@@ -35,27 +34,13 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
+from mpota.storage import FlashContents
 from mpota.storage.file import FileImage, read_file
 from mpota.units import SECTOR_SIZE, KiB, align_up
 
 _MAX_CSV_SIZE = 64 * KiB
 _DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
 _TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
-
-
-class FlashReader(Protocol):
-    """What a firmware is read from."""
-
-    @property
-    def base(self) -> int:
-        """The first flash address that there is something known of."""
-
-    @property
-    def end(self) -> int:
-        """The first flash address behind all that is known."""
-
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from flash address ``offset``; 0xFF where nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ class Firmware:
     """
 
     name: str
-    flash: FlashReader = field(repr=False)
+    flash: FlashContents = field(repr=False)
     bootloader: Image = field(repr=False)
     table: PartitionTable
     table_offset: int = DEFAULT_TABLE_OFFSET
@@ -122,7 +107,7 @@ class Firmware:
 
     @classmethod
     def from_flash(
-        cls, flash: FlashReader, name: str, table_offset: int = DEFAULT_TABLE_OFFSET
+        cls, flash: FlashContents, name: str, table_offset: int = DEFAULT_TABLE_OFFSET
     ) -> Firmware:
         """The firmware in ``flash``, which may be the flash of a board.
 
@@ -316,7 +301,7 @@ def is_app_image(data: bytes) -> bool:
     return data[:1] == bytes([IMAGE_MAGIC]) and find_app_desc(data) is not None
 
 
-def _read_bootloader(flash: FlashReader, name: str, table_offset: int) -> Image:
+def _read_bootloader(flash: FlashContents, name: str, table_offset: int) -> Image:
     for chip in CHIPS:
         if flash.base > chip.bootloader_offset:
             continue
@@ -339,7 +324,7 @@ def _read_bootloader(flash: FlashReader, name: str, table_offset: int) -> Image:
     raise MpotaError(f"{name}: no bootloader where a chip has it")
 
 
-def _read_table(flash: FlashReader, name: str, table_offset: int) -> PartitionTable:
+def _read_table(flash: FlashContents, name: str, table_offset: int) -> PartitionTable:
     data = flash.read(table_offset, TABLE_SIZE)
     try:
         table = PartitionTable.from_bytes(data)
@@ -354,7 +339,7 @@ def _read_table(flash: FlashReader, name: str, table_offset: int) -> PartitionTa
     return table
 
 
-def _find_table_hint(flash: FlashReader) -> str | None:
+def _find_table_hint(flash: FlashContents) -> str | None:
     for offset in range(0, min(_TABLE_SEARCH_END, flash.end), SECTOR_SIZE):
         try:
             PartitionTable.from_bytes(flash.read(offset, TABLE_SIZE))

@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Change
-from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, Step, carry_out, make_plan
-from mpota.formats.chips import Chip
+from mpota.flashing.plan import BOOTLOADER, TABLE, Plan, Step, carry_out, make_plan
+from mpota.storage.board import BoardFlash
 from mpota.storage.file import replacing
 from mpota.storage.ports import format_mac
 from mpota.units import SECTOR_SIZE, MiB, format_flash_size
@@ -104,7 +104,7 @@ class Backup:
                 archive.writestr(_member("after", index, area.offset), area.after)
 
     @classmethod
-    def load(cls, path: Path, board: Board, *, is_own: bool = False) -> Backup:
+    def load(cls, path: Path, board: BoardFlash, *, is_own: bool = False) -> Backup:
         """The backup of ``board`` in a file; ``is_own``: only if this user wrote it.
 
         Raises UsageError if the file cannot be read, MpotaError if it is no backup, or that of
@@ -140,7 +140,7 @@ class Backup:
         except _DAMAGE as error:
             raise MpotaError(f"'{path}' is no backup of mpota's, or damaged: {error}") from None
 
-    def check_board(self, board: Board) -> None:
+    def check_board(self, board: BoardFlash) -> None:
         """Raises MpotaError if this is the backup of another board."""
         if (self.chip, self.mac, self.flash_size) != (board.chip.name, board.mac, board.size):
             raise MpotaError(
@@ -149,7 +149,7 @@ class Backup:
                 f"{board.chip.name}, {format_mac(board.mac)}, {format_flash_size(board.size)}"
             )
 
-    def plan_undo(self, board: Board) -> Plan:
+    def plan_undo(self, board: BoardFlash) -> Plan:
         """The way back: contents first, then table and bootloader, in the opposite order."""
         changes = [
             Change(area.offset, area.size, area.what, area.before) for area in reversed(self.areas)
@@ -158,19 +158,8 @@ class Backup:
         return make_plan(board, changes, table_offset=self.table_offset, must_boot=False)
 
 
-class Board(LiveFlash, Protocol):
-    """What tells one board from another (`mpota.storage.board.BoardFlash`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def chip(self) -> Chip: ...
-    @property
-    def mac(self) -> str: ...
-
-
 def change_with_backup(
-    board: Board, plan: Plan, path: Path, change: str, table_offset: int
+    board: BoardFlash, plan: Plan, path: Path, change: str, table_offset: int
 ) -> None:
     """Save what ``plan`` will overwrite to ``path``, then carry the plan out.
 
@@ -188,7 +177,7 @@ def change_with_backup(
     close_journal(unfinished)
 
 
-def load_journal(board: Board, unfinished: Path, change: str) -> Backup:
+def load_journal(board: BoardFlash, unfinished: Path, change: str) -> Backup:
     """What is left to do of a change that was interrupted; `finish` does it.
 
     Raises MpotaError if this user has not written it, for another ``change`` or another board, and
@@ -210,7 +199,7 @@ def load_journal(board: Board, unfinished: Path, change: str) -> Backup:
     return backup
 
 
-def finish(board: Board, backup: Backup, unfinished: Path) -> Path:
+def finish(board: BoardFlash, backup: Backup, unfinished: Path) -> Path:
     """Do what is left of a change; what is written already is left alone.
 
     Returns the backup's final path.
@@ -329,7 +318,7 @@ def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return data
 
 
-def _is_known(board: Board, step: Step) -> bool:
+def _is_known(board: BoardFlash, step: Step) -> bool:
     """Whether most of what stands there is what the change found or made, by some of its sectors.
 
     The program on the board may have run meanwhile, and have changed a little.

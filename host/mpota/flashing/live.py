@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from mpota.bootloader.check import check_flash, require_app
 from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
@@ -15,24 +14,15 @@ from mpota.edit.contents import content_changes
 from mpota.edit.keep import kept_files
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change, Difference, changes_for, differences
-from mpota.firmware.firmware import App, Firmware, FlashReader
+from mpota.firmware.firmware import App, Firmware
 from mpota.firmware.layout import Edits, Layout, unlisted_vfs
-from mpota.flashing.plan import BOOTLOADER, TABLE, LiveFlash, Plan, make_plan, order_changes
-from mpota.formats.chips import Chip
+from mpota.flashing.plan import BOOTLOADER, TABLE, Plan, make_plan, order_changes
 from mpota.formats.littlefs import Superblock
 from mpota.formats.nvs import LOADED_STATES
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
+from mpota.storage.board import BoardFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
-
-
-class Board(LiveFlash, FlashReader, Protocol):
-    """A live board's flash (`mpota.storage.board.BoardFlash`); ``name`` is its port."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def chip(self) -> Chip: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class LiveChange:
 
 
 def plan_resize(
-    board: Board, firmware: Firmware, edits: Edits, *, keep_files: bool = True
+    board: BoardFlash, firmware: Firmware, edits: Edits, *, keep_files: bool = True
 ) -> LiveChange:
     """Another table or flash size for the firmware on a board; the app that boots stays the one.
 
@@ -75,7 +65,7 @@ def plan_resize(
     return LiveChange(summary, plan, rows, tuple(_resize_notes(firmware, rows)))
 
 
-def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
+def plan_write(board: BoardFlash, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
     """Bytes into partitions by label, or a new bootloader under the name ``bootloader``.
 
     Raises MpotaError as `mpota.edit.contents.write_contents` does, and if the board would not boot.
@@ -86,7 +76,7 @@ def plan_write(board: Board, firmware: Firmware, contents: Mapping[str, bytes]) 
 
 
 def plan_erase(
-    board: Board, firmware: Firmware, labels: Sequence[str], *, force: bool = False
+    board: BoardFlash, firmware: Firmware, labels: Sequence[str], *, force: bool = False
 ) -> LiveChange:
     """Partitions made blank, MicroPython's own ``vfs`` behind the table among them.
 
@@ -100,7 +90,7 @@ def plan_erase(
 
 
 def plan_ota(
-    board: Board, firmware: Firmware, app: App, *, is_confirmed: bool = False
+    board: BoardFlash, firmware: Firmware, app: App, *, is_confirmed: bool = False
 ) -> LiveChange:
     """An OTA update: ``app`` into the slot behind the one that boots, then otadata.
 
@@ -123,7 +113,7 @@ def plan_ota(
     return LiveChange(f"{slot.label}: {app.size:,} bytes", plan)
 
 
-def plan_boot(board: Board, firmware: Firmware, label: str) -> LiveChange:
+def plan_boot(board: BoardFlash, firmware: Firmware, label: str) -> LiveChange:
     """The app partition ``label`` selected, as ``Partition.set_boot()`` does.
 
     Raises MpotaError if there is none, or the bootloader would not start it.
@@ -139,7 +129,7 @@ def plan_boot(board: Board, firmware: Firmware, label: str) -> LiveChange:
     return LiveChange(f"boot '{label}'", plan)
 
 
-def plan_mark(board: Board, firmware: Firmware, state: OtaState) -> LiveChange:
+def plan_mark(board: BoardFlash, firmware: Firmware, state: OtaState) -> LiveChange:
     """What otadata selects marked VALID or INVALID.
 
     Raises MpotaError if nothing is selected, or nothing would boot.
@@ -149,7 +139,7 @@ def plan_mark(board: Board, firmware: Firmware, state: OtaState) -> LiveChange:
 
 
 def plan_flash(
-    board: Board, firmware: Firmware, *, keeps_data: bool = True, force: bool = False
+    board: BoardFlash, firmware: Firmware, *, keeps_data: bool = True, force: bool = False
 ) -> LiveChange:
     """A firmware file onto a board: bootloader, table, apps, and otadata as in the file.
 
@@ -175,7 +165,7 @@ def plan_flash(
     )
 
 
-def check_flashable(board: Board, firmware: Firmware, *, force: bool = False) -> None:
+def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = False) -> None:
     """Raises MpotaError for another chip, a flash that is too small, or a firmware that would not
     boot (unless ``force``)."""
     if firmware.chip != board.chip:
@@ -217,7 +207,7 @@ def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
     return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
 
 
-def _kept_nvs(board: Board, layout: Layout) -> dict[str, bytes]:
+def _kept_nvs(board: BoardFlash, layout: Layout) -> dict[str, bytes]:
     """The contents of an nvs that changes its size, where what is used of it fits."""
     kept = {}
     for new in layout.table:
@@ -259,7 +249,7 @@ def _resize_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[st
         )
 
 
-def _live_range(board: Board, firmware: Firmware) -> tuple[int, int]:
+def _live_range(board: BoardFlash, firmware: Firmware) -> tuple[int, int]:
     """The place of the app that boots now."""
     running = boots_next(firmware, board.size)
     if running is None:
@@ -273,7 +263,7 @@ def _live_range(board: Board, firmware: Firmware) -> tuple[int, int]:
 # --- flash ---------------------------------------------------------------------------------------
 
 
-def _firmware_on(board: Board, table_offset: int) -> Firmware | None:
+def _firmware_on(board: BoardFlash, table_offset: int) -> Firmware | None:
     try:
         return Firmware.from_flash(board, board.name, table_offset)
     except MpotaError:
@@ -288,7 +278,7 @@ def _app_changes(firmware: Firmware) -> Iterator[Change]:
 
 
 def _data_changes(
-    board: Board, firmware: Firmware, old: Firmware | None, *, keeps_data: bool
+    board: BoardFlash, firmware: Firmware, old: Firmware | None, *, keeps_data: bool
 ) -> Iterator[Change]:
     """What the file has bytes for; blanks where the board holds something that does not belong."""
     for partition in _data_partitions(firmware.table, board.size):
@@ -316,14 +306,14 @@ def _data_partitions(table: PartitionTable, flash_size: int) -> Iterator[Partiti
         yield unlisted
 
 
-def _is_kept(board: Board, partition: Partition, old: Firmware | None) -> bool:
+def _is_kept(board: BoardFlash, partition: Partition, old: Firmware | None) -> bool:
     if old is None:
         # After a `flash` that was interrupted the table may be gone, but not the data.
         return _holds_own_content(board, partition)
     return partition in _data_partitions(old.table, board.size)
 
 
-def _holds_own_content(board: Board, partition: Partition) -> bool:
+def _holds_own_content(board: BoardFlash, partition: Partition) -> bool:
     """Whether what stands there looks like an nvs or a file system made for this partition."""
     head = board.read(partition.offset, SECTOR_SIZE)
     if (partition.type, partition.subtype) == (DATA, DATA_NVS):
@@ -334,7 +324,7 @@ def _holds_own_content(board: Board, partition: Partition) -> bool:
     return head[510:512] == b"\x55\xaa"
 
 
-def _flash_notes(board: Board, firmware: Firmware, changes: Iterable[Change]) -> Iterator[str]:
+def _flash_notes(board: BoardFlash, firmware: Firmware, changes: Iterable[Change]) -> Iterator[str]:
     if firmware.flash_size < board.size:
         yield (
             f"the firmware uses {format_flash_size(firmware.flash_size)} of "

@@ -9,26 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
 
 from mpota.bootloader.boot import BootResult, boot
 from mpota.errors import MpotaError
 from mpota.firmware.changes import Change
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
+from mpota.storage import ReadOnlyFlash
+from mpota.storage.board import BoardFlash
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE
 
 TABLE = "partition table"  # the names of `mpota.firmware.changes`
 BOOTLOADER = "bootloader"
-
-
-class LiveFlash(Protocol):
-    """What a plan needs of a board (`mpota.storage.board.BoardFlash`)."""
-
-    @property
-    def size(self) -> int: ...
-    def read(self, offset: int, size: int) -> bytes: ...
-    def program(self, offset: int, data: bytes, what: str = "") -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ class Plan:
 
 
 def make_plan(
-    flash: LiveFlash,
+    flash: ReadOnlyFlash,
     changes: Iterable[Change],
     *,
     table_offset: int = DEFAULT_TABLE_OFFSET,
@@ -133,42 +125,13 @@ def order_changes(changes: Iterable[Change], live: tuple[int, int], *, grows: bo
     return sorted(changes, key=rank)
 
 
-def carry_out(flash: LiveFlash, steps: Iterable[Step]) -> bool:
+def carry_out(flash: BoardFlash, steps: Iterable[Step]) -> bool:
     """Write what is not there yet; every step is verified. False: all was there already."""
     results = [flash.program(step.offset, step.after, step.what) for step in steps]
     return any(results)
 
 
-class Overlay:
-    """A flash as it will be: ``flash`` with ``pieces`` (offset, data) laid over it in order."""
-
-    base = 0
-
-    def __init__(self, flash: LiveFlash, pieces: Sequence[tuple[int, bytes]]) -> None:
-        self._flash = flash
-        self._pieces = pieces
-        self.size = self.end = flash.size
-
-    def read(self, offset: int, size: int) -> bytes:
-        covers = [p for p in self._pieces if p[0] < offset + size and p[0] + len(p[1]) > offset]
-        # A piece that covers all of it hides what is below, which then need not be read.
-        for start, data in reversed(covers):
-            if start <= offset and offset + size <= start + len(data):
-                below = data[offset - start : offset - start + size]
-                covers = covers[covers.index((start, data)) + 1 :]
-                break
-        else:
-            below = self._flash.read(offset, size)
-        if not covers:
-            return below
-        result = bytearray(below)
-        for start, data in covers:
-            first, last = max(start, offset), min(start + len(data), offset + size)
-            result[first - offset : last - offset] = data[first - start : last - start]
-        return bytes(result)
-
-
-def _area(flash: LiveFlash, change: Change) -> Step:
+def _area(flash: ReadOnlyFlash, change: Change) -> Step:
     before = flash.read(change.offset, change.size)
     return Step(change.what, change.offset, before, change.data.ljust(change.size, b"\xff"))
 
@@ -204,9 +167,11 @@ def _erased(step: Step, start: int, end: int) -> Step:
     return Step(step.what, step.offset + start, b"", b"\xff" * (end - start))
 
 
-def _boot(flash: LiveFlash, steps: Sequence[Step], table_offset: int) -> BootResult:
-    overlay = Overlay(flash, [(step.offset, step.after) for step in steps])
-    return boot(MemoryFlash(overlay, flash.size), table_offset=table_offset)
+def _boot(flash: ReadOnlyFlash, steps: Sequence[Step], table_offset: int) -> BootResult:
+    future = MemoryFlash(flash, flash.size)
+    for step in steps:
+        future.replace(step.offset, step.after)
+    return boot(future, table_offset=table_offset)
 
 
 def _label(result: BootResult) -> str | None:

@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from mpota.bootloader.check import Slot, check_flash
 from mpota.bootloader.slots import boots_next
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware.firmware import Firmware, FlashReader, is_app_image, read_app
+from mpota.firmware.firmware import Firmware, is_app_image, read_app
 from mpota.flashing.compare import Comparison, compare
 from mpota.flashing.plan import BOOTLOADER, TABLE
 from mpota.formats.image import Image
 from mpota.formats.partition_table import DATA_NVS, PartitionTable
+from mpota.storage.board import BoardFlash
 from mpota.units import format_flash_size
 
 _TABLE_NAMES = (TABLE, "partition-table", "table")
-
-
-class Board(FlashReader, Protocol):
-    """What is read back (`mpota.storage.board.BoardFlash`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    def is_equal(self, offset: int, data: bytes) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Verified:
         }
 
 
-def verify(board: Board, regions: list[Region], table_offset: int) -> tuple[Verified, ...]:
+def verify(board: BoardFlash, regions: list[Region], table_offset: int) -> tuple[Verified, ...]:
     """Compare by MD5 first; only what differs is read. Raises MpotaError behind the flash's end."""
     slots: dict[int, Slot] = {}
     results = []
@@ -90,7 +81,7 @@ def verify(board: Board, regions: list[Region], table_offset: int) -> tuple[Veri
 
 
 def find_regions(
-    board: Board, data: bytes, name: str, partition: str | None, table_offset: int
+    board: BoardFlash, data: bytes, name: str, partition: str | None, table_offset: int
 ) -> list[Region]:
     """What of a file belongs where on the board.
 
@@ -122,7 +113,7 @@ def find_regions(
 
 
 def _app_region(
-    board: Board, data: bytes, name: str, partition: str | None, table_offset: int
+    board: BoardFlash, data: bytes, name: str, partition: str | None, table_offset: int
 ) -> Region:
     with suppress(MpotaError):  # of a file that is damaged all is compared
         data = read_app(data, name).to_bytes()
@@ -136,7 +127,7 @@ def _app_region(
     return Region(slot.label, slot.offset, data)
 
 
-def _offset_of(board: Board, partition: str, table_offset: int) -> int:
+def _offset_of(board: BoardFlash, partition: str, table_offset: int) -> int:
     firmware = Firmware.from_flash(board, board.name, table_offset)
     if partition == BOOTLOADER and firmware.table.find(partition) is None:
         return firmware.chip.bootloader_offset

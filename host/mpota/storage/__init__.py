@@ -5,15 +5,35 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Flash(Protocol):
-    """The few verbs of NOR flash. Offsets are flash addresses, in bytes."""
+class Reader(Protocol):
+    """Bytes at flash addresses."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``; 0xFF where nothing is known."""
+
+
+class FlashContents(Reader, Protocol):
+    """What a firmware is read from: a file knows a part of the flash, a board all of it."""
+
+    @property
+    def base(self) -> int:
+        """The first flash address that there is something known of."""
+
+    @property
+    def end(self) -> int:
+        """The first flash address behind all that is known."""
+
+
+class ReadOnlyFlash(Reader, Protocol):
+    """A flash chip as the bootloader takes it."""
 
     @property
     def size(self) -> int:
         """Bytes of flash."""
 
-    def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``."""
+
+class Flash(ReadOnlyFlash, Protocol):
+    """The few verbs of NOR flash. Offsets are flash addresses, in bytes."""
 
     def erase(self, offset: int, size: int) -> None:
         """Set whole sectors to 0xFF; offset and size are multiples of 4 KiB."""

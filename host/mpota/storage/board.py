@@ -48,7 +48,7 @@ def quiet(description: str, total: int, /) -> AbstractContextManager[Callable[[i
 
 
 class BoardFlash:
-    """A board's flash. Follows `mpota.storage.Flash`, and is a firmware's `FlashReader`.
+    """A board's flash. Follows `mpota.storage.Flash` and `mpota.storage.FlashContents`.
 
     ``name`` is the port, ``mac`` the chip's in hex. What was read once is kept; blank flash is
     recognised by its MD5 and never read.

@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
 
-from mpota.units import SECTOR_SIZE
-
-
-class _Reader(Protocol):
-    def read(self, offset: int, size: int) -> bytes: ...
+from mpota.storage import Reader
+from mpota.units import SECTOR_SIZE, align_down
 
 
 class MemoryFlash:
     """``size`` bytes of flash whose contents are ``reader``'s until they are written here.
 
-    Offsets out of range read as 0xFF. Follows `mpota.storage.Flash`.
+    Follows `mpota.storage.Flash`. What is written over is never asked of ``reader``;
+    ``written_end`` is the first address behind all that was written, 0 at first.
     """
 
-    def __init__(self, reader: _Reader, size: int) -> None:
+    def __init__(self, reader: Reader, size: int) -> None:
         self.size = size
+        self.written_end = 0
         self._reader = reader
-        self._sectors: dict[int, bytearray] = {}
+        self._sectors: dict[int, bytes] = {}
 
     def read(self, offset: int, size: int) -> bytes:
-        data = bytearray(self._reader.read(offset, size))
-        for start, sector in self._sectors.items():
-            first, last = max(start, offset), min(start + SECTOR_SIZE, offset + size)
-            if first < last:
-                data[first - offset : last - offset] = sector[first - start : last - start]
-        return bytes(data)
+        return b"".join(self._pieces(offset, offset + size))
+
+    def _pieces(self, offset: int, end: int) -> Iterator[bytes]:
+        below = offset  # from here to `start` nothing was written
+        for start in range(align_down(offset, SECTOR_SIZE), end, SECTOR_SIZE):
+            sector = self._sectors.get(start)
+            if sector is None:
+                continue
+            if below < start:
+                yield self._reader.read(below, start - below)
+            yield sector[max(0, offset - start) : end - start]
+            below = start + SECTOR_SIZE
+        if below < end:
+            yield self._reader.read(below, end - below)
 
     def erase(self, offset: int, size: int) -> None:
         for start in range(offset, offset + size, SECTOR_SIZE):
-            self._sectors[start] = bytearray(b"\xff" * SECTOR_SIZE)
+            self._sectors[start] = _BLANK
 
     def write(self, offset: int, data: bytes) -> None:
-        for index, value in enumerate(data, start=offset):
-            start = index - index % SECTOR_SIZE
-            if start not in self._sectors:
-                self._sectors[start] = bytearray(self._reader.read(start, SECTOR_SIZE))
-            self._sectors[start][index - start] &= value
+        for start, first, piece in _by_sector(offset, data):
+            new = (b"\xff" * first + piece).ljust(SECTOR_SIZE, b"\xff")
+            self._sectors[start] = _programmed(self.read(start, SECTOR_SIZE), new)
+        self.written_end = max(self.written_end, offset + len(data))
+
+    def replace(self, offset: int, data: bytes) -> None:
+        """Make ``data`` stand at ``offset``, whatever was there."""
+        for start, first, piece in _by_sector(offset, data):
+            if len(piece) < SECTOR_SIZE:
+                old = self.read(start, SECTOR_SIZE)
+                piece = old[:first] + piece + old[first + len(piece) :]
+            self._sectors[start] = piece
+        self.written_end = max(self.written_end, offset + len(data))
+
+
+def _by_sector(offset: int, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """``data`` in pieces: a sector's start, the place of the piece in it, and the piece."""
+    at = 0
+    while at < len(data):
+        start = align_down(offset + at, SECTOR_SIZE)
+        first = offset + at - start
+        piece = data[at : at + SECTOR_SIZE - first]
+        yield start, first, piece
+        at += len(piece)
+
+
+def _programmed(old: bytes, new: bytes) -> bytes:
+    """``old`` with the bits cleared that ``new`` has not."""
+    both = int.from_bytes(old, "little") & int.from_bytes(new, "little")
+    return both.to_bytes(len(old), "little")
+
+
+_BLANK = b"\xff" * SECTOR_SIZE
