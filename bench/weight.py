@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
-from mpota.filesystem.region import MemoryRegion
 from mpota.formats.bundle import Bundle, Member, write_tar
 from mpota.formats.manifest import Manifest
 from mpota.release.build import Content, bundle
@@ -109,7 +109,7 @@ def install(files: Mapping[str, bytes], app: bytes) -> Installed:
 def _used_size(content: bytes) -> int:
     """Bytes in blocks that the file system uses. (``os.statvfs`` counts directories twice.)"""
     vfs = next(p for p in plain.TABLE.partitions if p.label == "vfs")
-    return FileSystem(MemoryRegion(vfs.size, content[vfs.offset : vfs.end])).usage().used_size
+    return FileSystem(MemoryDevice(vfs.size, content[vfs.offset : vfs.end])).usage().used_size
 
 
 def _run(board: Board, script: str | None, timeout_s: float = 120) -> Run:

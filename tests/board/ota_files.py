@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import boards
 import old_package
+from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
-from mpota.filesystem.region import MemoryRegion
 from mpota.formats.partition_table import Partition
 from mpota.mpy_cross import MpyFormat
 from mpota.release.ota_package import package
@@ -29,7 +29,7 @@ def new_files(*parts: str) -> dict[str, bytes]:
 
 def put(flash: bytes, files: Mapping[str, bytes], vfs: Partition = VFS) -> bytes:
     """The content of a flash with more files in its file system."""
-    region = MemoryRegion(vfs.size, flash[vfs.offset : vfs.end])
+    region = MemoryDevice(vfs.size, flash[vfs.offset : vfs.end])
     file_system = FileSystem(region)
     with file_system.writing() as writer:
         for path in sorted({"/".join(path.split("/")[:n]) for path in files for n in (2, 3, 4)}):
@@ -42,7 +42,7 @@ def put(flash: bytes, files: Mapping[str, bytes], vfs: Partition = VFS) -> bytes
 
 def tree(flash: bytes, folder: str, vfs: Partition = VFS) -> dict[str, bytes] | None:
     """The files in a folder of the board, None if there is no such folder."""
-    file_system = FileSystem(MemoryRegion(vfs.size, flash[vfs.offset : vfs.end]))
+    file_system = FileSystem(MemoryDevice(vfs.size, flash[vfs.offset : vfs.end]))
     entry = file_system.volume.find(folder)
     if entry is None:
         return None
@@ -59,6 +59,6 @@ def board_with(files: Mapping[str, bytes]) -> Board:
 
 def tree_names(flash: bytes, folder: str, vfs: Partition = VFS) -> list[str]:
     """The names of all that is in a folder of the board."""
-    file_system = FileSystem(MemoryRegion(vfs.size, flash[vfs.offset : vfs.end]))
+    file_system = FileSystem(MemoryDevice(vfs.size, flash[vfs.offset : vfs.end]))
     entry = file_system.volume.find(folder)
     return [child.name for child in entry.entries] if entry else []

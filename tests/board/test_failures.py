@@ -11,7 +11,7 @@ import boards
 import ota_board
 import pytest
 from boards import OTA_1
-from mpota.virtual.flash import Fault, FaultKind
+from mpota.virtual.flash import FaultKind, FlashFault
 from ota_board import (
     NEW,
     Connection,
@@ -254,7 +254,7 @@ def test_a_length_that_the_server_contradicts_is_refused_at_once(board, server):
 def test_a_sector_that_loses_bytes_once_is_written_again(board, server, block_size):
     server.answers["/app.bin"] = answer(NEW)
     at = OTA_1.offset + 0x12345
-    board.flash.inject(Fault(FaultKind.LOST, at, 3, times=1))
+    board.flash.inject(FlashFault(FaultKind.LOST, at, 3, times=1))
     more = f", block_size={block_size}"
     assert output(board, try_update(server.url("/app.bin"), more)) == f"wrote {len(NEW)}\n"
     assert slot_content(board, len(NEW)) == NEW
@@ -264,7 +264,7 @@ def test_a_sector_that_loses_bytes_once_is_written_again(board, server, block_si
 @pytest.mark.parametrize("block_size", [4096, 65536])
 def test_flash_that_goes_on_losing_bytes_is_named(board, server, block_size):
     at = OTA_1.offset + 0x12345
-    board.flash.inject(Fault(FaultKind.ZEROED, at, 3))
+    board.flash.inject(FlashFault(FaultKind.ZEROED, at, 3))
     printed, _ = fail(board, server, answer(NEW), f", block_size={block_size}")
     assert printed == (
         "flash: flash lost 3 bytes of ota_1, twice, at offset 0x12345, 0x12346, 0x12347\n"
@@ -272,7 +272,7 @@ def test_flash_that_goes_on_losing_bytes_is_named(board, server, block_size):
 
 
 def test_without_verify_set_boot_still_refuses_what_flash_lost(board, server):
-    board.flash.inject(Fault(FaultKind.ZEROED, OTA_1.offset + 0x12345, 3))
+    board.flash.inject(FlashFault(FaultKind.ZEROED, OTA_1.offset + 0x12345, 3))
     printed, _ = fail(board, server, answer(NEW), ", verify=False")
     assert printed.startswith("not-bootable: ")
 

@@ -9,9 +9,9 @@ from mpota.errors import MpotaError, UsageError
 from mpota.virtual.flash import (
     Cut,
     CutMode,
-    Fault,
     FaultKind,
     FlashError,
+    FlashFault,
     Operation,
     PowerCut,
     VirtualFlash,
@@ -188,7 +188,7 @@ def test_the_power_is_back_after_a_cut(flash):
 
 
 def test_lost_bytes_stay_as_they_were_and_the_rest_arrives(flash):
-    flash.inject(Fault(FaultKind.LOST, 0x1010, 3, times=1))
+    flash.inject(FlashFault(FaultKind.LOST, 0x1010, 3, times=1))
     flash.write(0x1000, b"\x11" * 32)
     assert flash.read(0x1000, 32) == b"\x11" * 16 + b"\xff" * 3 + b"\x11" * 13
     flash.erase(0x1000, 0x1000)
@@ -197,7 +197,7 @@ def test_lost_bytes_stay_as_they_were_and_the_rest_arrives(flash):
 
 
 def test_a_fault_strikes_only_what_touches_it(flash):
-    flash.inject(Fault(FaultKind.ZEROED, 0x1010, times=1))
+    flash.inject(FlashFault(FaultKind.ZEROED, 0x1010, times=1))
     flash.write(0x1000, b"\x11" * 16)
     assert flash.read(0x1000, 16) == b"\x11" * 16
     flash.write(0x1010, b"\x11" * 2)
@@ -205,8 +205,8 @@ def test_a_fault_strikes_only_what_touches_it(flash):
 
 
 def test_bits_stuck_at_0_survive_an_erase_and_at_1_a_write(flash):
-    flash.inject(Fault(FaultKind.STUCK_AT_0, 0x2000, mask=0x80))
-    flash.inject(Fault(FaultKind.STUCK_AT_1, 0x2001, mask=0x01))
+    flash.inject(FlashFault(FaultKind.STUCK_AT_0, 0x2000, mask=0x80))
+    flash.inject(FlashFault(FaultKind.STUCK_AT_1, 0x2001, mask=0x01))
     flash.erase(0x2000, 0x1000)
     assert flash.read(0x2000, 2) == b"\x7f\xff"
     flash.write(0x2000, b"\x00\x00")
@@ -214,7 +214,7 @@ def test_bits_stuck_at_0_survive_an_erase_and_at_1_a_write(flash):
 
 
 def test_a_healed_chip_has_no_faults(flash):
-    flash.inject(Fault(FaultKind.ZEROED, 0))
+    flash.inject(FlashFault(FaultKind.ZEROED, 0))
     flash.heal()
     flash.write(0, b"\x11")
     assert flash.read(0, 1) == b"\x11"
@@ -249,7 +249,7 @@ def test_a_snapshot_can_be_restored_whatever_was_programmed(flash):
     content = flash.snapshot()
     flash.write(0, b"\x00" * 10)
     flash.cut = Cut(7, CutMode.TORN)
-    flash.inject(Fault(FaultKind.ZEROED, 0))
+    flash.inject(FlashFault(FaultKind.ZEROED, 0))
     flash.restore(content)
     assert flash.snapshot() == content
     assert (flash.operations, flash.cut) == ([], None)

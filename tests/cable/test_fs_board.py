@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cable_boards import CHIP, OLD_APP, SINGLE, firmware
+from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build
-from mpota.filesystem.region import MemoryRegion
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
@@ -43,7 +43,7 @@ def on_board(plug_in, mpota):
 
 def files_on(flash: VirtualFlash, offset: int = VFS.offset) -> dict[str, bytes]:
     image = flash.snapshot()[offset:]
-    file_system = FileSystem(MemoryRegion(len(image), image))
+    file_system = FileSystem(MemoryDevice(len(image), image))
     assert file_system.check() == ()
     walk = file_system.volume.walk()
     return {path: file_system.read(path) for path, entry in walk if not entry.is_dir}

@@ -11,7 +11,8 @@ from types import MappingProxyType
 import pytest
 from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota.bootloader.boot import boot
-from mpota.filesystem.littlefs import FileSystem, MemoryRegion, build
+from mpota.filesystem.block_device import MemoryDevice
+from mpota.filesystem.littlefs import FileSystem, build
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
 from mpota.formats.chips import CHIPS
@@ -19,7 +20,7 @@ from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual import rom_chips
-from mpota.virtual.flash import Fault, FaultKind, VirtualFlash
+from mpota.virtual.flash import FaultKind, FlashFault, VirtualFlash
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_flash_refuses_what_would_not_boot(plug_in, mpota, tmp_path, merged):
 @pytest.mark.parametrize("kind", [FaultKind.ZEROED, FaultKind.LOST])
 def test_flash_that_does_not_keep_its_bytes_is_named(plug_in, mpota, merged, kind):
     cable = plug_in(chip=CHIP, size=2 * MiB)
-    cable.flash.inject(Fault(kind, 0x12345, mask=0xFF))
+    cable.flash.inject(FlashFault(kind, 0x12345, mask=0xFF))
     output = mpota("flash", merged(), cable.path, exit_code=1)
     assert "flash does not keep what is written to it" in output
     assert f"0x12345: {'0xff' if kind is FaultKind.LOST else '0x00'} instead of" in output
@@ -191,7 +192,7 @@ def test_flash_that_does_not_keep_its_bytes_is_named(plug_in, mpota, merged, kin
 
 def test_a_write_that_fails_once_is_repeated(plug_in, mpota, merged):
     cable = plug_in(chip=CHIP, size=2 * MiB)
-    cable.flash.inject(Fault(FaultKind.LOST, 0x12345, times=1))
+    cable.flash.inject(FlashFault(FaultKind.LOST, 0x12345, times=1))
     mpota("flash", merged(), cable.path)
     assert boots(cable) == "factory"
 
@@ -386,7 +387,7 @@ def test_verify_explains_a_resize(board, mpota, merged):
 
 def files_in(flash: VirtualFlash, partition) -> dict[str, bytes]:
     data = flash.read(partition.offset, partition.size)
-    files = FileSystem(MemoryRegion(partition.size, data))
+    files = FileSystem(MemoryDevice(partition.size, data))
     return {path: files.read(path) for path in ("/main.py", "/lib/settings.json")}
 
 

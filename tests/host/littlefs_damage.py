@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import littlefs
 from mpota.errors import MpotaError
+from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, Writer, migrate
-from mpota.filesystem.region import MemoryRegion
 from mpota.formats.littlefs import Entry
 
 BLOCK = 4096
@@ -271,7 +271,7 @@ def main(first: int, last: int) -> None:
         outcome = "refused"
         faulthandler.dump_traceback_later(30, exit=True)
         with suppress(MpotaError):
-            file_system = FileSystem(MemoryRegion(len(data), bytes(data)))
+            file_system = FileSystem(MemoryDevice(len(data), bytes(data)))
             outcome = "damaged" if file_system.check() else "intact"
             for path, entry in file_system.volume.walk():
                 with suppress(MpotaError):

@@ -14,8 +14,8 @@ import littlefs_damage as damage
 import pytest
 from firmware_files import TABLE, assert_refused, run, small_firmware
 from mpota.errors import MpotaError
+from mpota.filesystem.block_device import BlockDevice, MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build, migrate
-from mpota.filesystem.region import MemoryRegion, Region
 from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import DATA, Partition, PartitionTable
 from mpota.units import KiB, MiB
@@ -123,7 +123,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 
 
 def files_in(image: bytes) -> dict[str, bytes]:
-    file_system = FileSystem(MemoryRegion(len(image), image))
+    file_system = FileSystem(MemoryDevice(len(image), image))
     assert file_system.check() == ()
     walk = file_system.volume.walk()
     return {path: file_system.read(path) for path, entry in walk if not entry.is_dir}
@@ -188,12 +188,12 @@ def test_grow_serves_micropython_also_where_the_superblock_has_copies(on_micropy
     fs.mount()
     fs.fs_grow(len(room) // 4096)
     assert on_micropython(bytes(buffer), "print('mounted')")[0] == "OSError 22\n"
-    half_grown = FileSystem(MemoryRegion(len(room), bytes(buffer)))
+    half_grown = FileSystem(MemoryDevice(len(room), bytes(buffer)))
     assert "another size" in half_grown.check()[0]
     half_grown.grow()
     assert half_grown.check() == ()
 
-    region = MemoryRegion(len(room), room)
+    region = MemoryDevice(len(room), room)
     assert FileSystem(region).grow() == len(image)
     count = "print(len([d for p, d in tree('/') if d is not None]))"
     files = files_in(image)
@@ -203,7 +203,7 @@ def test_grow_serves_micropython_also_where_the_superblock_has_copies(on_micropy
 
 def test_migrate_to_less_keeps_files_and_times_or_says_what_they_take(on_micropython, sources):
     files = {path: data for path, data in files_of(sources).items() if len(data) < 5000}
-    region = MemoryRegion(1 * MiB)
+    region = MemoryDevice(1 * MiB)
     with FileSystem.format(region).writing() as writer:
         writer.mkdir("/lib")
         writer.mkdir("/lib/app")
@@ -443,7 +443,7 @@ def test_a_file_system_of_another_size_than_its_partition_is_said_and_grown(firm
 def test_from_a_damaged_file_system_the_rest_can_be_saved(firmware, sources, tmp_path):
     files = {"/lib": None, "/lib/good.py": b"good", "/big": bytes(9000), "/ok": b"k" * 5000}
     image = bytearray(build(files, 256 * KiB))
-    entry = FileSystem(MemoryRegion(len(image), bytes(image))).entry("/big")
+    entry = FileSystem(MemoryDevice(len(image), bytes(image))).entry("/big")
     image[entry.head * 4096 : entry.head * 4096 + 4] = b"\xf0\xff\xff\x7f"
     path = tmp_path / "vfs.img"
     path.write_bytes(image)
@@ -503,7 +503,7 @@ def test_what_a_power_cut_on_a_board_left_is_no_damage(seed):
                 with fs.open(path, "rb") as file:
                     expected[path] = file.read()
         assert files_in(state) == expected
-        region = MemoryRegion(len(state), state)
+        region = MemoryDevice(len(state), state)
         with FileSystem(region).writing() as writer:
             writer.write("/after", b"the cut")
         assert files_in(region.to_bytes()) == {**expected, "/after": b"the cut"}
@@ -548,7 +548,7 @@ def test_a_cut_in_any_write_leaves_every_file_as_it_was_or_as_it_will_be():
     while True:
         flash = CutFlash(image, cut)
         try:
-            with FileSystem(Region(flash, 0, flash.size)).writing() as writer:
+            with FileSystem(BlockDevice(flash, 0, flash.size)).writing() as writer:
                 writer.write("/lib/old.py", new["/lib/old.py"])
                 writer.write("/lib/new.py", new["/lib/new.py"])
                 writer.rename("/moved", "/lib/moved")

@@ -18,7 +18,7 @@ from mpota.storage.file import check_output
 from mpota.units import format_size
 
 
-class Options(NamedTuple):
+class ResizeOptions(NamedTuple):
     """The options of `mpota resize` that are for boards, or mean something else there."""
 
     baud: int
@@ -29,7 +29,7 @@ class Options(NamedTuple):
     yes: bool
 
 
-def resize_board(port: str, edits: Edits, words: str, options: Options) -> None:
+def resize_board(port: str, edits: Edits, words: str, options: ResizeOptions) -> None:
     """``words`` tell one change from another: a journal is gone on with only by its own."""
     with connected(port, options.baud) as board:
         journal = _find_journal(board, options.backup)
@@ -52,7 +52,7 @@ def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
     return None
 
 
-def _go_on(board: BoardFlash, journal: Path, words: str, options: Options) -> None:
+def _go_on(board: BoardFlash, journal: Path, words: str, options: ResizeOptions) -> None:
     saved = backups.load_journal(board, journal, words)
     report.say(f"{board.name}: '{words}' was interrupted, going on with {journal}")
     rows = [(step.what, f"{step.offset:#x}", format_size(step.size)) for step in saved.steps]
@@ -65,7 +65,7 @@ def _go_on(board: BoardFlash, journal: Path, words: str, options: Options) -> No
     report.say(f"done: all of it is written and verified; what it overwrote is in {path}")
 
 
-def _start(board: BoardFlash, edits: Edits, words: str, options: Options) -> None:
+def _start(board: BoardFlash, edits: Edits, words: str, options: ResizeOptions) -> None:
     path = options.backup or backups.default_path(Path(), board.mac)
     check_output(path)
     try:

@@ -34,9 +34,9 @@ def command(ctx: click.Context, plan: Path, as_json: bool, report_path: Path | N
     Boards are done in parallel; after as many failures as the plan allows no other begins. Run
     again, it does only what is missing. Exit code 1 if a board is not what the plan says.
     """
-    from mpota.push.deploy import Plan, deploy
+    from mpota.push.deploy import DeployPlan, deploy
 
-    results = deploy(Plan.open(plan), (lambda line: None) if as_json else report.say)
+    results = deploy(DeployPlan.open(plan), (lambda line: None) if as_json else report.say)
     document = _document(plan, results)
     if report_path is not None:
         write_file(report_path, json.dumps(document, indent=2).encode())

@@ -23,8 +23,8 @@ from mpota.commands._options import (
     table_offset_option,
 )
 from mpota.errors import MpotaError, UsageError
+from mpota.filesystem.block_device import is_blank
 from mpota.filesystem.littlefs import DISK_VERSION, FileSystem, build
-from mpota.filesystem.region import is_blank
 from mpota.filesystem.transfer import expand, get, local_files, make_directories, move, put, remove
 from mpota.filesystem.volumes import Volumes, open_volumes, split_remote
 from mpota.formats.littlefs import Entry

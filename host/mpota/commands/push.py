@@ -64,10 +64,10 @@ def command(
         send_file(package, lambda update, options: tcp.push(port, update, options), secret)
         return
     from mpota.push.repl import Session
-    from mpota.push.serial import Check, Options, Package, Tell, push
+    from mpota.push.serial import HealthCheck, Options, Package, Tell, push
 
     source = Package.open(package)
-    options = Options(Check.parse(check, check_timeout), settle, force)
+    options = Options(HealthCheck.parse(check, check_timeout), settle, force)
     show = (lambda text: None) if as_json else report.say
     with Session(port) as session, report.progress(source.name, len(source.data)) as progress:
         done = push(session, source, options, Tell(show, progress))

@@ -103,10 +103,10 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file", "a board's backup is --backup FILE")
-        from mpota.commands._resize_board import Options, resize_board
+        from mpota.commands._resize_board import ResizeOptions, resize_board
 
         words = " ".join(("resize", *done, *adds))
-        options = Options(baud, backup, table_offset, keep_files is not False, dry_run, yes)
+        options = ResizeOptions(baud, backup, table_offset, keep_files is not False, dry_run, yes)
         resize_board(str(firmware), edits, words, options)
         return
     target = output or beside(firmware, "-".join(("", *done)) + ".bin")

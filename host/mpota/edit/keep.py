@@ -46,7 +46,7 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
     """
     if not keep_files and firmware.flash.end <= firmware.table.end:
         return Kept()  # the table's own are blanked by the change of the table
-    from mpota.filesystem.region import MemoryRegion, is_blank
+    from mpota.filesystem.block_device import MemoryDevice, is_blank
 
     contents: dict[str, bytes] = {}
     changes: list[Change] = []
@@ -54,7 +54,7 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
         size = align_down(new.size, SECTOR_SIZE)
         data = firmware.read(old)[: align_down(old.size, SECTOR_SIZE)]
         name = f"{firmware.name}: partition '{old.label}'"
-        if is_blank(MemoryRegion(len(data), data, name)):
+        if is_blank(MemoryDevice(len(data), data, name)):
             continue
         try:
             fitted = _migrated(data, size, name) if keep_files else b""

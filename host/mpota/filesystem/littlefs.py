@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem.region import MemoryRegion, Region, is_blank
+from mpota.filesystem.block_device import BlockDevice, MemoryDevice, is_blank
 from mpota.formats.littlefs import (
     BLOCK_SIZE,
     MAGIC,
@@ -57,14 +57,14 @@ class FileSystem:
     and read as far as it goes: see `problems`.
     """
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: BlockDevice) -> None:
         self.region = region
         self._volume: Volume | None = None
         self._check_kind()
         self.volume  # noqa: B018 - the superblock is looked at now
 
     @classmethod
-    def format(cls, region: Region, disk_version: int = DISK_VERSION) -> FileSystem:
+    def format(cls, region: BlockDevice, disk_version: int = DISK_VERSION) -> FileSystem:
         """Make an empty littlefs in ``region``, whatever it holds."""
         if region.block_count < _MIN_BLOCKS:
             raise MpotaError(
@@ -247,7 +247,7 @@ class FileSystem:
 class Writer:
     """Operations on a mounted littlefs. Each raises MpotaError, and then has changed nothing."""
 
-    def __init__(self, mounted: Any, device: _Device, region: Region) -> None:
+    def __init__(self, mounted: Any, device: _Device, region: BlockDevice) -> None:
         self._mounted = mounted
         self._device = device
         self._region = region
@@ -332,10 +332,10 @@ def migrate(old: bytes, new_size: int, name: str = "file system") -> bytes:
     anew. Times and other attributes are kept. ``name`` is for messages. Raises MpotaError if
     ``old`` is no intact littlefs, or if the files do not fit.
     """
-    source = FileSystem(MemoryRegion(align_down(len(old), BLOCK_SIZE), old, name))
+    source = FileSystem(MemoryDevice(align_down(len(old), BLOCK_SIZE), old, name))
     source.require_intact(is_growing=True)
     size = source.superblock.size
-    region = MemoryRegion(align_down(new_size, BLOCK_SIZE), old[: min(size, new_size)], name)
+    region = MemoryDevice(align_down(new_size, BLOCK_SIZE), old[: min(size, new_size)], name)
     if size > region.size:
         return _rewritten(source, region.size, name)
     FileSystem(region).grow()
@@ -344,7 +344,7 @@ def migrate(old: bytes, new_size: int, name: str = "file system") -> bytes:
 
 def _rewritten(source: FileSystem, new_size: int, name: str) -> bytes:
     usage = source.usage()
-    region = MemoryRegion(new_size, name=name)
+    region = MemoryDevice(new_size, name=name)
     try:
         with FileSystem.format(region, source.superblock.version).writing() as writer:
             writer.set_attrs("/", source.volume.root.attrs)
@@ -373,7 +373,7 @@ def build(files: Mapping[str, bytes | None], size: int, disk_version: int = DISK
     """
     if size % BLOCK_SIZE:
         raise UsageError(f"size {size:#x} is not a multiple of {BLOCK_SIZE:#x}")
-    region = MemoryRegion(size)
+    region = MemoryDevice(size)
     with FileSystem.format(region, disk_version).writing() as writer:
         for path, data in files.items():
             if data is None:
@@ -396,7 +396,7 @@ class _Device:
     block is rewritten costs nothing that was there before.
     """
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: BlockDevice) -> None:
         self._region = region
         self._error: BaseException | None = None
 
@@ -429,7 +429,7 @@ class _Device:
             self._error = error
 
 
-def _config(region: Region, block_count: int, disk_version: int) -> tuple[LFSConfig, _Device]:
+def _config(region: BlockDevice, block_count: int, disk_version: int) -> tuple[LFSConfig, _Device]:
     from littlefs import LFSConfig
 
     device = _Device(region)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpota.errors import MpotaError, UsageError
+from mpota.filesystem.block_device import BlockDevice
 from mpota.filesystem.littlefs import FileSystem
-from mpota.filesystem.region import Region
 from mpota.firmware.firmware import Firmware, find_base
 from mpota.firmware.layout import FAT_SUBTYPE, ROOT_LABELS, VFS, unlisted_vfs
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
@@ -77,7 +77,7 @@ class Volumes:
             "NAME:/path means the one called NAME" if label is None and labels else None,
         )
 
-    def region(self, label: str | None = None) -> Region:
+    def region(self, label: str | None = None) -> BlockDevice:
         partition = self.partition(label)
         if partition.end > self.flash.size:
             raise MpotaError(
@@ -85,7 +85,7 @@ class Volumes:
                 f"the flash at {self.flash.size:#x}"
             )
         size = align_down(partition.size, BLOCK_SIZE)
-        return Region(self.flash, partition.offset, size, f"partition '{partition.label}'")
+        return BlockDevice(self.flash, partition.offset, size, f"partition '{partition.label}'")
 
     def file_system(self, label: str | None = None) -> FileSystem:
         """Opened once. Raises MpotaError if there is no littlefs in the partition."""

@@ -22,7 +22,7 @@ _TABLE_NAMES = (TABLE, "partition-table", "table")
 
 
 @dataclass(frozen=True)
-class Region:
+class Expected:
     """Bytes of a file, and the flash address where they belong."""
 
     name: str
@@ -37,7 +37,7 @@ class Verified:
     ``note`` tells what differs where more can be said than of bytes.
     """
 
-    region: Region
+    region: Expected
     comparison: Comparison
     slot: Slot | None
     note: str | None = None
@@ -59,7 +59,7 @@ class Verified:
         }
 
 
-def verify(board: BoardFlash, regions: list[Region], table_offset: int) -> tuple[Verified, ...]:
+def verify(board: BoardFlash, regions: list[Expected], table_offset: int) -> tuple[Verified, ...]:
     """Compare by MD5 first; only what differs is read. Raises MpotaError behind the flash's end."""
     slots: dict[int, Slot] = {}
     results = []
@@ -82,7 +82,7 @@ def verify(board: BoardFlash, regions: list[Region], table_offset: int) -> tuple
 
 def find_regions(
     board: BoardFlash, data: bytes, name: str, partition: str | None, table_offset: int
-) -> list[Region]:
+) -> list[Expected]:
     """What of a file belongs where on the board.
 
     A firmware: bootloader, table, apps, and data it has bytes for; not nvs, otadata and file
@@ -97,7 +97,7 @@ def find_regions(
     except MpotaError:
         if partition is None:
             raise
-        return [Region(partition, _offset_of(board, partition, table_offset), data)]
+        return [Expected(partition, _offset_of(board, partition, table_offset), data)]
     regions = list(_firmware_regions(firmware, everything=partition is not None))
     if partition is None:
         return regions
@@ -108,23 +108,23 @@ def find_regions(
     if firmware.table.find(partition) is None:
         # A slot that only the board's table has: it was updated with this file's app.
         app = firmware.app(firmware.app_partition).to_bytes()
-        return [Region(partition, _offset_of(board, partition, table_offset), app)]
+        return [Expected(partition, _offset_of(board, partition, table_offset), app)]
     raise MpotaError(f"{name} has nothing in partition '{partition}'")
 
 
 def _app_region(
     board: BoardFlash, data: bytes, name: str, partition: str | None, table_offset: int
-) -> Region:
+) -> Expected:
     with suppress(MpotaError):  # of a file that is damaged all is compared
         data = read_app(data, name).to_bytes()
     if partition is not None:
-        return Region(partition, _offset_of(board, partition, table_offset), data)
+        return Expected(partition, _offset_of(board, partition, table_offset), data)
     firmware = Firmware.from_flash(board, board.name, table_offset)
     slot = boots_next(firmware, board.size)
     if slot is None:
         labels = ", ".join(p.label for p in firmware.table.apps)
         raise UsageError(f"{board.name}: no app boots: name the partition, one of {labels}")
-    return Region(slot.label, slot.offset, data)
+    return Expected(slot.label, slot.offset, data)
 
 
 def _offset_of(board: BoardFlash, partition: str, table_offset: int) -> int:
@@ -134,7 +134,7 @@ def _offset_of(board: BoardFlash, partition: str, table_offset: int) -> int:
     return firmware.table[partition].offset
 
 
-def _note(region: Region, found: bytes) -> str | None:
+def _note(region: Expected, found: bytes) -> str | None:
     """Differences that a resize makes on purpose."""
     with suppress(MpotaError):
         if region.name == TABLE:
@@ -148,13 +148,13 @@ def _note(region: Region, found: bytes) -> str | None:
     return None
 
 
-def _firmware_regions(firmware: Firmware, *, everything: bool) -> Iterator[Region]:
-    yield Region(BOOTLOADER, firmware.chip.bootloader_offset, firmware.bootloader.data)
-    yield Region(TABLE, firmware.table_offset, firmware.table.to_bytes())
+def _firmware_regions(firmware: Firmware, *, everything: bool) -> Iterator[Expected]:
+    yield Expected(BOOTLOADER, firmware.chip.bootloader_offset, firmware.bootloader.data)
+    yield Expected(TABLE, firmware.table_offset, firmware.table.to_bytes())
     for partition in firmware.table:
         content = firmware.content(partition)
         changes = partition.is_otadata or partition.is_file_system
         if partition.subtype == DATA_NVS and not partition.is_app:
             changes = True
         if content and (everything or not changes):
-            yield Region(partition.label, partition.offset, content)
+            yield Expected(partition.label, partition.offset, content)

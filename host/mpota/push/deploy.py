@@ -40,7 +40,7 @@ from mpota.formats.private_key import is_private_key
 from mpota.push.install import install
 from mpota.push.repl import LostBoardError, ScriptError, Session
 from mpota.push.serial import (
-    Check,
+    HealthCheck,
     Options,
     Package,
     RefusedError,
@@ -91,13 +91,13 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeployPlan:
     targets: tuple[Target, ...]
     parallel: int
     stop_after: int
 
     @classmethod
-    def open(cls, path: Path) -> Plan:
+    def open(cls, path: Path) -> DeployPlan:
         """The plan in a file, with all that it names read and checked.
 
         Raises UsageError for what no plan can say, MpotaError for a firmware that is damaged.
@@ -161,7 +161,9 @@ class _Progress:
         return self.failures >= self.stop_after
 
 
-def deploy(plan: Plan, say: Callable[[str], object] = lambda line: None) -> tuple[Result, ...]:
+def deploy(
+    plan: DeployPlan, say: Callable[[str], object] = lambda line: None
+) -> tuple[Result, ...]:
     """Bring all boards of the plan to what it says; their results in the plan's order.
 
     ``say`` is called, one call at a time, with lines about what happens. What a board has already
@@ -286,7 +288,7 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     keys = tuple(table.path(key) for key in table.strings("keys"))
     ca = table.take("ca", str, "")
     options = Options(
-        Check.parse(
+        HealthCheck.parse(
             (str(table.path(check)) if check.endswith(".py") else check) or None,
             table.number("check_timeout", 30, 0, 86400),
         ),

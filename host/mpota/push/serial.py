@@ -138,7 +138,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Check:
+class HealthCheck:
     """How the health of a new app is told: an expression that must be true, or a script that must
     end without an exception, tried again for ``timeout_s``."""
 
@@ -147,7 +147,7 @@ class Check:
     timeout_s: float = 30.0
 
     @classmethod
-    def parse(cls, text: str | None, timeout_s: float) -> Check:
+    def parse(cls, text: str | None, timeout_s: float) -> HealthCheck:
         """``text`` is an expression, or the name of a ``.py`` file."""
         if text is None:
             return cls(timeout_s=timeout_s)
@@ -170,7 +170,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Options:
-    check: Check = Check()
+    check: HealthCheck = HealthCheck()
     settle_s: float = 3.0
     force: bool = False
 
@@ -365,7 +365,7 @@ def _confirm(session: Session, target: str, options: Options) -> None:
         )
 
 
-def _failure(session: Session, check: Check) -> str | None:
+def _failure(session: Session, check: HealthCheck) -> str | None:
     """What is wrong with the app; None if it is healthy."""
     deadline = time.monotonic() + check.timeout_s
     while True:
@@ -375,7 +375,7 @@ def _failure(session: Session, check: Check) -> str | None:
         time.sleep(_RETRY_CHECK_S)
 
 
-def _try(session: Session, check: Check) -> str | None:
+def _try(session: Session, check: HealthCheck) -> str | None:
     try:
         if check.is_script:
             session.execute(check.source)

@@ -99,7 +99,7 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Board:
+class Welcome:
     """What a board says of itself."""
 
     version: str
@@ -163,7 +163,7 @@ class Sent:
     needs_restart: bool
     sent_size: int
     connections: int
-    board: Board
+    board: Welcome
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Link]]
@@ -227,7 +227,7 @@ class _Sender:
         self._nonces = b""
         self._packet_size = 0
         self._stream = update.data  # what the positions count
-        self.board: Board | None = None
+        self.board: Welcome | None = None
         self.position = 0  # the board has all before it
         self._end = 0  # it lets us go up to here
         self._next = 0  # what goes out next
@@ -278,7 +278,7 @@ class _Sender:
                 "without --secret-file it is sent all the same",
             )
         text = answer[head.size : head.size + size].decode("utf-8", "replace")
-        self.board = Board(shown(text), chip_id, bool(flags & _SIGNED_ONLY), self._version)
+        self.board = Welcome(shown(text), chip_id, bool(flags & _SIGNED_ONLY), self._version)
         data = self._update.data
         self._is_end_first = bool(flags & _TAKES_IMAGES) and self._update.is_signed_image
         self._stream = data[-WINDOW_SIZE:] + data if self._is_end_first else data

@@ -281,7 +281,7 @@ def verify(made: Bundle, trusted: Iterable[PublicKey]) -> PublicKey:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedRelease:
     """What `verify_file` found: the manifest (None for an app image), whether there is a
     signature, and whose it is (None: no key was given to check it with).
     """
@@ -291,7 +291,7 @@ class Verified:
     is_signed: bool
 
 
-def verify_file(path: Path, trusted: Iterable[PublicKey]) -> Verified:
+def verify_file(path: Path, trusted: Iterable[PublicKey]) -> VerifiedRelease:
     """Check a bundle, a published manifest with what is beside it, or a signed app image.
 
     Without ``trusted`` keys only that it is whole. Raises MpotaError if anything does not fit.
@@ -301,19 +301,19 @@ def verify_file(path: Path, trusted: Iterable[PublicKey]) -> Verified:
     if is_bundle(data):
         made = Bundle.from_bytes(data)
         signer = verify(made, trusted) if trusted else None
-        return Verified(made.manifest, signer, bool(made.signature))
+        return VerifiedRelease(made.manifest, signer, bool(made.signature))
     if data[:1] == b"{":
         return _verify_published(path, data, trusted)
     app = read_app(data, path.name)
     if not trusted:
-        return Verified(None, None, bool(app.signature))
+        return VerifiedRelease(None, None, bool(app.signature))
     if not app.signature:
         raise MpotaError(f"{path.name} is not signed")
     content, sector = app.to_bytes()[:-SECTOR_SIZE], app.signature[-SECTOR_SIZE:]
-    return Verified(None, check_signature(content, sector, trusted), True)
+    return VerifiedRelease(None, check_signature(content, sector, trusted), True)
 
 
-def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -> Verified:
+def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -> VerifiedRelease:
     manifest = Manifest.from_bytes(data)
     signer, signature = None, path.with_suffix(".sig")
     if trusted:
@@ -323,7 +323,7 @@ def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -
             data = read_file(path.parent / form.url)
             form.check(data, f"'{form.url}'")
             decode(form, payload, data, f"'{form.url}'")
-    return Verified(manifest, signer, signature.exists())
+    return VerifiedRelease(manifest, signer, signature.exists())
 
 
 def _is_elsewhere(url: str) -> bool:

@@ -81,7 +81,7 @@ class FaultKind(Enum):
 
 
 @dataclass(frozen=True)
-class Fault:
+class FlashFault:
     """A defect in ``size`` bytes from ``offset`` on.
 
     ``times`` is how many operations that touch these bytes it spoils; None: all of them.
@@ -254,7 +254,7 @@ class VirtualFlash:
 
     # --- cuts, faults, counts ------------------------------------------------------------------
 
-    def inject(self, *faults: Fault) -> None:
+    def inject(self, *faults: FlashFault) -> None:
         """Add defects. They stay until they have struck ``times`` times, or `heal`."""
         self._faults += [_ActiveFault(fault) for fault in faults]
 
@@ -296,7 +296,7 @@ def total_ms(operations: Iterable[Operation]) -> float:
 class _ActiveFault:
     """A fault on its chip: knows how often it may still strike."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: FlashFault) -> None:
         self.fault = fault
         self.remaining = -1 if fault.times is None else fault.times
 

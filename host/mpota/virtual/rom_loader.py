@@ -80,7 +80,7 @@ class Op(int, Enum):
     RUN_USER_CODE = 0xD3
 
 
-class Status(Enum):
+class RomStatus(Enum):
     """Why a command failed: the ROM's error byte, and the stub's (commands.h)."""
 
     LENGTH = (0x05, 0xC0)
@@ -95,7 +95,7 @@ class Status(Enum):
 class CommandError(Exception):
     """A command that is answered with an error status."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: RomStatus) -> None:
         super().__init__(status.name)
         self.status = status
 
@@ -167,7 +167,7 @@ class RomLoader:
         self._ram_download: _RamDownload | None = None
         self._download: _Download | None = None
         self._read_job: Generator[None, bytes, None] | None = None
-        self._deferred: Status | None = None
+        self._deferred: RomStatus | None = None
         self._is_watchdog_on = False
         self._after_reply: Callable[[], None] | None = None
         self._frame: bytearray | None = None
@@ -207,7 +207,7 @@ class RomLoader:
         )
 
     def _respond(
-        self, op: int, value: int = 0, body: bytes = b"", status: Status | None = None
+        self, op: int, value: int = 0, body: bytes = b"", status: RomStatus | None = None
     ) -> None:
         if self.is_stub:
             tail = bytes([status.value[1] if status else 0, 0])
@@ -230,12 +230,12 @@ class RomLoader:
             if self._deferred is not None:
                 raise CommandError(self._deferred)
             if len(data) != size:
-                raise CommandError(Status.LENGTH)
+                raise CommandError(RomStatus.LENGTH)
             value, body = self._run(op, data, checksum)
         except CommandError as error:
             self._deferred = None
             # The ROM answers what it does not know under another command's name.
-            is_unknown = error.status is Status.COMMAND and not self.is_stub
+            is_unknown = error.status is RomStatus.COMMAND and not self.is_stub
             self._respond(0 if is_unknown else op, status=error.status)
             return
         if op != Op.RUN_USER_CODE:
@@ -263,10 +263,10 @@ class RomLoader:
             return 0, b""
         commands = _STUB_COMMANDS if self.is_stub else _ROM_COMMANDS
         if op not in commands:
-            raise CommandError(Status.COMMAND)
+            raise CommandError(RomStatus.COMMAND)
         sizes, method = commands[op]
         if sizes and len(data) not in sizes:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         words = struct.unpack(f"<{len(data) // 4}I", data) if sizes else ()
         result = method(self, words if sizes else data)
         if isinstance(result, int):
@@ -277,7 +277,7 @@ class RomLoader:
 
     def _sync(self, data: bytes) -> int:
         if data != _SYNC_DATA:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         if not self.is_halted:
             self.is_halted = True
             self._halt()
@@ -288,13 +288,13 @@ class RomLoader:
 
     def _get_security_info(self, _: tuple[int, ...]) -> bytes:
         if not self.chip.security_info_size:
-            raise CommandError(Status.COMMAND)
+            raise CommandError(RomStatus.COMMAND)
         info = struct.pack("<IB7xII", 0, 0, self._chip_id, 0)
         return info[: self.chip.security_info_size]
 
     def _change_baudrate(self, words: tuple[int, ...]) -> None:
         if not words[0]:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._set_baud(words[0])
 
     def _set_baud(self, baud: int) -> None:
@@ -306,7 +306,7 @@ class RomLoader:
 
     def _write_reg(self, data: bytes) -> None:
         if not data or len(data) % 16:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         for address, value, mask, _delay in struct.iter_unpack("<4I", data):
             old = self._registers.get(_aligned(address), 0)
             self._registers[address] = (value & mask) | (old & ~mask)
@@ -343,15 +343,15 @@ class RomLoader:
     def _mem_begin(self, words: tuple[int, ...]) -> None:
         size, blocks, block_size, address = words
         if not size <= blocks * block_size < size + block_size:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._ram_download = _RamDownload(address, size)
 
     def _mem_data(self, payload: bytes, seq: int) -> None:
         ram = self._ram_download
         if ram is None:
-            raise CommandError(Status.NOT_BEGUN)
+            raise CommandError(RomStatus.NOT_BEGUN)
         if seq != ram.next_seq or len(payload) > ram.remaining:
-            raise CommandError(Status.TOO_MUCH)
+            raise CommandError(RomStatus.TOO_MUCH)
         self._ram.append((ram.address, ram.address + len(payload)))
         ram.address += len(payload)
         ram.remaining -= len(payload)
@@ -360,12 +360,12 @@ class RomLoader:
     def _mem_end(self, words: tuple[int, ...]) -> None:
         stay, entry = words
         if self._ram_download is None or self._ram_download.remaining:
-            raise CommandError(Status.NOT_BEGUN)
+            raise CommandError(RomStatus.NOT_BEGUN)
         self._ram_download = None
         if stay:
             return
         if not any(start <= entry < end for start, end in self._ram):
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._after_reply = self._start_stub
 
     def _start_stub(self) -> None:
@@ -382,7 +382,7 @@ class RomLoader:
     def _spi_set_params(self, words: tuple[int, ...]) -> None:
         _, size, block_size, sector_size, page_size, _ = words
         if (block_size, sector_size, page_size) != (BLOCK_SIZE, SECTOR_SIZE, 256):
-            raise CommandError(Status.FLASH)
+            raise CommandError(RomStatus.FLASH)
         self._flash_limit = min(size, self.flash.size)
 
     def _check_range(self, offset: int, size: int) -> None:
@@ -390,7 +390,7 @@ class RomLoader:
         if not (self.is_stub and self.chip.has_32bit_addresses):
             limit = min(limit, 16 * MiB)
         if offset + size > limit or not (self.is_stub or self._is_attached):
-            raise CommandError(Status.FLASH)
+            raise CommandError(RomStatus.FLASH)
 
     def _read(self, offset: int, size: int) -> bytes:
         self._check_range(offset, size)
@@ -405,9 +405,9 @@ class RomLoader:
     def _begin(self, words: tuple[int, ...], inflater: zlib._Decompress | None) -> None:
         size, blocks, block_size, offset = words[:4]
         if len(words) == 5 and words[4]:
-            raise CommandError(Status.FLASH)  # encrypted
+            raise CommandError(RomStatus.FLASH)  # encrypted
         if size and not (blocks and block_size):
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         erase_start, erase_end = (
             align_down(offset, SECTOR_SIZE),
             align_up(offset + size, SECTOR_SIZE),
@@ -435,20 +435,20 @@ class RomLoader:
         try:
             self.flash.erase(offset, size)
         except MpotaError:
-            raise CommandError(Status.FLASH) from None
+            raise CommandError(RomStatus.FLASH) from None
 
     def _active_download(self, is_compressed: bool, payload: bytes, seq: int) -> _Download:
         download = self._download
         if download is None or (download.inflater is not None) != is_compressed:
-            raise CommandError(Status.NOT_BEGUN)
+            raise CommandError(RomStatus.NOT_BEGUN)
         if seq != download.next_seq or seq >= download.blocks or len(payload) > download.block_size:
-            raise CommandError(Status.TOO_MUCH)
+            raise CommandError(RomStatus.TOO_MUCH)
         return download
 
     def _flash_data(self, payload: bytes, seq: int) -> None:
         download = self._active_download(False, payload, seq)
         if len(payload) != download.block_size:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         download.next_seq += 1
         # The last block is filled up with 0xFF.
         self._now_or_later(lambda: self._program(payload[: download.remaining]))
@@ -470,9 +470,9 @@ class RomLoader:
         try:
             download.window += download.inflater.decompress(payload)
         except zlib.error:
-            raise CommandError(Status.INFLATE) from None
+            raise CommandError(RomStatus.INFLATE) from None
         if len(download.window) > download.remaining or download.inflater.unused_data:
-            raise CommandError(Status.TOO_MUCH)
+            raise CommandError(RomStatus.TOO_MUCH)
         while len(download.window) >= _INFLATE_WINDOW:
             self._program(bytes(download.window[:_INFLATE_WINDOW]))
             del download.window[:_INFLATE_WINDOW]
@@ -489,15 +489,15 @@ class RomLoader:
             try:
                 self.flash.write(download.offset, piece)
             except MpotaError:
-                raise CommandError(Status.FLASH) from None
+                raise CommandError(RomStatus.FLASH) from None
             download.offset += len(piece)
             download.remaining -= len(piece)
 
     def _flash_end(self, words: tuple[int, ...]) -> None:
         if self._download is None:
-            raise CommandError(Status.NOT_BEGUN)
+            raise CommandError(RomStatus.NOT_BEGUN)
         if self._download.remaining:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._download = None
         if not self.is_stub:  # 0 reboots, 1 runs the app; the stub does neither: s_flash_end
             self._after_reply = self._restart
@@ -512,7 +512,7 @@ class RomLoader:
     def _read_flash_slow(self, words: tuple[int, ...]) -> bytes:
         offset, size = words
         if size > _SLOW_READ_SIZE:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         return self._read(offset, size).ljust(_SLOW_READ_SIZE, b"\0")
 
     def _erase_flash(self, _: tuple[int, ...]) -> None:
@@ -521,14 +521,14 @@ class RomLoader:
     def _erase_region(self, words: tuple[int, ...]) -> None:
         offset, size = words
         if offset % SECTOR_SIZE or size % SECTOR_SIZE:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._check_range(offset, size)
         self._erase(offset, size)
 
     def _read_flash(self, words: tuple[int, ...]) -> None:
         offset, size, packet_size, _max_in_flight = words
         if not 0 < packet_size <= _MAX_READ_PACKET:
-            raise CommandError(Status.LENGTH)
+            raise CommandError(RomStatus.LENGTH)
         self._check_range(offset, size)
         self._after_reply = lambda: self._start_reading(offset, size, packet_size)
 
@@ -567,20 +567,20 @@ def _unescaped(frame: bytes) -> bytes:
 
 def _aligned(address: int) -> int:
     if address % 4:
-        raise CommandError(Status.LENGTH)
+        raise CommandError(RomStatus.LENGTH)
     return address
 
 
 def _checked_payload(data: bytes, checksum: int) -> tuple[bytes, int]:
     """The payload of a MEM_DATA, FLASH_DATA or FLASH_DEFL_DATA command, and its number."""
     if len(data) < 16:
-        raise CommandError(Status.LENGTH)
+        raise CommandError(RomStatus.LENGTH)
     size, seq, zero1, zero2 = struct.unpack_from("<4I", data)
     payload = data[16:]
     if size != len(payload) or zero1 or zero2:
-        raise CommandError(Status.LENGTH)
+        raise CommandError(RomStatus.LENGTH)
     if CHECKSUM_SEED ^ xor_bytes(payload) != checksum:
-        raise CommandError(Status.CHECKSUM)
+        raise CommandError(RomStatus.CHECKSUM)
     return payload, seq
 
 

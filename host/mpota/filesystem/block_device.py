@@ -10,7 +10,7 @@ from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
 
 
-class Region:
+class BlockDevice:
     """A part of a flash as blocks of 4 KiB, each of them read once.
 
     What is programmed is kept until `flush` writes it, in the order in which it was programmed:
@@ -92,7 +92,7 @@ class Region:
             self._flash.write(offset, data)
 
 
-class MemoryRegion(Region):
+class MemoryDevice(BlockDevice):
     """A region of its own in memory: ``size`` bytes, ``data`` and then 0xFF."""
 
     def __init__(self, size: int, data: bytes = b"", name: str = "file system") -> None:
@@ -103,7 +103,7 @@ class MemoryRegion(Region):
         return self._memory.read(0, self.size)
 
 
-def is_blank(region: Region) -> bool:
+def is_blank(region: BlockDevice) -> bool:
     """Nothing was ever written to the first blocks, where every file system starts."""
     start = b"".join(region.read_block(block) for block in range(min(2, region.block_count)))
     return start.count(0xFF) == len(start)
