@@ -60,7 +60,6 @@ CHIPS = (
     Chip("esp32h2", "ESP32-H2", 16, 0x0, _FREQ_48),
     Chip("esp32p4", "ESP32-P4", 18, 0x2000, _FREQ_80),
 )
-BOOTLOADER_OFFSETS = tuple(sorted({chip.bootloader_offset for chip in CHIPS}))
 _BY_ID = {chip.chip_id: chip for chip in CHIPS}
 _BY_NAME = {chip.name: chip for chip in CHIPS}
 

@@ -39,7 +39,6 @@ MAX_UNPACKED = 4608
 
 _HEAD = struct.Struct("<HHHH")
 _FAR = 255
-_MAX_GAP = (1 << 24) - 1
 # So many bytes that differ, with few equal ones between them, are better given than edited.
 _CLUSTER = re.compile(rb"[^\0](?:\0?[^\0]){11,}")
 _NEVER = re.compile(rb"(?!)")

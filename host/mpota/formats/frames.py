@@ -104,11 +104,6 @@ class Frames:
         return b"".join(pieces)
 
 
-def is_frames(data: bytes) -> bool:
-    """Does a file that starts with ``data`` look like an encoded payload?"""
-    return data.startswith(MAGIC)
-
-
 def compress(content: bytes) -> Frames:
     """``content`` in frames, each as large as it may get: the fewer, the smaller they are."""
     if not 0 < len(content) <= MAX_SIZE:

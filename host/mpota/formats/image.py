@@ -171,14 +171,6 @@ class Image:
     def computed_digest(self) -> bytes:
         return hashlib.sha256(memoryview(self.data)[: self.body_size]).digest()
 
-    @property
-    def is_intact(self) -> bool:
-        """Checksum and, where there is one, digest fit."""
-        return self.checksum == self.computed_checksum and self.digest in (
-            None,
-            self.computed_digest,
-        )
-
     def segment_data(self, segment: Segment) -> memoryview:
         return memoryview(self.data)[segment.data_offset :][: segment.data_size]
 

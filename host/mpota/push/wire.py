@@ -42,7 +42,6 @@ _BEGIN = struct.Struct("<BBI32sHB")
 _STATUS = struct.Struct("<BIH")
 _OFFSET = struct.Struct("<H")
 _CRC = struct.Struct("<I")
-_PROOF_SIZE = 32
 _MAX_VERSION_SIZE = 64
 
 _ANSWER_TIMEOUT_S = 4.0

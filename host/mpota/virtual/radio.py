@@ -5,7 +5,7 @@ socket; the desk's side is a backend for bleak. Between them are real hosts and 
 ATT, L2CAP, HCI. What a radio does to packets that its two ends do not is what this module adds:
 packets that the board's buffers have no room for, repeated ones, and links that break.
 
-Needs ``bumble`` and ``bleak``.
+Needs ``bumble`` and ``bleak``: the extra ``radio``.
 """
 
 from __future__ import annotations
