@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpota.push import ble
-from mpota.push.wire import Options, Sent, Update
+from mpota.push.update import Options, Pushed
+from mpota.push.wire import Update
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Noise, Radio, Traffic
@@ -50,7 +51,7 @@ class Row:
     mtu: int
     loss: float
     size: int
-    sent: Sent
+    sent: Pushed
     traffic: Traffic
     seconds: float
     heap_peak: int

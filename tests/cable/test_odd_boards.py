@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from consoles import app, bench
 from mpota.push import repl as sessions
-from mpota.push.serial import Package, RefusedError, push
+from mpota.push.serial import push
+from mpota.push.update import Package, RefusedError
 from mpota.virtual.serial_port import SerialPort
 
 Run = Callable[..., str]

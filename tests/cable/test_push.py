@@ -13,7 +13,8 @@ from consoles import APP_SIZE, CHIP, Bench, app, bench
 from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.chips import CHIPS
 from mpota.push.repl import Session
-from mpota.push.serial import Options, Package, RolledBackError, Tell, push
+from mpota.push.serial import push
+from mpota.push.update import Options, Package, RolledBackError
 from mpota.release.signing import PrivateKey, public_to_pem
 
 QUICK = ("--settle", "0.3", "--check-timeout", "0")
@@ -215,7 +216,7 @@ def test_a_refusal_is_reported_in_the_bootloader_s_words(board: Bench, new: Path
             board.flash.restore(bytes(content))
 
     with Session(board.port.path) as session, pytest.raises(RolledBackError) as error:
-        push(session, Package.open(str(new)), Options(settle_s=0.3), Tell(on_step))
+        push(session, Package.open(str(new)), Options(settle_s=0.3, tell=on_step))
     assert "the board went back to ota_0" in str(error.value)
     assert "esp_image: Checksum failed." in str(error.value)
 
@@ -286,7 +287,7 @@ def test_a_cable_pulled_after_the_switch(
         Session(board.port.path) as session,
         pytest.raises(Exception, match="switched to") as error,
     ):
-        push(session, Package.open(str(new)), Options(settle_s=0.3), Tell(pull))
+        push(session, Package.open(str(new)), Options(settle_s=0.3, tell=pull))
     assert getattr(error.value, "exit_code", None) == 5
     board.plug_in()
     if power:  # the one boot that a new app has is over: the bootloader goes back

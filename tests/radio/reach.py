@@ -15,8 +15,8 @@ import ota_board
 import pytest
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.push import ble, tcp
-from mpota.push.serial import RefusedError
-from mpota.push.wire import Options, Sent, Update
+from mpota.push.update import Options, Pushed, RefusedError
+from mpota.push.wire import Update
 from mpota.virtual.board import Board, Run
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Noise, Radio
@@ -132,7 +132,7 @@ def backend(radio: Radio) -> ble.Backend:
     return ble.Backend(radio.client, radio.scanner)
 
 
-def push(radio: Radio, what: Update, *, pair: bool = False, **changes: Any) -> Sent:
+def push(radio: Radio, what: Update, *, pair: bool = False, **changes: Any) -> Pushed:
     sending = ble.push(
         NAME, what, options(**changes), pair=pair, timeout_s=2, backend=backend(radio)
     )
@@ -168,6 +168,6 @@ asyncio.run(main())
 """
 
 
-def push_tcp(port: int, what: Update, **changes: Any) -> Sent:
+def push_tcp(port: int, what: Update, **changes: Any) -> Pushed:
     changes = {"secret": SECRET.encode(), "attempts": 20} | changes
     return tcp.push(f"tcp://127.0.0.1:{port}", what, options(**changes))

@@ -14,7 +14,7 @@ import releases
 from mpota import cli
 from mpota.errors import MpotaError
 from mpota.push import ble
-from mpota.push.serial import RefusedError
+from mpota.push.update import RefusedError
 from mpota.push.wire import LostLinkError, Update
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode

@@ -18,7 +18,7 @@ from mpota import cli
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import padded
 from mpota.push import tcp
-from mpota.push.serial import RefusedError
+from mpota.push.update import RefusedError
 from mpota.push.wire import LostLinkError, Update
 from mpota.release import signing
 from mpota.virtual.board import Board, End

@@ -13,7 +13,7 @@ import pytest
 import releases
 from mpota.formats.bundle import Bundle
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.push.serial import RefusedError
+from mpota.push.update import RefusedError
 from mpota.push.wire import Update
 from mpota.release.build import data_content
 from mpota.virtual.board import Board

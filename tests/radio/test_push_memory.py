@@ -12,13 +12,13 @@ import pytest
 import releases
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
-from mpota.push.serial import RefusedError
-from mpota.push.wire import Sent, Update
+from mpota.push.update import Pushed, RefusedError
+from mpota.push.wire import Update
 from mpota.virtual.board import Board, End
 from reach import SECRET, Powered, free_port, in_reach, listener, peripheral, push, push_tcp
 
 SMALLEST, LARGEST = 44, 116  # KiB
-Push = Callable[[Update], Sent]
+Push = Callable[[Update], Pushed]
 FORMS: dict[str, Callable[[], bytes]] = {
     "plain": lambda: encoded.NEW,
     "compressed": lambda: compress(encoded.NEW).to_bytes(),
@@ -107,7 +107,7 @@ def test_over_tcp_it_goes_through_or_the_sender_is_told(name: str, size: int) ->
     with ota_board.updating_board(content(name)) as board:
         script = listener(port, ", silence=5" + ("" if is_open else f", secret={SECRET!r}"))
 
-        def send(what: Update) -> Sent:
+        def send(what: Update) -> Pushed:
             return push_tcp(port, what, secret=secret, attempts=6)
 
         check(board, script, name, size, ENOUGH[name][1], send)

@@ -1,38 +1,27 @@
-"""What the commands have in common that send an update to a board: ble push, push tcp://."""
+"""What the commands have in common that send an update to a board that listens."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mpota.commands import _report as report
-from mpota.errors import UsageError
-from mpota.storage.file import read_file
 from mpota.units import format_size
 
 if TYPE_CHECKING:
-    from mpota.push.wire import Options, Sent, Update
+    from mpota.push.update import Options
 
 _OLD_SECRET = "mpota.old-secret"  # in click's context
 
 
-def read_secret(path: Path | None) -> bytes | None:
-    """The secret in a file, white space around it left out; else that in MPOTA_SECRET, if any."""
-    found = read_file(path) if path else os.environ.get("MPOTA_SECRET", "").encode()
-    secret = found.strip()
-    if not secret and path is None:
-        return None
-    if not secret:
-        raise UsageError(f"there is no secret in '{path}'")
-    return secret
-
-
 def _read(context: click.Context, parameter: click.Parameter, value: Any) -> bytes | None:
+    from mpota.push.schemes import read_secret
+
     return read_secret(value)
 
 
@@ -59,29 +48,26 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
     context.meta[_OLD_SECRET] = value
 
 
-def send_file(
-    file: str,
-    push: Callable[[Update, Options], Sent],
-    secret: bytes | None,
-    *,
-    restart: bool = True,
-    attempts: int = 5,
-) -> None:
-    """Send a file, show how it goes, and print what has come of it."""
-    from mpota.push.wire import Options, Update, check_secret
+def send_file(target: str, file: str, options: Options) -> None:
+    """Send a file to a board that listens, show how it goes, and print what has come of it."""
+    from mpota.push.schemes import connect
+    from mpota.push.update import Package
+    from mpota.push.wire import Update, check_secret
 
     is_old = bool(click.get_current_context().meta.get(_OLD_SECRET))
-    options = Options(secret, is_old, restart, attempts, tell=report.say)
+    options = replace(options, is_old_secret=is_old, tell=report.say)
     check_secret(options)
-    update = Update.open(file)
-    size = len(update.data)
+    package = Package.open(file)
+    Update.of(package)
+    size = len(package.data)
     start = time.monotonic()
-    with report.progress(update.name, size) as progress:
-        options.progress = progress
-        sent = push(update, options)
+    with connect(target) as board, report.progress(package.name, size) as progress:
+        sent = board.push(package, replace(options, progress=progress))
     seconds = time.monotonic() - start
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))
     report.say(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
-    then = "restarts into" if restart and sent.needs_restart else "has verified and selected"
-    report.say(f"the board ({sent.board.version}) {then} {update.version or update.name}")
+    assert sent.board is not None  # one that listens says what it is
+    restarts = options.restart and sent.needs_restart
+    then = "restarts into" if restarts else "has verified and selected"
+    report.say(f"the board ({sent.board.version}) {then} {sent.version or package.name}")

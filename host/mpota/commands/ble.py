@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
 from mpota.commands import _report as report
 from mpota.commands._sending import secret_option, send_file
-
-if TYPE_CHECKING:
-    from mpota.push.wire import Options, Sent, Update
 
 
 @click.group()
@@ -55,9 +51,9 @@ def push(
     attempts: int,
 ) -> None:
     """Send an update to a board. After a lost connection it goes on where it was."""
-    from mpota.push import ble
+    from mpota.push.update import Options
 
-    def send(update: Update, options: Options) -> Sent:
-        return asyncio.run(ble.push(board, update, options, pair=pair, timeout_s=timeout))
-
-    send_file(file, send, secret, restart=not no_restart, attempts=attempts)
+    options = Options(
+        secret=secret, restart=not no_restart, attempts=attempts, pair=pair, find_s=timeout
+    )
+    send_file(f"ble://{board}", file, options)

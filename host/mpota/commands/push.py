@@ -1,6 +1,8 @@
-"""``mpota push``: an update through the REPL, or to a board that listens on the network."""
+"""``mpota push``: an update through the REPL, or to a board that listens."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import click
 
@@ -11,7 +13,7 @@ from mpota.errors import UsageError
 
 
 @click.command()
-@click.argument("port", metavar="PORT|tcp://HOST[:PORT]")
+@click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME")
 @click.argument("package", metavar="APP|FIRMWARE|BUNDLE|URL")
 @click.option(
     "--check",
@@ -48,29 +50,28 @@ def command(
     The board must have the ota package (mpota install). A URL is fetched by the board itself.
     After a broken connection the same command goes on: what has arrived is not sent again.
 
-    At tcp://HOST the app on the board listens (ota.listen), and it is the app's business to check
-    its health and to confirm it.
+    At tcp://HOST and ble://NAME the app on the board listens (ota.listen, ota.ble), and it is the
+    app's business to check its health and to confirm it.
 
     \b
     Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
                 1 refused, the board is unchanged 4 unhealthy: given up, rolled back
                 2 wrong usage                     5 board lost after the switch
     """
-    if port.startswith("tcp://"):
+    from mpota.push.schemes import connect, has_repl
+    from mpota.push.update import HealthCheck, Options, Package
+
+    if not has_repl(port):
         if check or force or as_json:
             raise UsageError("--check, --force and --json need a serial port")
-        from mpota.push import tcp
-
-        send_file(package, lambda update, options: tcp.push(port, update, options), secret)
+        send_file(port, package, Options(secret=secret))
         return
-    from mpota.push.repl import Session
-    from mpota.push.serial import HealthCheck, Options, Package, Tell, push
-
     source = Package.open(package)
     options = Options(HealthCheck.parse(check, check_timeout), settle, force)
-    show = (lambda text: None) if as_json else report.say
-    with Session(port) as session, report.progress(source.name, len(source.data)) as progress:
-        done = push(session, source, options, Tell(show, progress))
+    if not as_json:
+        options = replace(options, tell=report.say)
+    with connect(port) as board, report.progress(source.name, len(source.data)) as progress:
+        done = board.push(source, replace(options, progress=progress))
     if as_json:
         report.print_json(
             {

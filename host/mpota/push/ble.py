@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push.wire import LostLinkError, Options, Sent, Update, send_update
+from mpota.push.update import Options, Pushed
+from mpota.push.wire import LostLinkError, Update, send_update
 from mpota.text import shown
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ async def push(
     pair: bool = False,
     timeout_s: float = 10.0,
     backend: Backend | None = None,
-) -> Sent:
+) -> Pushed:
     """Send ``update`` to the board with that name or address. Raises MpotaError."""
     connected = partial(connect, target, pair=pair, timeout_s=timeout_s, backend=backend)
     return await send_update(connected, update, options)

@@ -14,12 +14,18 @@ A plan is TOML; paths in it are relative to it::
     [files]                             # path on the board = file here
     "/main.py" = "src/main.py"
 
-    [boards]                            # name = port
+    [boards]                            # name = port, or whatever `mpota push` takes
     north = "/dev/ttyUSB0"
     south = { port = "rfc2217://gateway:4000", check = "True" }
 
 A board may have its own ``firmware``, ``check``, ``keys``, ``ca`` and ``[boards.NAME.files]``
-instead of those at the top.
+instead of those at the top. Boards that listen, at ``tcp://HOST[:PORT]`` and ``ble://NAME``, take
+firmware alone, a bundle with all else in it, and confirm it themselves::
+
+    secret = "board.secret"             # file: what they ask for; or set MPOTA_SECRET
+    [boards]
+    attic = "tcp://attic.local"
+    cellar = { port = "ble://cellar", secret = "cellar.secret" }
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,17 +45,17 @@ from mpota.errors import MpotaError, UsageError
 from mpota.formats.private_key import is_private_key
 from mpota.push.install import install
 from mpota.push.repl import LostBoardError, ScriptError, Session
-from mpota.push.serial import (
+from mpota.push.schemes import connect, has_repl, read_secret
+from mpota.push.update import (
     HealthCheck,
     Options,
     Package,
     RefusedError,
     RolledBackError,
-    Tell,
     UnconfirmedError,
     UnhealthyError,
-    push,
 )
+from mpota.push.wire import LostLinkError, Update, check_secret
 from mpota.storage.file import read_file
 
 if sys.version_info >= (3, 11):
@@ -69,10 +75,12 @@ _OUTCOMES: tuple[tuple[type[MpotaError], str], ...] = (
     (UnconfirmedError, "unconfirmed"),
     (RefusedError, "refused"),
     (LostBoardError, "no answer"),
+    (LostLinkError, "no answer"),
     (ScriptError, "failed"),
     (MpotaError, "failed"),
 )
 UPDATED, UP_TO_DATE, NOT_STARTED = "updated", "up to date", "not started"
+SENT = "sent"  # to a board that listens: it has verified and selected it, and is to confirm it
 
 T = TypeVar("T")
 
@@ -135,7 +143,7 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        return self.outcome in (UPDATED, UP_TO_DATE)
+        return self.outcome in (UPDATED, UP_TO_DATE, SENT)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -198,25 +206,31 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
     version = ""
     start = time.monotonic()
     try:
-        with Session(target.port) as session:
-            done = install(session, target.keys, target.ca)
-            if done.is_changed:
-                changes.append(f"ota package: {len(done.copied)} files")
-            changes += _copy_files(session, target.files)
+        with connect(target.port) as board:
+            if board.session is not None:
+                changes += _equip(board.session, target)
             if target.package is not None:
-                pushed = push(session, target.package, target.options, Tell(tell))
+                pushed = board.push(target.package, replace(target.options, tell=tell))
                 version = pushed.version
                 if pushed.is_new:
-                    changes.append(f"{pushed.slot}: {version}")
+                    changes.append(f"{pushed.slot}: {version}" if pushed.slot else version)
     except MpotaError as error:
         outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
         message = str(error) + (f" ({error.hint})" if error.hint else "")
     except Exception as error:  # one odd board is one row, not the end of all
         outcome, message = "failed", f"{type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
     else:
-        outcome, message = (UPDATED if changes else UP_TO_DATE), ""
+        done = UPDATED if has_repl(target.port) else SENT
+        outcome, message = (done if changes else UP_TO_DATE), ""
     seconds = time.monotonic() - start
     return Result(target.name, target.port, outcome, version, tuple(changes), seconds, message)
+
+
+def _equip(session: Session, target: Target) -> list[str]:
+    """Give a board all but the firmware; what has changed."""
+    done = install(session, target.keys, target.ca)
+    package = [f"ota package: {len(done.copied)} files"] if done.is_changed else []
+    return package + _copy_files(session, target.files)
 
 
 def _copy_files(session: Session, files: Mapping[str, bytes]) -> list[str]:
@@ -274,7 +288,7 @@ class _Files:
 
 
 _BOARD_KEYS = frozenset(
-    {"port", "firmware", "check", "check_timeout", "settle", "keys", "ca", "files"}
+    {"port", "firmware", "check", "check_timeout", "settle", "keys", "ca", "files", "secret"}
 )
 
 
@@ -287,12 +301,14 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     check = table.take("check", str, "")
     keys = tuple(table.path(key) for key in table.strings("keys"))
     ca = table.take("ca", str, "")
+    secret = table.take("secret", str, "")
     options = Options(
         HealthCheck.parse(
             (str(table.path(check)) if check.endswith(".py") else check) or None,
             table.number("check_timeout", 30, 0, 86400),
         ),
         table.number("settle", 3, 0.05, 86400),
+        secret=read_secret(table.path(secret) if secret else None),
     )
     target = Target(
         name,
@@ -311,7 +327,31 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
         raise UsageError(f"{table.name} has no port")
     for path in (*target.keys, *([target.ca] if target.ca else [])):
         table.source.check_key(path)
+    if not has_repl(target.port):
+        _check_listening(target, table.name)
     return target
+
+
+def _check_listening(target: Target, name: str) -> None:
+    """Raises UsageError for what only a board at its REPL can be given."""
+    given = {
+        "check": target.options.check.source,
+        "keys": target.keys,
+        "ca": target.ca,
+        "files": target.files,
+    }
+    for key, value in given.items():
+        if value:
+            raise UsageError(
+                f"{name}: a board at {target.port} takes firmware alone, no {key}",
+                "what a release is to bring goes into its bundle",
+            )
+    if target.package is None:
+        raise UsageError(f"{name} has no firmware")
+    Update.of(target.package)
+    check_secret(target.options)
+    with connect(target.port):  # the name is one
+        pass
 
 
 def _board_path(table: _Table, path: str) -> str:

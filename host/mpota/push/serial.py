@@ -13,16 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from mpota.errors import MpotaError
-from mpota.firmware.firmware import App, read_app
-from mpota.formats.app_desc import find_micropython
-from mpota.formats.bundle import Bundle, is_bundle
 from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
-from mpota.storage.file import read_file
+from mpota.push.update import (
+    HealthCheck,
+    Options,
+    Package,
+    Pushed,
+    RefusedError,
+    RolledBackError,
+    UnconfirmedError,
+    UnhealthyError,
+)
 from mpota.text import shown
 
 UNIT_SIZE = 127
@@ -36,191 +40,40 @@ _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
 _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to be asked again
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
+_USUAL = Options()
 
 
-class RefusedError(MpotaError):
-    """The board did not take the update, and goes on with the app that it has.
-
-    ``code`` is that of its OTAError.
-    """
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text, _HINTS.get(code))
-        self.code = code
-
-
-class RolledBackError(MpotaError):
-    """The new app was switched to and did not stay: the former one runs."""
-
-    exit_code = 3
-
-
-class UnhealthyError(RolledBackError):
-    """The new app ran, its health check failed, and it was given up."""
-
-    exit_code = 4
-
-
-class UnconfirmedError(MpotaError):
-    """The update was switched to, and then the board was lost: its next boots decide."""
-
-    exit_code = 5
-
-
-_HINTS = {
-    "unconfirmed": "confirm it, or let a reset roll it back; --force updates all the same",
-    "failed-version": "--force installs it again",
-    "too-long": "mpota resize makes larger slots",
-    "no-slot": "mpota resize PORT --layout ota",
-    "unsigned": "mpota bundle --key makes a signed release; a signed image is taken where "
-    "ota.keys.allow_images(True) was said on the board",
-    "counter": "mpota bundle without --counter takes the time: each release is above those before",
-    "downgrade": "mpota bundle --allow-downgrade makes a release that may go back",
-    "no-chain": "make the release anew with this mpota: mpota bundle, or mpota manifest",
-    "format": "mpota install PORT brings a later ota onto the board",
-    "secure-version": "build the app with the secure_version of the one that runs, or a higher one",
-    "busy": "another update is under way on the board: wait for its end, or restart the board",
-    "memory": "let the app free memory first; compiled modules (mpota install) take half as much",
-    "slow": "a connection that brings more, or the file from here: mpota push PORT FILE",
-}
-
-
-@dataclass(frozen=True)
-class Package:
-    """What is to be pushed: a file, and the app in it; or a URL for the board to fetch."""
-
-    name: str
-    data: bytes = b""
-    app: App | None = None
-    app_offset: int = 0
-    release: dict[str, Any] | None = None  # of a bundle: what the board remembers of it
-    url: str | None = None
-
-    @classmethod
-    def open(cls, source: str) -> Package:
-        """A package from an app image, a merged firmware (of which the app is taken), a bundle or
-        an http(s) URL. Raises MpotaError for a file that is none of these, or damaged."""
-        if source.startswith(("http://", "https://")):
-            return cls(source, url=source)
-        path = Path(source)
-        data = read_file(path)
-        if not is_bundle(data):
-            app = read_app(data, path.name)
-            return cls(path.name, app.to_bytes(), app)
-        bundle = Bundle.from_bytes(data)
-        manifest = bundle.manifest
-        release = {
-            "name": manifest.name,
-            "version": manifest.version,
-            "counter": manifest.counter,
-        }
-        for payload in manifest.payloads:
-            plain = [form.member for form in payload.forms if form.member and not form.encoding]
-            if payload.kind == "app" and plain:
-                image = bundle.members[plain[0]]
-                app = read_app(image, f"{path.name}: {plain[0]}")
-                return cls(path.name, data, app, data.index(image), release)
-        return cls(path.name, data, release=release)
-
-    @property
-    def digest(self) -> str | None:
-        """The SHA-256 that the app image carries, in hex."""
-        image = self.app.image if self.app else None
-        return image.digest.hex() if image and image.digest else None
-
-    @property
-    def version(self) -> str:
-        """MicroPython's, or the release's."""
-        if self.release:
-            return f"{self.release['name']} {self.release['version']}"
-        found = find_micropython(self.app.image.data).version if self.app else None
-        return found or self.name
-
-
-@dataclass(frozen=True)
-class HealthCheck:
-    """How the health of a new app is told: an expression that must be true, or a script that must
-    end without an exception, tried again for ``timeout_s``."""
-
-    source: str = ""
-    is_script: bool = False
-    timeout_s: float = 30.0
-
-    @classmethod
-    def parse(cls, text: str | None, timeout_s: float) -> HealthCheck:
-        """``text`` is an expression, or the name of a ``.py`` file."""
-        if text is None:
-            return cls(timeout_s=timeout_s)
-        if not text.endswith(".py"):
-            return cls(text, False, timeout_s)
-        return cls(read_file(Path(text)).decode("utf-8", "replace"), True, timeout_s)
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """A confirmed update. ``sent_size`` is what went over the line; ``console`` what the board
-    printed from its reset on."""
-
-    slot: str
-    version: str
-    is_new: bool  # False: it ran there already, confirmed
-    sent_size: int = 0
-    console: str = ""
-
-
-@dataclass(frozen=True)
-class Options:
-    check: HealthCheck = HealthCheck()
-    settle_s: float = 3.0
-    force: bool = False
-
-
-class Tell:
-    """What a push lets its caller know; all of it may be left as it is."""
-
-    def __init__(
-        self,
-        step: Callable[[str], object] = lambda text: None,
-        progress: Callable[[int], object] = lambda done: None,
-    ) -> None:
-        self.step = step  # a line about what begins now
-        self.progress = progress  # bytes that the board has, of Package.data
-
-
-def push(
-    session: Session, package: Package, options: Options = Options(), tell: Tell | None = None
-) -> Pushed:
+def push(session: Session, package: Package, options: Options = _USUAL) -> Pushed:
     """Bring ``package`` onto the board, see it boot and prove its health, and confirm it.
 
     Raises RefusedError, RolledBackError, UnhealthyError, UnconfirmedError (their exit codes tell
     them apart), ScriptError for a board without the ota package, LostBoardError.
     """
-    tell = tell or Tell()
     before = Status.read(session)
     if before.runs(package) and not options.force:
         if before.is_confirmed:
-            return Pushed(before.running, package.version, is_new=False)
-        tell.step(f"{package.version} runs in {before.running}, not confirmed yet")
+            return Pushed(package.version, before.running, is_new=False)
+        options.tell(f"{package.version} runs in {before.running}, not confirmed yet")
         _confirm(session, before.running, options)
-        return Pushed(before.running, package.version, is_new=True)
+        return Pushed(package.version, before.running)
     sent_size = 0
     target = before.boot
     if options.force or not before.is_switched_to(package):
-        tell.step(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
+        options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
-        target, sent_size = _transfer(session, package, options, tell.progress)
-    tell.step(f"{target} is complete and selected; restarting")
+        target, sent_size = _transfer(session, package, options)
+    options.tell(f"{target} is complete and selected; restarting")
     try:
-        console = _see_through(session, target, options, tell)
+        console = _see_through(session, target, options)
     except LostBoardError as error:
         raise UnconfirmedError(
             f"{target} was switched to, and then: {error}",
             "the same command again goes on from there",
         ) from None
-    return Pushed(target, package.version, True, sent_size, console)
+    return Pushed(package.version, target, sent_size=sent_size, console=console)
 
 
-def _see_through(session: Session, target: str, options: Options, tell: Tell) -> str:
+def _see_through(session: Session, target: str, options: Options) -> str:
     """Restart into ``target``, check and confirm it; what the console showed."""
     console = session.reset(options.settle_s)
     for is_last in (False, True):
@@ -230,7 +83,7 @@ def _see_through(session: Session, target: str, options: Options, tell: Tell) ->
                 raise RolledBackError(
                     f"the board went back to {after.running}: {_why(console, after, target)}"
                 )
-            tell.step(f"{target} is up; checking its health")
+            options.tell(f"{target} is up; checking its health")
             _confirm(session, target, options)
             break
         except LostBoardError:  # it may have been reset: the bootloader has the word then
@@ -412,9 +265,7 @@ except ImportError:
 push."""
 
 
-def _transfer(
-    session: Session, package: Package, options: Options, progress: Callable[[int], object]
-) -> tuple[str, int]:
+def _transfer(session: Session, package: Package, options: Options) -> tuple[str, int]:
     """(the slot that is selected now, bytes sent). Raises RefusedError."""
     if package.url is not None:
         call = f"fetch({package.url!r}, force={options.force})"
@@ -426,7 +277,7 @@ def _transfer(
             f"force={options.force})"
         )
     session.start(_RECEIVER + call)
-    return _Giver(_Talk(session), package.data, progress).serve()
+    return _Giver(_Talk(session), package.data, options.progress).serve()
 
 
 class _Talk:

@@ -10,7 +10,8 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
-from mpota.push.wire import LostLinkError, Options, Sent, Update, send_update
+from mpota.push.update import Options, Pushed
+from mpota.push.wire import LostLinkError, Update, send_update
 
 SCHEME = "tcp://"
 PORT = 8266
@@ -22,7 +23,7 @@ _MAX_MESSAGE_SIZE = 512
 _CONNECT_TIMEOUT_S = 10.0
 
 
-def push(target: str, update: Update, options: Options) -> Sent:
+def push(target: str, update: Update, options: Options) -> Pushed:
     """Send ``update`` to the board at ``tcp://HOST[:PORT]``. Raises MpotaError."""
     host, port = split_target(target)
     return asyncio.run(send_update(partial(connect, host, port), update, options))

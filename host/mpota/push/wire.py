@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push.serial import Package, RefusedError
+from mpota.push.update import Options, Package, Pushed, RefusedError, Welcome
 from mpota.text import shown
 
 VERSION = 2
@@ -98,16 +98,6 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Welcome:
-    """What a board says of itself."""
-
-    version: str
-    chip_id: int
-    signed_only: bool
-    protocol: int = VERSION
-
-
-@dataclass(frozen=True)
 class Update:
     """What is to be sent. ``is_signed_image``: an app image that ends with its signature sector."""
 
@@ -122,53 +112,20 @@ class Update:
         object.__setattr__(self, "sha256", hashlib.sha256(self.data).digest())
 
     @classmethod
-    def open(cls, path: str) -> Update:
-        """From an app image, a merged firmware (of which the app is taken) or a bundle.
-
-        Raises MpotaError for a file that is none of these, or damaged.
-        """
-        package = Package.open(path)
+    def of(cls, package: Package) -> Update:
+        """Raises UsageError for a URL."""
         if package.url is not None:
-            raise UsageError(f"{path} is a URL: a file is needed, which is sent from here")
+            raise UsageError(f"{package.url} is a URL: a file is needed, which is sent from here")
         app = package.app
         chip_id = app.image.chip.chip_id if app else ANY_CHIP
         is_signed = bool(app and app.signature and not package.release)
         return cls(package.name, package.data, chip_id, package.version, is_signed)
 
 
-@dataclass
-class Options:
-    """How to send.
-
-    ``secret``: what the board asks for, if it does, 16 bytes or more; with ``is_old_secret`` it may
-    be shorter, for a board with ota 0.1. ``restart``: into the update, at once.
-    ``attempts``: connections in a row that fail, or bring nothing forward, before it is given up;
-    ``pause_s`` before the second one, twice as long before each further one.
-    """
-
-    secret: bytes | None = None
-    is_old_secret: bool = False
-    restart: bool = True
-    attempts: int = 5
-    pause_s: float = 1.0
-    progress: Callable[[int], object] = lambda done: None
-    tell: Callable[[str], object] = lambda text: None
-
-
-@dataclass
-class Sent:
-    """A completed update: ``sent_size`` bytes of payload went out, some of them more than once."""
-
-    needs_restart: bool
-    sent_size: int
-    connections: int
-    board: Welcome
-
-
 Connect = Callable[[], AbstractAsyncContextManager[Link]]
 
 
-async def send_update(connect: Connect, update: Update, options: Options) -> Sent:
+async def send_update(connect: Connect, update: Update, options: Options) -> Pushed:
     """Bring ``update`` to the board, through as many connections as it takes.
 
     Raises RefusedError if the board does not take it, LostLinkError if it cannot be reached,
@@ -184,7 +141,13 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Sen
                 connections += 1
                 await sender.talk(link)
             assert sender.board is not None
-            return Sent(sender.needs_restart, sender.sent_size, connections, sender.board)
+            return Pushed(
+                update.version,
+                sent_size=sender.sent_size,
+                board=sender.board,
+                needs_restart=sender.needs_restart,
+                connections=connections,
+            )
         except (LostLinkError, RefusedError) as error:
             if sender.takes_older(error):
                 continue

@@ -1,0 +1,193 @@
+"""What is pushed, how, and what came of it: the same for every way to a board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpota.errors import MpotaError
+from mpota.firmware.firmware import App, read_app
+from mpota.formats.app_desc import find_micropython
+from mpota.formats.bundle import Bundle, is_bundle
+from mpota.storage.file import read_file
+
+
+class RefusedError(MpotaError):
+    """The board did not take the update, and goes on with the app that it has.
+
+    ``code`` is that of its OTAError.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text, _HINTS.get(code))
+        self.code = code
+
+
+class RolledBackError(MpotaError):
+    """The new app was switched to and did not stay: the former one runs."""
+
+    exit_code = 3
+
+
+class UnhealthyError(RolledBackError):
+    """The new app ran, its health check failed, and it was given up."""
+
+    exit_code = 4
+
+
+class UnconfirmedError(MpotaError):
+    """The update was switched to, and then the board was lost: its next boots decide."""
+
+    exit_code = 5
+
+
+_HINTS = {
+    "unconfirmed": "confirm it, or let a reset roll it back; --force updates all the same",
+    "failed-version": "--force installs it again",
+    "too-long": "mpota resize makes larger slots",
+    "no-slot": "mpota resize PORT --layout ota",
+    "unsigned": "mpota bundle --key makes a signed release; a signed image is taken where "
+    "ota.keys.allow_images(True) was said on the board",
+    "counter": "mpota bundle without --counter takes the time: each release is above those before",
+    "downgrade": "mpota bundle --allow-downgrade makes a release that may go back",
+    "no-chain": "make the release anew with this mpota: mpota bundle, or mpota manifest",
+    "format": "mpota install PORT brings a later ota onto the board",
+    "secure-version": "build the app with the secure_version of the one that runs, or a higher one",
+    "busy": "another update is under way on the board: wait for its end, or restart the board",
+    "memory": "let the app free memory first; compiled modules (mpota install) take half as much",
+    "slow": "a connection that brings more, or the file from here: mpota push PORT FILE",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """What is to be pushed: a file, and the app in it; or a URL for the board to fetch."""
+
+    name: str
+    data: bytes = b""
+    app: App | None = None
+    app_offset: int = 0
+    release: dict[str, Any] | None = None  # of a bundle: what the board remembers of it
+    url: str | None = None
+
+    @classmethod
+    def open(cls, source: str) -> Package:
+        """A package from an app image, a merged firmware (of which the app is taken), a bundle or
+        an http(s) URL. Raises MpotaError for a file that is none of these, or damaged."""
+        if source.startswith(("http://", "https://")):
+            return cls(source, url=source)
+        path = Path(source)
+        data = read_file(path)
+        if not is_bundle(data):
+            app = read_app(data, path.name)
+            return cls(path.name, app.to_bytes(), app)
+        bundle = Bundle.from_bytes(data)
+        manifest = bundle.manifest
+        release = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "counter": manifest.counter,
+        }
+        for payload in manifest.payloads:
+            plain = [form.member for form in payload.forms if form.member and not form.encoding]
+            if payload.kind == "app" and plain:
+                image = bundle.members[plain[0]]
+                app = read_app(image, f"{path.name}: {plain[0]}")
+                return cls(path.name, data, app, data.index(image), release)
+        return cls(path.name, data, release=release)
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 that the app image carries, in hex."""
+        image = self.app.image if self.app else None
+        return image.digest.hex() if image and image.digest else None
+
+    @property
+    def version(self) -> str:
+        """MicroPython's, or the release's."""
+        if self.release:
+            return f"{self.release['name']} {self.release['version']}"
+        found = find_micropython(self.app.image.data).version if self.app else None
+        return found or self.name
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """How the health of a new app is told: an expression that must be true, or a script that must
+    end without an exception, tried again for ``timeout_s``."""
+
+    source: str = ""
+    is_script: bool = False
+    timeout_s: float = 30.0
+
+    @classmethod
+    def parse(cls, text: str | None, timeout_s: float) -> HealthCheck:
+        """``text`` is an expression, or the name of a ``.py`` file."""
+        if text is None:
+            return cls(timeout_s=timeout_s)
+        if not text.endswith(".py"):
+            return cls(text, False, timeout_s)
+        return cls(read_file(Path(text)).decode("utf-8", "replace"), True, timeout_s)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to push. ``tell`` hears a line about what begins now, ``progress`` the bytes that the
+    board has.
+
+    At a REPL: ``check`` proves the health of the new app, ``settle_s`` of silence mean that it has
+    started, ``force`` installs what runs already, or has failed before.
+
+    A board that listens: ``secret`` is what it asks for, if it does, 16 bytes or more; with
+    ``is_old_secret`` it may be shorter, for a board with ota 0.1. ``restart``: into the update, at
+    once. ``attempts``: connections in a row that fail, or bring nothing forward, before it is given
+    up; ``pause_s`` before the second one, twice as long before each further one. Over Bluetooth:
+    ``pair`` with it first, look for it ``find_s``.
+    """
+
+    check: HealthCheck = HealthCheck()
+    settle_s: float = 3.0
+    force: bool = False
+    secret: bytes | None = None
+    is_old_secret: bool = False
+    restart: bool = True
+    attempts: int = 5
+    pause_s: float = 1.0
+    pair: bool = False
+    find_s: float = 10.0
+    progress: Callable[[int], object] = lambda done: None
+    tell: Callable[[str], object] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a board that listens says of itself."""
+
+    version: str
+    chip_id: int
+    signed_only: bool
+    protocol: int
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A completed update: ``version`` is what was brought, ``sent_size`` bytes went out for it,
+    some of them more than once.
+
+    At a REPL: ``slot`` runs it, confirmed; it did so already unless ``is_new``; ``console`` is what
+    the board printed from its reset on.
+
+    A board that listens: ``board``, in ``connections``. It restarts into the update, or has
+    verified and selected it and ``needs_restart``; confirming is its app's business.
+    """
+
+    version: str
+    slot: str | None = None
+    is_new: bool = True
+    sent_size: int = 0
+    console: str = ""
+    board: Welcome | None = None
+    needs_restart: bool = False
+    connections: int = 0
