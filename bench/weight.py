@@ -26,8 +26,9 @@ from pathlib import Path
 
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Manifest
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
 from mpota.release.signing import PrivateKey

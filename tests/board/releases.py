@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import boards
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Manifest
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, bundle
 from mpota.release.signing import PrivateKey
 from mpota.resources import data_directory

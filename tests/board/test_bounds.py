@@ -12,9 +12,10 @@ import pytest
 import releases
 import web
 from boards import OTA_1, OTADATA
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import Partition
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content
 from mpota.virtual.board import Board, End
 from releases import make

@@ -155,7 +155,7 @@ def test_damage_is_refused_and_the_old_app_stays(
     bad = dataclasses.replace(form, data=damage(form.data))
     release = dataclasses.replace(made, encoded=(bad,))
     given = releases.manifest(release).to_bytes()
-    from mpota.formats.bundle import Member, write_tar
+    from mpota.formats.tar import Member, write_tar
 
     bundle = write_tar([Member("manifest.json", given), Member(bad.member, bad.data)])
     (Path(str(board.frozen)) / "release.bundle").write_bytes(bundle)

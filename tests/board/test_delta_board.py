@@ -13,9 +13,9 @@ import encoded
 import pytest
 import releases
 from encoded import NEW, OLD, app, content, slot
-from mpota.formats.bundle import Member, write_tar
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, deflate
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content
 from mpota.release.serve import Served
 from mpota.virtual import micropython

@@ -13,7 +13,8 @@ import boards
 import pytest
 import releases
 from mpota.errors import MpotaError
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, verify
 from mpota.release.signing import sign
 from mpota.virtual.board import Board, End

@@ -17,11 +17,11 @@ import pytest
 import releases
 import web
 from littlefs import LittleFS, LittleFSError
-from mpota.formats.bundle import Member, write_tar
 from mpota.formats.chain import FRAME_SIZE, head_last, make_chain
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.partition_table import Partition
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Encoded
 from mpota.release.signing import sign
 from mpota.virtual.board import Board, End, Run

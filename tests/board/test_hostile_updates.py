@@ -13,10 +13,11 @@ import pytest
 import releases
 import web
 from boards import OTA_0, OTA_1, OTADATA
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.frames import compress
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import PartitionTable
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.call_faults import CallFault

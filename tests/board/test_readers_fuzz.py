@@ -16,10 +16,10 @@ import pytest
 import releases
 import web
 from boards import OTA_1
-from mpota.formats.bundle import Member, write_tar
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import Partition
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Encoded, sign_app
 from mpota.release.signing import public_to_pem, sign
 from mpota.virtual.board import Board, End

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import releases
 from mpota.errors import MpotaError
-from mpota.formats.bundle import Bundle, read_tar, read_tree
+from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Form, Manifest, Payload
+from mpota.formats.tar import read_tar, read_tree
 from mpota.release.signing import public_to_pem, sign
 
 ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "3000"))

@@ -11,7 +11,7 @@ import ota_files
 import pytest
 import releases
 from mpota.cli import main
-from mpota.formats.bundle import read_tree, write_tar
+from mpota.formats.tar import read_tree, write_tar
 from mpota.release.build import Content
 from mpota.release.ota_package import MARK
 from mpota.release.with_ota import with_ota

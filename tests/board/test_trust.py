@@ -14,9 +14,9 @@ import boards
 import ota_board
 import pytest
 import releases
-from mpota.formats.bundle import Member, write_tar
 from mpota.formats.manifest import Manifest
 from mpota.formats.partition_table import Partition
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Contents, data_content, publish, sign_app
 from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.board import Board, End, Run

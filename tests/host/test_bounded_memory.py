@@ -14,8 +14,8 @@ from pathlib import Path
 import littlefs_damage as damage
 import pytest
 from mpota.filesystem.littlefs import build
-from mpota.formats.bundle import Member, write_tar
 from mpota.formats.frames import MAGIC, MAX_PACKED
+from mpota.formats.tar import Member, write_tar
 from mpota.units import MiB
 
 MEMORY_LIMIT = 200 * MiB  # what a command takes for files of a few MB, and more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import random
@@ -16,10 +17,13 @@ import pytest
 from mpota import cli
 from mpota.errors import MpotaError
 from mpota.firmware.sample import build_app
-from mpota.formats.bundle import Bundle, Member, read_tar, read_tree, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.chain import head_first, head_last, make_chain, read_chain
 from mpota.formats.manifest import Form, Manifest, Payload
-from mpota.release.build import files_content
+from mpota.formats.payloads import KINDS
+from mpota.formats.tar import Member, read_tar, read_tree, write_tar
+from mpota.release.build import READERS, files_content
+from mpota.resources import data_directory
 
 Mpota = Callable[..., tuple[int, str, str]]
 
@@ -533,3 +537,16 @@ def test_a_small_bundle_does_not_unpack_to_gigabytes() -> None:
     payload = Payload("certs", size, "0" * 64, ())
     with pytest.raises(MpotaError, match="at most"):
         decode(Form(len(frames), "0" * 64, encoding="deflate"), payload, frames, "it")
+
+
+def test_every_kind_of_payload_is_made_at_the_desk_and_known_on_boards() -> None:
+    assert READERS.keys() == KINDS.keys()
+    source = data_directory("device") / "ota" / "manifest.py"
+    on_boards = {
+        name.id: ast.literal_eval(node.value)
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+        for name in node.targets
+        if isinstance(name, ast.Name)
+    }
+    assert on_boards["_KINDS"] == tuple(KINDS)

@@ -21,9 +21,10 @@ from firmware_files import run, small_app, small_firmware
 from mpota.commands import _report as report
 from mpota.filesystem.littlefs import build
 from mpota.formats.app_desc import APP_DESC_OFFSET
-from mpota.formats.bundle import Bundle, Member, write_tar
+from mpota.formats.bundle import Bundle
 from mpota.formats.image import Image
 from mpota.formats.manifest import Manifest
+from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, bundle
 from mpota.text import shown
 from mpota.units import KiB

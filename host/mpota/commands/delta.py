@@ -29,9 +29,9 @@ def command(old: Path, new: Path, output: Path | None, force: bool) -> None:
     from mpota.formats.delta import make_delta
     from mpota.formats.frames import compress
 
-    (old_app, old_chip), (new_app, new_chip) = app_content(old), app_content(new)
-    if old_chip != new_chip:
-        raise UsageError(f"{old.name} is for {old_chip}, {new.name} for {new_chip}")
+    old_app, new_app = app_content(old), app_content(new)
+    if old_app.chip != new_app.chip:
+        raise UsageError(f"{old.name} is for {old_app.chip}, {new.name} for {new_app.chip}")
     target = output or new.with_suffix(".delta")
     check_output(target, (old, new), force=force)
     data = make_delta(old_app.data, new_app.data).to_bytes()

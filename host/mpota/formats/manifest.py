@@ -56,11 +56,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 from mpota.errors import MpotaError
 from mpota.formats.chain import check_size
 from mpota.formats.chips import CHIPS
+from mpota.formats.payloads import APP, KINDS, PayloadKind
 
 FORMAT = 2
 OTA_VERSION = "0.2.0"  # the oldest package on a board that reads format 2
@@ -70,7 +72,6 @@ MAX_COUNTER = 0x7FFFFFFF
 MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
 
 CHAINED = ("chained", "chained-deflate")
-KINDS = ("app", "files", "certs", "data")
 
 
 class _Rule(NamedTuple):
@@ -204,22 +205,26 @@ class Manifest:
         names = [chip.name for chip in CHIPS]
         if self.chip is not None and self.chip not in names:
             raise MpotaError(f"manifest is for chip '{self.chip}', known are {', '.join(names)}")
-        kinds = [payload.kind for payload in self.payloads]
-        for kind in ("app", "files", "certs"):
-            if kinds.count(kind) > 1:
-                raise MpotaError(f"manifest has {kinds.count(kind)} {kind} payloads, at most one")
-        if "data" in kinds and set(kinds[kinds.index("data") :]) != {"data"}:
-            raise MpotaError(f"manifest has a {kinds[-1]} payload behind data")
-        labels = [payload.partition for payload in self.payloads if payload.kind == "data"]
-        if len(set(labels)) < len(labels):
-            raise MpotaError("manifest has two data payloads for one partition")
-        if "app" in kinds and self.chip is None:
-            raise MpotaError("manifest has an app payload and no chip")
+        self._check_kinds([KINDS[payload.kind] for payload in self.payloads])
         members = [form.member for form in self.forms if form.member]
         if len(set(members)) < len(members):
             raise MpotaError("manifest names a member twice")
         if set(self.add_keys) & set(self.retire_keys):
             raise MpotaError("manifest adds and retires the same key")
+
+    def _check_kinds(self, kinds: list[PayloadKind]) -> None:
+        for kind in KINDS.values():
+            count = kinds.count(kind)
+            if kind.is_single and count > 1:
+                raise MpotaError(f"manifest has {count} {kind.name} payloads, at most one")
+            if count and kind.needs_chip and self.chip is None:
+                raise MpotaError(f"manifest has an {kind.name} payload and no chip")
+        for earlier, later in pairwise(kinds):
+            if earlier.has_partition and not later.has_partition:
+                raise MpotaError(f"manifest has a {later.name} payload behind {earlier.name}")
+        labels = [payload.partition for payload in self.payloads if payload.partition is not None]
+        if len(set(labels)) < len(labels):
+            raise MpotaError("manifest has two data payloads for one partition")
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -267,15 +272,16 @@ def _check_format(number: int, fields: _Fields) -> None:
 
 def _parse_payload(item: Any, what: str, number: int) -> Payload:
     fields = _Fields(item, what)
-    kind = fields.take("kind", str)
-    if kind not in KINDS:
-        raise MpotaError(f"{what} is of kind {kind!r}, known are {', '.join(KINDS)}")
+    name = fields.take("kind", str)
+    if name not in KINDS:
+        raise MpotaError(f"{what} is of kind {name!r}, known are {', '.join(KINDS)}")
+    kind = KINDS[name]
     size = fields.number("size", 1, MAX_COUNTER)
     sha256 = fields.text("sha256", _DIGEST)
-    partition = fields.text("partition", _LABEL) if kind == "data" else None
-    disk = fields.number("disk", 0, MAX_COUNTER, -1) if kind == "files" else -1
+    partition = fields.text("partition", _LABEL) if kind.has_partition else None
+    disk = fields.number("disk", 0, MAX_COUNTER, -1) if kind.has_tree else -1
     forms = [
-        _parse_encoded(entry, f"{what}, encoded {index}", size, number > 1 and kind == "data")
+        _parse_encoded(entry, f"{what}, encoded {index}", size, number > 1 and kind.may_chain)
         for index, entry in enumerate(fields.take("encoded", list, []))
     ]
     if "member" in fields.found or "url" in fields.found:
@@ -283,7 +289,7 @@ def _parse_payload(item: Any, what: str, number: int) -> Payload:
     if not forms:
         raise MpotaError(f"{what} has neither member nor url")
     fields.end()
-    return Payload(kind, size, sha256, tuple(forms), partition, disk if disk >= 0 else None)
+    return Payload(name, size, sha256, tuple(forms), partition, disk if disk >= 0 else None)
 
 
 def _parse_encoded(item: Any, what: str, content_size: int, may_chain: bool) -> Form:
@@ -328,7 +334,7 @@ def _from_simple(document: dict[str, Any]) -> Manifest:
     size = fields.number("length", 1, MAX_COUNTER)
     sha256 = fields.text("sha", _DIGEST)
     form = Form(size, sha256, url=fields.text("firmware", _URL))
-    return Manifest("firmware", "0", (Payload("app", size, sha256, (form,)),))
+    return Manifest("firmware", "0", (Payload(APP, size, sha256, (form,)),))
 
 
 def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:

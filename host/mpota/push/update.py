@@ -11,6 +11,7 @@ from mpota.errors import MpotaError
 from mpota.firmware.firmware import App, read_app
 from mpota.formats.app_desc import find_micropython
 from mpota.formats.bundle import Bundle, is_bundle
+from mpota.formats.payloads import APP
 from mpota.storage.file import read_file
 
 
@@ -92,7 +93,7 @@ class Package:
         }
         for payload in manifest.payloads:
             plain = [form.member for form in payload.forms if form.member and not form.encoding]
-            if payload.kind == "app" and plain:
+            if payload.kind == APP and plain:
                 image = bundle.members[plain[0]]
                 app = read_app(image, f"{path.name}: {plain[0]}")
                 return cls(path.name, data, app, data.index(image), release)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import read_app
-from mpota.formats.bundle import (
-    Bundle,
-    Member,
-    decode,
-    disk_size,
-    is_bundle,
-    read_tree,
-    write_tar,
-)
+from mpota.formats.bundle import Bundle, decode, is_bundle
 from mpota.formats.chain import head_last, make_chain
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
+from mpota.formats.payloads import APP, CERTS, DATA, FILES, KINDS
 from mpota.formats.private_key import is_private_key
 from mpota.formats.signature import PublicKey, padded, parse_sector
+from mpota.formats.tar import Member, read_tree, write_tar
 from mpota.mpy_cross import compile_source
 from mpota.release.signing import PrivateKey, check_signature, sign
 from mpota.storage.file import read_file, write_file
@@ -71,6 +65,7 @@ class Content:
     """What one payload brings. ``member`` is its file name in a bundle or beside a manifest.
 
     ``encoded``: other forms of it, the smallest first; without ``is_plain`` they are all there is.
+    ``chip``: the one that it is for.
     """
 
     kind: str
@@ -79,6 +74,7 @@ class Content:
     partition: str | None = None
     encoded: tuple[Encoded, ...] = ()
     is_plain: bool = True
+    chip: str | None = None
 
     @property
     def members(self) -> dict[str, bytes]:
@@ -90,7 +86,7 @@ class Content:
         """The manifest's entry; ``as_url``: to be fetched from beside the manifest."""
         sha256 = hashlib.sha256(self.data).hexdigest()
         place = "url" if as_url else "member"
-        disk = disk_size(read_tree(self.data)) if self.kind == "files" else None
+        disk = KINDS[self.kind].disk_size(self.data)
         forms = [form.form(place) for form in self.encoded]
         if self.is_plain:
             forms.append(Form(len(self.data), sha256, **{place: self.member}))
@@ -98,7 +94,7 @@ class Content:
 
     def compressed(self) -> Content:
         """The same with a compressed form in place of the other, if that is smaller."""
-        if self.kind == "data":
+        if KINDS[self.kind].may_chain:
             stream = compress(head_last(self.data)).to_bytes()
             packed = Encoded.chained("chained-deflate", f"{self.member}.chained-deflate", stream)
             plain = self.encoded[0]
@@ -152,25 +148,8 @@ class Contents:
     @classmethod
     def read(cls, sources: Sources) -> Contents:
         """Raises MpotaError for what a board would refuse."""
-        found = []
-        chip = None
-        if sources.firmware is not None:
-            content, chip = app_content(sources.firmware)
-            found.append(content)
-        if sources.directories:
-            found.append(
-                files_content(
-                    sources.directories, compiled=sources.compiled, has_ota=sources.has_ota
-                )
-            )
-        elif sources.has_ota:
-            raise UsageError(
-                "--with-ota brings ota among the files of the release: give --files as well",
-                "an empty directory, where the program is in the firmware",
-            )
-        if sources.certs:
-            found.append(certs_content(sources.certs))
-        found += [data_content(label, path) for label, path in sources.data]
+        found = [content for kind in KINDS for content in READERS[kind](sources)]
+        chip = next((content.chip for content in found if content.chip), None)
         if sources.compress:
             found = [content.compressed() for content in found]
         if sources.bases:
@@ -185,21 +164,23 @@ class Contents:
         return tuple(content.payload(as_url=as_url) for content in self.contents)
 
 
-def app_content(path: Path) -> tuple[Content, str]:
-    """The app image in a firmware or image file, and its chip; its signature goes along.
+def app_content(path: Path) -> Content:
+    """The app image in a firmware or image file; its signature goes along.
 
     Raises MpotaError if there is no intact app in it.
     """
     data = _public(read_file(path), path)
     app = read_app(data, path.name)
-    return Content("app", "app.bin", app.to_bytes()), app.image.chip.name
+    return Content(APP, "app.bin", app.to_bytes(), chip=app.image.chip.name)
 
 
 def _base(path: Path, chip: str) -> bytes:
     """The app in a firmware file that a delta may start from."""
-    content, found = app_content(path)
-    if found != chip:
-        raise MpotaError(f"{path.name} is for {found}, the firmware of this release for {chip}")
+    content = app_content(path)
+    if content.chip != chip:
+        raise MpotaError(
+            f"{path.name} is for {content.chip}, the firmware of this release for {chip}"
+        )
     return content.data
 
 
@@ -232,14 +213,14 @@ def files_content(
         raise MpotaError("the directories hold no files")
     data = write_tar(members[name] for name in sorted(members, key=lambda name: name.split("/")))
     read_tree(data)
-    return Content("files", "files.tar", data)
+    return Content(FILES, "files.tar", data)
 
 
 def data_content(label: str, path: Path) -> Content:
     """The content of data partition ``label``, to be verified before it is written."""
     data, member = _public(read_file(path), path), f"{label}.bin"
     form = Encoded.chained("chained", f"{member}.chained", head_last(data))
-    return Content("data", member, data, label, (form,), is_plain=False)
+    return Content(DATA, member, data, label, (form,), is_plain=False)
 
 
 def certs_content(paths: Iterable[Path]) -> Content:
@@ -252,7 +233,41 @@ def certs_content(paths: Iterable[Path]) -> Content:
         pieces = [piece.rstrip(b"\n") + b"\n" for piece in pieces]
     elif not pieces[0].startswith(b"0"):
         raise MpotaError("the certificate is neither PEM nor DER")
-    return Content("certs", "certs.pem" if pieces[0][:1] != b"0" else "certs.der", b"".join(pieces))
+    return Content(CERTS, "certs.pem" if pieces[0][:1] != b"0" else "certs.der", b"".join(pieces))
+
+
+def _read_app(sources: Sources) -> list[Content]:
+    return [] if sources.firmware is None else [app_content(sources.firmware)]
+
+
+def _read_files(sources: Sources) -> list[Content]:
+    if sources.directories:
+        return [
+            files_content(sources.directories, compiled=sources.compiled, has_ota=sources.has_ota)
+        ]
+    if sources.has_ota:
+        raise UsageError(
+            "--with-ota brings ota among the files of the release: give --files as well",
+            "an empty directory, where the program is in the firmware",
+        )
+    return []
+
+
+def _read_certs(sources: Sources) -> list[Content]:
+    return [certs_content(sources.certs)] if sources.certs else []
+
+
+def _read_data(sources: Sources) -> list[Content]:
+    return [data_content(label, path) for label, path in sources.data]
+
+
+# How files of the desk become payloads: a row for each of `mpota.formats.payloads.KINDS`.
+READERS: dict[str, Callable[[Sources], list[Content]]] = {
+    APP: _read_app,
+    FILES: _read_files,
+    CERTS: _read_certs,
+    DATA: _read_data,
+}
 
 
 def bundle(

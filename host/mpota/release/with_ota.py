@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpota.errors import MpotaError
-from mpota.formats.bundle import Member
+from mpota.formats.tar import Member
 from mpota.mpy_cross import MpyFormat, can_compile
 from mpota.release.ota_package import MARK, package
 
