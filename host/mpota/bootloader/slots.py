@@ -61,6 +61,17 @@ def boots_next(firmware: Firmware, flash_size: int) -> Partition | None:
     return boot(flash, table_offset=firmware.table_offset).starts
 
 
+def place_of_next(firmware: Firmware, flash_size: int) -> tuple[int, int]:
+    """Where the app stands that starts at the next reset: (start, end), (0, 0) if nothing does."""
+    running = boots_next(firmware, flash_size)
+    if running is None:
+        return (0, 0)
+    try:
+        return (running.offset, running.offset + firmware.app(running).size)
+    except MpotaError:
+        return (running.offset, running.end)
+
+
 def next_slot(firmware: Firmware, flash_size: int) -> Partition:
     """The slot for an update: behind the one with the app to rely on, so that this stays whole.
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from mpota.bootloader.check import check_app, check_flash
 from mpota.commands import _report as report
+from mpota.edit.change import apply_to_file
 from mpota.edit.contents import extract
 from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
@@ -140,11 +141,12 @@ def _prepare(firmware: Firmware) -> Firmware:
     result = resize(firmware, Edits(flash_size=size, arrange="ota"))
     report.say(f"mpota resize -f {format_flash_size(size)} --layout ota: {result.summary}")
     report.print_table(report.DIFFERENCE_COLUMNS, report.difference_rows(result.differences))
-    resized = Firmware.from_bytes(result.data, firmware.name, firmware.table_offset)
+    data = apply_to_file(firmware, result)
+    resized = Firmware.from_bytes(data, firmware.name, firmware.table_offset)
     check = check_flash(resized.flash, table_offset=firmware.table_offset)
     _expect(check.boots == "ota_0", "'ota_0' boots", str(check.boots))
     report.say("mpota check: 'ota_0' boots")
-    merged = check_app(result.data, resized)
+    merged = check_app(data, resized)
     _expect(not merged.is_ok, "a merged file is no app")
     report.say(f"mpota check --as-app, for the merged file: {merged.console[0]}")
     return resized

@@ -16,6 +16,7 @@ from mpota.commands._options import (
     table_offset_option,
     yes_option,
 )
+from mpota.edit.change import apply_to_file
 from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware, is_app_image
@@ -64,8 +65,8 @@ def command(
                 f"{firmware.name}: flash size {format_flash_size(new.flash_size)} -> "
                 f"{format_flash_size(board.size)}"
             )
-            resized = resize(new, Edits(flash_size=board.size))
-            new = Firmware.from_bytes(resized.data, firmware.name, table_offset)
+            resized = apply_to_file(new, resize(new, Edits(flash_size=board.size)))
+            new = Firmware.from_bytes(resized, firmware.name, table_offset)
         check_flashable(board, new, force=force)
         if erase and not dry_run:
             size = format_flash_size(board.size)

@@ -18,6 +18,7 @@ from mpota.commands._options import (
     table_offset_option,
     yes_option,
 )
+from mpota.edit.change import apply_to_file
 from mpota.edit.resizing import find_layout, resize
 from mpota.errors import UsageError
 from mpota.firmware.firmware import Firmware
@@ -112,17 +113,19 @@ def command(
     target = output or beside(firmware, "-".join(("", *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
-    result = resize(Firmware.open(firmware, table_offset), edits, keep_files=bool(keep_files))
-    report.say(f"{firmware.name}: {result.chip.title}, {result.summary}")
-    rows = report.difference_rows(result.differences)
+    old = Firmware.open(firmware, table_offset)
+    change = resize(old, edits, keep_files=bool(keep_files))
+    data = apply_to_file(old, change)
+    report.say(f"{firmware.name}: {old.chip.title}, {change.summary}")
+    rows = report.difference_rows(change.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
-    for note in result.notes:
+    for note in change.notes:
         report.say(f"note: {note}")
     if dry_run:
         report.say("dry run: nothing written")
         return
-    write_file(target, result.data)
-    report.say(f"written: {target} ({len(result.data):,} bytes)")
+    write_file(target, data)
+    report.say(f"written: {target} ({len(data):,} bytes)")
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from mpota.commands._options import (
     table_offset_option,
     yes_option,
 )
+from mpota.edit.change import apply_to_file
 from mpota.edit.contents import write_contents
 from mpota.errors import UsageError
 from mpota.firmware.firmware import Firmware
@@ -62,19 +63,21 @@ def command(
     if is_port(firmware):
         if output is not None:
             raise UsageError("-o is for a firmware in a file: on a board the board is written")
-        from mpota.flashing.live import plan_write
+        from mpota.flashing.live import plan_change
 
         with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
-            change = plan_write(board, on_board, wanted)
+            change = plan_change(board, write_contents(on_board, wanted))
             change_board(board, change, dry_run=dry_run, yes=yes)
         return
     target = output or beside(firmware, "-".join(("", *names)) + ".bin")
     sources = [Path(path) for _, path in pairs]
     check_output(target, (firmware, *sources), force=force)
-    result = write_contents(Firmware.open(firmware, table_offset), wanted)
-    report.say(f"{firmware.name}: {result.summary}")
+    old = Firmware.open(firmware, table_offset)
+    edit = write_contents(old, wanted)
+    data = apply_to_file(old, edit)
+    report.say(f"{firmware.name}: {edit.summary}")
     if dry_run:
         report.say("dry run: nothing written")
         return
-    write_file(target, result.data)
-    report.say(f"written: {target} ({len(result.data):,} bytes)")
+    write_file(target, data)
+    report.say(f"written: {target} ({len(data):,} bytes)")

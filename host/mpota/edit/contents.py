@@ -5,31 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpota.bootloader.check import require_app
-from mpota.edit.resizing import Edited, apply_to_file
+from mpota.edit.change import FirmwareChange
 from mpota.errors import MpotaError
-from mpota.firmware.changes import Change, bootloader_change, changes_for
+from mpota.firmware.changes import BOOTLOADER, bootloader_change, changes_for
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Layout
 from mpota.formats.app_desc import find_app_desc
 from mpota.formats.image import Image
 
-BOOTLOADER = "bootloader"  # beside partition labels, a name for what `write` and `extract` take
 
-
-def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> Edited:
+def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> FirmwareChange:
     """Put bytes into partitions by label, or a new bootloader under the name ``bootloader``.
 
     App partitions and the bootloader take only what will boot. Raises MpotaError otherwise.
     """
-    changes = content_changes(firmware, contents)
-    data = apply_to_file(firmware, changes, firmware.flash_size)
-    Firmware.from_bytes(data, firmware.name, firmware.table_offset)
-    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
-    return Edited(firmware.chip, data, (), changes, summary)
-
-
-def content_changes(firmware: Firmware, contents: Mapping[str, bytes]) -> tuple[Change, ...]:
-    """The changes that `write_contents` makes, for a file or a board."""
     layout = Layout(firmware.table, firmware.flash_size, table_offset=firmware.table_offset)
     partitions = {label: data for label, data in contents.items() if label != BOOTLOADER}
     for label, data in partitions.items():
@@ -39,7 +28,8 @@ def content_changes(firmware: Firmware, contents: Mapping[str, bytes]) -> tuple[
     changes = [c for c in changes_for(firmware, layout, partitions) if c.what in partitions]
     if BOOTLOADER in contents:
         changes.append(bootloader_change(_new_bootloader(firmware, contents[BOOTLOADER])))
-    return tuple(changes)
+    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
+    return FirmwareChange(summary, tuple(changes), firmware.flash_size, firmware.table_offset)
 
 
 def extract(firmware: Firmware, name: str | None = None) -> bytes:

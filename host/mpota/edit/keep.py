@@ -1,4 +1,6 @@
-"""Files that a resize keeps: the file systems of the old table, fitted to their new places."""
+"""What a resize keeps: files, in file systems fitted to their new places; on a board nvs, and which
+app boots.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +12,47 @@ from mpota.errors import MpotaError
 from mpota.firmware.changes import Change, Difference
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Layout
-from mpota.formats.partition_table import Partition
+from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.partition_table import DATA, DATA_NVS, Partition
 from mpota.units import SECTOR_SIZE, align_down
 
 
 class Kept(NamedTuple):
     """Contents for partitions of the new table by label, and changes for what it has no entry for.
 
-    ``labels`` are the places in which files are kept.
+    ``labels`` are the places in which files are kept, ``whole`` those that are kept as they are.
     """
 
     contents: Mapping[str, bytes] = MappingProxyType({})
     changes: tuple[Change, ...] = ()
     labels: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
 
     def tell(self, rows: Iterable[Difference]) -> tuple[Difference, ...]:
-        """The rows of `mpota.firmware.changes.differences`, with what becomes of the files."""
+        """The rows of `mpota.firmware.changes.differences`, with what becomes of what is kept."""
         return tuple(self._told(row) for row in rows)
 
     def _told(self, row: Difference) -> Difference:
+        if row.new is not None and row.new.label in self.whole:
+            told = ("content kept" if e == "content reset" else e for e in row.effects)
+            return row._replace(effects=tuple(told))
         if row.new is None or row.new.label not in self.labels:
             return row
         lost = ("content reset", "added, blank")
         effects = tuple(effect for effect in row.effects if effect not in lost)
         return row._replace(effects=(*effects, "files kept"))
+
+
+def kept_on_board(firmware: Firmware, layout: Layout, board_size: int, *, keep_files: bool) -> Kept:
+    """What has to be written so that a board goes on as it was, as far as ``layout`` lets it.
+
+    ``board_size`` are the bytes of its flash chip. Beside its files it keeps its nvs, where that
+    fits, and which app boots. Raises MpotaError as `kept_files` does.
+    """
+    files = kept_files(firmware, layout, board_size, keep_files=keep_files)
+    nvs = _kept_nvs(firmware, layout)
+    contents = {**files.contents, **nvs, **_otadata_for(firmware, layout)}
+    return files._replace(contents=contents, whole=frozenset(nvs))
 
 
 def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_files: bool) -> Kept:
@@ -93,3 +112,40 @@ def _moves(
             continue
         if old == old_vfs or is_volume(firmware.flash, old):
             yield old, new
+
+
+def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
+    """otadata for the new table, so that the app that boots now boots afterwards.
+
+    A file gets it blank; on a board the slot that an update filled must not be forgotten.
+    """
+    otadata, slots = layout.table.otadata, layout.table.slots
+    if otadata is None or firmware.table.otadata is None:
+        return {}
+    if [layout.sources.get(slot.label) for slot in slots] == list(firmware.table.slots):
+        return {otadata.label: firmware.read(firmware.table.otadata)}
+    app = firmware.app_partition
+    index = next((i for i, s in enumerate(slots) if layout.sources.get(s.label) == app), None)
+    has_factory = any(p.is_app and p.slot is None for p in layout.table)
+    if index is None or (index == 0 and not has_factory):
+        return {}  # what boots without a record is the app
+    return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
+
+
+def _kept_nvs(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
+    """The contents of an nvs that changes its size, where what is used of it fits."""
+    kept = {}
+    for new in layout.table:
+        old = layout.sources.get(new.label)
+        if old is None or (new.type, new.subtype) != (DATA, DATA_NVS) or old == new:
+            continue
+        data = firmware.read(old).rstrip(b"\xff")
+        if data and _nvs_fits(data, new.size):
+            kept[new.label] = data
+    return kept
+
+
+def _nvs_fits(data: bytes, size: int) -> bool:
+    """Its pages are independent of each other, and it needs a blank one: nvs_pagemanager.cpp."""
+    pages = (data[start : start + SECTOR_SIZE] for start in range(0, size, SECTOR_SIZE))
+    return len(data) <= size and any(not page.strip(b"\xff") for page in pages)

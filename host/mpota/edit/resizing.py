@@ -1,59 +1,53 @@
-"""Another flash size or partition table for a firmware in a file."""
+"""Another flash size or partition table for a firmware, in a file or on a board."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
-from mpota.edit.keep import kept_files
-from mpota.errors import UsageError
-from mpota.firmware.changes import Change, Difference, apply, changes_for, differences
-from mpota.firmware.firmware import Firmware, read_table
+from mpota.edit.change import FirmwareChange
+from mpota.edit.keep import kept_files, kept_on_board
+from mpota.errors import MpotaError, UsageError
+from mpota.firmware.changes import Difference, changes_for, differences, order_changes
+from mpota.firmware.firmware import Firmware, boot_order, read_table
 from mpota.firmware.layout import LAYOUTS, Edits, Layout
-from mpota.formats.chips import Chip
 from mpota.formats.otadata import active_record, selected_slot
-from mpota.formats.partition_table import PartitionTable
+from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.resources import data_directory
 from mpota.storage.file import read_file
 from mpota.units import MiB, format_flash_size, format_size
 
 
-@dataclass(frozen=True)
-class Edited:
-    """A changed firmware: the file's new bytes, and what to tell about it."""
-
-    chip: Chip
-    data: bytes = field(repr=False)
-    differences: tuple[Difference, ...]
-    changes: tuple[Change, ...]
-    summary: str
-    notes: tuple[str, ...] = ()
-
-
-def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Edited:
+def resize(
+    firmware: Firmware, edits: Edits, *, keep_files: bool = False, board_size: int | None = None
+) -> FirmwareChange:
     """Fit a firmware to another flash size or table.
 
-    A data partition that moves or changes size is reset; with ``keep_files`` its files go along.
-    Raises MpotaError if the result would not fit or boot, or if files cannot be kept; UsageError
-    for edits that cannot be.
-    Nothing is written: ``data`` of the result is what the new file holds.
+    In a file (``board_size`` None) a data partition that moves or changes size is reset; with
+    ``keep_files`` its files go along. On a board with ``board_size`` bytes of flash nvs is kept
+    too, where it fits, and the app that boots stays the one. Raises MpotaError if the result would
+    not fit, or if files cannot be kept; UsageError for edits that cannot be.
     """
-    if edits.flash_size is not None:
+    if board_size is None and edits.flash_size is not None:
         firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
-    kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
+    if board_size is None:
+        kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
+    else:
+        kept = kept_on_board(firmware, layout, board_size, keep_files=keep_files)
     changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
-    data = apply_to_file(firmware, changes, layout.flash_size)
-    result = firmware.with_data(data, layout.table_offset)
-    return Edited(
-        firmware.chip,
-        data,
-        kept.tell(differences(firmware, layout)),
-        changes,
-        _summary(firmware.flash_size, layout.flash_size),
-        tuple(_notes(firmware, layout, edits, result)),
-    )
+    rows = kept.tell(differences(firmware, layout))
+    if board_size is None:
+        notes = tuple(_file_notes(firmware, layout, edits))
+    else:
+        from mpota.bootloader.slots import place_of_next  # for boards only
+
+        grows = layout.flash_size >= firmware.flash_size
+        changes = order_changes(changes, place_of_next(firmware, board_size), grows=grows)
+        notes = tuple(_board_notes(firmware, rows))
+    summary = _summary(firmware.flash_size, layout.flash_size)
+    return FirmwareChange(summary, changes, layout.flash_size, layout.table_offset, rows, notes)
 
 
 def find_layout(text: str | None, table_offset: int) -> tuple[str | None, PartitionTable | None]:
@@ -75,25 +69,13 @@ def find_layout(text: str | None, table_offset: int) -> tuple[str | None, Partit
     return None, read_table(own[text].read_bytes(), text, table_offset)
 
 
-def apply_to_file(firmware: Firmware, changes: Iterable[Change], flash_size: int) -> bytes:
-    """The bytes of a firmware's file after ``changes``, for a flash of ``flash_size`` bytes."""
-    flash = firmware.flash
-    data = bytearray(flash.read(flash.base, flash.end - flash.base))
-    apply(data, flash.base, changes)
-    if firmware.is_dump:
-        # A dump of the whole flash stays one.
-        data.extend(b"\xff" * (flash_size - flash.base - len(data)))
-    del data[max(0, flash_size - flash.base) :]
-    return bytes(data)
-
-
 def _summary(old_size: int, new_size: int) -> str:
     if old_size == new_size:
         return f"flash size {format_flash_size(old_size)}"
     return f"flash size {format_flash_size(old_size)} -> {format_flash_size(new_size)}"
 
 
-def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -> Iterator[str]:
+def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[str]:
     grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
     has_file_system = any(p.is_file_system for p in layout.table)
     if grown and edits.table is None and layout.table == firmware.table:
@@ -114,7 +96,8 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
     if layout.flash_size > 16 * MiB:
         from mpota.bootloader.boot import bootloader_info  # rarely needed, and not small
 
-        believed = bootloader_info(result.bootloader.data).flash_size or 0
+        bootloader = firmware.bootloader.with_flash_size(layout.flash_size)
+        believed = bootloader_info(bootloader.data).flash_size or 0
         if believed < layout.flash_size:
             yield (
                 f"this bootloader does not know {format_flash_size(layout.flash_size)} and takes "
@@ -125,14 +108,42 @@ def _notes(firmware: Firmware, layout: Layout, edits: Edits, result: Firmware) -
     active = active_record(records) if records and slots else None
     if records and active is not None:
         selected = slots[selected_slot(records[active].ota_seq, len(slots))]
-        boots = result.app_partition
-        if layout.sources.get(boots.label) != selected:
+        boots = _boots_first(firmware, layout)
+        if boots is not None and layout.sources.get(boots.label) != selected:
             yield (
                 f"otadata selected '{selected.label}' and is blank now: "
                 f"'{boots.label}' boots, which was '{_label(layout, boots.label)}'"
             )
     if layout.table.otadata and not firmware.table.otadata:
         yield "otadata is blank: the first boot starts ota_0"
+
+
+def _boots_first(firmware: Firmware, layout: Layout) -> Partition | None:
+    """The place of the app that boots while otadata is blank, if it is whole."""
+    for partition in boot_order(layout.table):
+        old = layout.sources.get(partition.label)
+        if old is None:
+            continue
+        with suppress(MpotaError):
+            firmware.app(old)
+            return partition
+    return None
+
+
+def _board_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str]:
+    lost = [
+        row.old.label
+        for row in rows
+        if row.old is not None
+        and (row.new is None or "content reset" in row.effects)
+        and not row.old.is_otadata
+        and not firmware.is_blank(row.old)
+    ]
+    if lost:
+        yield (
+            f"the board loses the contents of {', '.join(lost)}; what is overwritten of them is in "
+            "the backup"
+        )
 
 
 def _gaps(layout: Layout) -> list[tuple[int, int]]:

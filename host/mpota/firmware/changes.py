@@ -15,6 +15,8 @@ from mpota.formats.image import Image
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up
 
+TABLE, BOOTLOADER = "partition table", "bootloader"  # places that are no partitions
+
 
 @dataclass(frozen=True)
 class Change:
@@ -69,9 +71,7 @@ def changes_for(
     """
     changes = list(_partition_changes(source, layout, contents or {}))
     if layout.table != source.table:
-        changes.append(
-            Change(layout.table_offset, SECTOR_SIZE, "partition table", layout.table.to_bytes())
-        )
+        changes.append(Change(layout.table_offset, SECTOR_SIZE, TABLE, layout.table.to_bytes()))
     if layout.flash_size != source.flash_size:
         bootloader = source.bootloader.with_flash_size(layout.flash_size)
         changes.append(bootloader_change(bootloader))
@@ -82,9 +82,27 @@ def bootloader_change(bootloader: Image) -> Change:
     return Change(
         bootloader.chip.bootloader_offset,
         align_up(bootloader.size, SECTOR_SIZE),
-        "bootloader",
+        BOOTLOADER,
         bootloader.data,
     )
+
+
+def order_changes(
+    changes: Iterable[Change], live: tuple[int, int], *, grows: bool
+) -> tuple[Change, ...]:
+    """The safest order: ``live`` is the place (start, end) of the app that boots now.
+
+    First what does not touch it, then what does, at last table and bootloader. A bootloader that
+    knows of more flash comes before the table that uses it, one that knows of less after it:
+    the bootloader refuses a table that goes beyond its flash (esp_partition_table_verify).
+    """
+    last = {BOOTLOADER: 3, TABLE: 4} if grows else {TABLE: 3, BOOTLOADER: 4}
+
+    def rank(change: Change) -> int:
+        touches = change.offset < live[1] and change.end > live[0]
+        return last.get(change.what, 1 + touches)
+
+    return tuple(sorted(changes, key=rank))
 
 
 def differences(source: Source, layout: Layout) -> tuple[Difference, ...]:

@@ -255,9 +255,7 @@ class Firmware:
 
     def _candidates(self) -> list[Partition]:
         """The app partitions, the most likely to be the running one first."""
-        order = [p for p in self.table.apps if p.subtype == FACTORY]
-        order += self.table.slots
-        order += [p for p in self.table.apps if p not in order]
+        order = boot_order(self.table)
         records, slots = self.otadata, self.table.slots
         if records and slots:
             active = active_record(records)
@@ -266,6 +264,15 @@ class Firmware:
                 order.remove(selected)
                 order.insert(0, selected)
         return order
+
+
+def boot_order(table: PartitionTable) -> list[Partition]:
+    """The app partitions in the order in which the bootloader would start them, by a blank otadata;
+    those that it never starts at the end.
+    """
+    order = [p for p in table.apps if p.subtype == FACTORY]
+    order += table.slots
+    return order + [p for p in table.apps if p not in order]
 
 
 def find_base(data: bytes, name: str = "file") -> int:

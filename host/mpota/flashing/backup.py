@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mpota.errors import MpotaError, UsageError
-from mpota.firmware.changes import Change
-from mpota.flashing.plan import BOOTLOADER, TABLE, Plan, Step, carry_out, make_plan
+from mpota.firmware.changes import BOOTLOADER, TABLE, Change
+from mpota.flashing.plan import Plan, Step, carry_out, make_plan
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import replacing
 from mpota.storage.ports import format_mac

@@ -5,21 +5,21 @@ Nothing here writes: a `Plan` is shown first, then `mpota.flashing.plan.carry_ou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mpota.bootloader.check import check_flash, require_app
-from mpota.bootloader.slots import boots_next, mark_slot, next_slot, select_slot
-from mpota.edit.contents import content_changes
-from mpota.edit.keep import kept_files
+from mpota.bootloader.slots import mark_slot, next_slot, place_of_next, select_slot
+from mpota.edit.change import FirmwareChange
+from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
-from mpota.firmware.changes import Change, Difference, changes_for, differences
+from mpota.firmware.changes import BOOTLOADER, TABLE, Change, Difference, order_changes
 from mpota.firmware.firmware import App, Firmware
-from mpota.firmware.layout import Edits, Layout, unlisted_vfs
-from mpota.flashing.plan import BOOTLOADER, TABLE, Plan, make_plan, order_changes
+from mpota.firmware.layout import Edits, unlisted_vfs
+from mpota.flashing.plan import Plan, make_plan
 from mpota.formats.littlefs import Superblock
 from mpota.formats.nvs import LOADED_STATES
-from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.otadata import OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.storage.board import BoardFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
@@ -33,6 +33,14 @@ class LiveChange:
     plan: Plan
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+
+def plan_change(board: BoardFlash, change: FirmwareChange, *, must_boot: bool = True) -> LiveChange:
+    """A change to the firmware on a board. Raises MpotaError if the board would not boot then,
+    unless not ``must_boot``.
+    """
+    plan = make_plan(board, change.changes, table_offset=change.table_offset, must_boot=must_boot)
+    return LiveChange(change.summary, plan, change.differences, change.notes)
 
 
 def plan_resize(
@@ -49,30 +57,8 @@ def plan_resize(
             f"{board.name}: the flash chip has {format_flash_size(board.size)}, "
             f"not {format_flash_size(edits.flash_size)}"
         )
-    layout = edits.apply(firmware.layout())
-    files = kept_files(firmware, layout, board.size, keep_files=keep_files)
-    nvs = _kept_nvs(board, layout)
-    contents = {**files.contents, **nvs, **_otadata_for(firmware, layout)}
-    ordered = order_changes(
-        [*files.changes, *changes_for(firmware, layout, contents)],
-        _live_range(board, firmware),
-        grows=layout.flash_size >= firmware.flash_size,
-    )
-    plan = make_plan(board, ordered, table_offset=layout.table_offset)
-    before, after = format_flash_size(firmware.flash_size), format_flash_size(layout.flash_size)
-    summary = f"flash size {before}" + (f" -> {after}" if before != after else "")
-    rows = tuple(_with_kept(row, nvs) for row in files.tell(differences(firmware, layout)))
-    return LiveChange(summary, plan, rows, tuple(_resize_notes(firmware, rows)))
-
-
-def plan_write(board: BoardFlash, firmware: Firmware, contents: Mapping[str, bytes]) -> LiveChange:
-    """Bytes into partitions by label, or a new bootloader under the name ``bootloader``.
-
-    Raises MpotaError as `mpota.edit.contents.write_contents` does, and if the board would not boot.
-    """
-    changes = content_changes(firmware, contents)
-    summary = ", ".join(f"{label}: {len(data):,} bytes" for label, data in contents.items())
-    return LiveChange(summary, make_plan(board, changes, table_offset=firmware.table_offset))
+    change = resize(firmware, edits, keep_files=keep_files, board_size=board.size)
+    return plan_change(board, change)
 
 
 def plan_erase(
@@ -151,7 +137,8 @@ def plan_flash(
     data = _data_changes(board, firmware, old, keeps_data=keeps_data)
     changes = [*_app_changes(firmware), *data, *_fixed_changes(firmware)]
     grows = old is None or firmware.flash_size >= old.flash_size
-    ordered = order_changes(changes, _live_range(board, old) if old else (0, 0), grows=grows)
+    live = place_of_next(old, board.size) if old else (0, 0)
+    ordered = list(order_changes(changes, live, grows=grows))
     if old is not None and old.table == firmware.table:
         # Until the new app is complete, what otadata selects now goes on booting.
         otadata = firmware.table.otadata
@@ -184,80 +171,6 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
         raise MpotaError(
             f"{firmware.name} would not boot: {cause}", f"mpota check {firmware.name}; or --force"
         )
-
-
-# --- resize --------------------------------------------------------------------------------------
-
-
-def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
-    """otadata for the new table, so that the app that boots now boots afterwards.
-
-    A file gets it blank; on a board the slot that an update filled must not be forgotten.
-    """
-    otadata, slots = layout.table.otadata, layout.table.slots
-    if otadata is None or firmware.table.otadata is None:
-        return {}
-    if [layout.sources.get(slot.label) for slot in slots] == list(firmware.table.slots):
-        return {otadata.label: firmware.read(firmware.table.otadata)}
-    app = firmware.app_partition
-    index = next((i for i, s in enumerate(slots) if layout.sources.get(s.label) == app), None)
-    has_factory = any(p.is_app and p.slot is None for p in layout.table)
-    if index is None or (index == 0 and not has_factory):
-        return {}  # what boots without a record is the app
-    return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
-
-
-def _kept_nvs(board: BoardFlash, layout: Layout) -> dict[str, bytes]:
-    """The contents of an nvs that changes its size, where what is used of it fits."""
-    kept = {}
-    for new in layout.table:
-        old = layout.sources.get(new.label)
-        if old is None or (new.type, new.subtype) != (DATA, DATA_NVS) or old == new:
-            continue
-        data = board.read(old.offset, old.size).rstrip(b"\xff")
-        if data and _nvs_fits(data, new.size):
-            kept[new.label] = data
-    return kept
-
-
-def _nvs_fits(data: bytes, size: int) -> bool:
-    """Its pages are independent of each other, and it needs a blank one: nvs_pagemanager.cpp."""
-    pages = (data[start : start + SECTOR_SIZE] for start in range(0, size, SECTOR_SIZE))
-    return len(data) <= size and any(not page.strip(b"\xff") for page in pages)
-
-
-def _with_kept(row: Difference, kept: Mapping[str, bytes]) -> Difference:
-    if row.new is None or row.new.label not in kept:
-        return row
-    effects = tuple("content kept" if e == "content reset" else e for e in row.effects)
-    return row._replace(effects=effects)
-
-
-def _resize_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str]:
-    lost = [
-        row.old.label
-        for row in rows
-        if row.old is not None
-        and (row.new is None or "content reset" in row.effects)
-        and not row.old.is_otadata
-        and not firmware.is_blank(row.old)
-    ]
-    if lost:
-        yield (
-            f"the board loses the contents of {', '.join(lost)}; what is overwritten of them is in "
-            "the backup"
-        )
-
-
-def _live_range(board: BoardFlash, firmware: Firmware) -> tuple[int, int]:
-    """The place of the app that boots now."""
-    running = boots_next(firmware, board.size)
-    if running is None:
-        return (0, 0)
-    try:
-        return (running.offset, running.offset + firmware.app(running).size)
-    except MpotaError:
-        return (running.offset, running.end)
 
 
 # --- flash ---------------------------------------------------------------------------------------

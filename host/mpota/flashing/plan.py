@@ -19,9 +19,6 @@ from mpota.storage.board import BoardFlash
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE
 
-TABLE = "partition table"  # the names of `mpota.firmware.changes`
-BOOTLOADER = "bootloader"
-
 
 @dataclass(frozen=True)
 class Step:
@@ -107,22 +104,6 @@ def make_plan(
         phases.append(Phase(what, own, None if None in starts else starts[0]))
         done += own
     return Plan(tuple(phases), areas, _label(after))
-
-
-def order_changes(changes: Iterable[Change], live: tuple[int, int], *, grows: bool) -> list[Change]:
-    """The safest order: ``live`` is the place (start, end) of the app that boots now.
-
-    First what does not touch it, then what does, at last table and bootloader. A bootloader that
-    knows of more flash comes before the table that uses it, one that knows of less after it:
-    the bootloader refuses a table that goes beyond its flash (esp_partition_table_verify).
-    """
-    last = {BOOTLOADER: 3, TABLE: 4} if grows else {TABLE: 3, BOOTLOADER: 4}
-
-    def rank(change: Change) -> int:
-        touches = change.offset < live[1] and change.end > live[0]
-        return last.get(change.what, 1 + touches)
-
-    return sorted(changes, key=rank)
 
 
 def carry_out(flash: BoardFlash, steps: Iterable[Step]) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 from mpota.bootloader.check import Slot, check_flash
 from mpota.bootloader.slots import boots_next
 from mpota.errors import MpotaError, UsageError
+from mpota.firmware.changes import BOOTLOADER, TABLE
 from mpota.firmware.firmware import Firmware, is_app_image, read_app
 from mpota.flashing.compare import Comparison, compare
-from mpota.flashing.plan import BOOTLOADER, TABLE
 from mpota.formats.image import Image
 from mpota.formats.partition_table import DATA_NVS, PartitionTable
 from mpota.storage.board import BoardFlash
