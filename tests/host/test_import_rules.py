@@ -101,6 +101,15 @@ def test_a_verb_imports_the_helpers_of_verbs_but_no_other_verb(path: Path) -> No
             assert (node.module or "").startswith("mpota.commands._")
 
 
+def test_a_class_name_stands_for_one_thing() -> None:
+    homes: dict[str, str] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                other = homes.setdefault(node.name, name_of(path))
+                assert other == name_of(path), f"{node.name} is in {other} and {name_of(path)}"
+
+
 def test_the_drawing_of_the_packages_is_of_today() -> None:
     drawing = runpy.run_path(str(ROOT / "tools" / "draw_packages.py"))
     assert drawing["PAGE"].read_text() == drawing["page"](), "python tools/draw_packages.py"

@@ -1,4 +1,8 @@
-"""The chips that MicroPython supports: one row each."""
+"""The chips that MicroPython supports: one row each.
+
+A new one starts here: docs/chips.md lists the other tables, tests/host/test_chips.py names those
+that lack it.
+"""
 
 from __future__ import annotations
 
