@@ -14,8 +14,8 @@ import releases
 from mpota import cli
 from mpota.errors import MpotaError
 from mpota.push import ble
-from mpota.push.update import RefusedError
-from mpota.push.wire import LostLinkError, Update
+from mpota.push.update import LostLinkError, RefusedError
+from mpota.push.wire import Update
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio

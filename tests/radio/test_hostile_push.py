@@ -22,7 +22,8 @@ import releases
 from bleak.exc import BleakError
 from mpota.errors import MpotaError
 from mpota.push import ble, tcp
-from mpota.push.wire import LostLinkError, Update
+from mpota.push.update import LostLinkError
+from mpota.push.wire import Update
 from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
 from plain import AGAIN, BEGIN, DONE, END, HELLO, READY, STATUS, WELCOME, Plain, code

@@ -18,8 +18,8 @@ from mpota import cli
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import padded
 from mpota.push import tcp
-from mpota.push.update import RefusedError
-from mpota.push.wire import LostLinkError, Update
+from mpota.push.update import LostLinkError, RefusedError
+from mpota.push.wire import Update
 from mpota.release import signing
 from mpota.virtual.board import Board, End
 from plain import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code

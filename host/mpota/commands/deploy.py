@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 def command(ctx: click.Context, plan: Path, as_json: bool, report_path: Path | None) -> None:
     """Bring all boards of PLAN (TOML) to the ota package, keys, files and firmware it names.
 
-    Boards are done in parallel; after as many failures as the plan allows no other begins. Run
-    again, it does only what is missing. Exit code 1 if a board is not what the plan says.
+    A board's port is whatever `mpota push` takes. Boards are done in parallel; after as many
+    failures as the plan allows no other begins. Run again, it does only what is missing, but boards
+    that listen are sent all of it. Exit code 1 if a board is not what the plan says.
     """
     from mpota.push.deploy import DeployPlan, deploy
 

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push.update import Options, Pushed
-from mpota.push.wire import LostLinkError, Update, send_update
+from mpota.push.update import LostLinkError, Options, Pushed
+from mpota.push.wire import Update, send_update
 from mpota.text import shown
 
 if TYPE_CHECKING:

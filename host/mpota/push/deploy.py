@@ -48,6 +48,7 @@ from mpota.push.repl import LostBoardError, ScriptError, Session
 from mpota.push.schemes import connect, has_repl, read_secret
 from mpota.push.update import (
     HealthCheck,
+    LostLinkError,
     Options,
     Package,
     RefusedError,
@@ -55,7 +56,6 @@ from mpota.push.update import (
     UnconfirmedError,
     UnhealthyError,
 )
-from mpota.push.wire import LostLinkError, Update, check_secret
 from mpota.storage.file import read_file
 
 if sys.version_info >= (3, 11):
@@ -334,6 +334,8 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
 
 def _check_listening(target: Target, name: str) -> None:
     """Raises UsageError for what only a board at its REPL can be given."""
+    from mpota.push.wire import Update, check_secret  # with asyncio
+
     given = {
         "check": target.options.check.source,
         "keys": target.keys,

@@ -10,8 +10,8 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
-from mpota.push.update import Options, Pushed
-from mpota.push.wire import LostLinkError, Update, send_update
+from mpota.push.update import LostLinkError, Options, Pushed
+from mpota.push.wire import Update, send_update
 
 SCHEME = "tcp://"
 PORT = 8266

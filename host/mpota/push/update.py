@@ -26,6 +26,10 @@ class RefusedError(MpotaError):
         self.code = code
 
 
+class LostLinkError(MpotaError):
+    """A board that listens cannot be heard any more."""
+
+
 class RolledBackError(MpotaError):
     """The new app was switched to and did not stay: the former one runs."""
 

@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push.update import Options, Package, Pushed, RefusedError, Welcome
+from mpota.push.update import LostLinkError, Options, Package, Pushed, RefusedError, Welcome
 from mpota.text import shown
 
 VERSION = 2
@@ -75,10 +75,6 @@ class Kind(IntEnum):
 
 
 _STATUS_KINDS = (Kind.STATUS, Kind.AGAIN, Kind.READY)
-
-
-class LostLinkError(MpotaError):
-    """The board cannot be heard any more."""
 
 
 class Link(Protocol):
