@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from mpota.commands import _report as report
 from mpota.commands._live import ask, change_board, connected
+from mpota.edit.resizing import resize_on_board
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Edits
 from mpota.flashing import backup as backups
-from mpota.flashing.live import plan_resize
+from mpota.flashing.live import plan_change
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import check_output
 from mpota.units import format_size
@@ -73,7 +74,8 @@ def _start(board: BoardFlash, edits: Edits, words: str, options: ResizeOptions) 
     except MpotaError as error:
         hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
         raise MpotaError(str(error), error.hint or hint) from None
-    change = plan_resize(board, firmware, edits, keep_files=options.keep_files)
+    edit = resize_on_board(firmware, edits, board.size, keep_files=options.keep_files)
+    change = plan_change(board, edit)
 
     def write() -> None:
         backups.change_with_backup(board, change.plan, path, words, options.table_offset)

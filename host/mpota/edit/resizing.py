@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from mpota.edit.change import FirmwareChange
-from mpota.edit.keep import kept_files, kept_on_board
+from mpota.edit.keep import Kept, kept_files, kept_on_board
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Difference, changes_for, differences, order_changes
 from mpota.firmware.firmware import Firmware, boot_order, read_table
@@ -19,35 +20,57 @@ from mpota.storage.file import read_file
 from mpota.units import MiB, format_flash_size, format_size
 
 
-def resize(
-    firmware: Firmware, edits: Edits, *, keep_files: bool = False, board_size: int | None = None
-) -> FirmwareChange:
-    """Fit a firmware to another flash size or table.
+def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> FirmwareChange:
+    """Fit a firmware in a file to another flash size or table.
 
-    In a file (``board_size`` None) a data partition that moves or changes size is reset; with
-    ``keep_files`` its files go along. On a board with ``board_size`` bytes of flash nvs is kept
-    too, where it fits, and the app that boots stays the one. Raises MpotaError if the result would
-    not fit, or if files cannot be kept; UsageError for edits that cannot be.
+    A data partition that moves or changes size is reset; with ``keep_files`` its files go along.
+    Raises MpotaError if the result would not fit, or if files cannot be kept; UsageError for edits
+    that cannot be.
     """
-    if board_size is None and edits.flash_size is not None:
+    if edits.flash_size is not None:
         firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
-    if board_size is None:
-        kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
-    else:
-        kept = kept_on_board(firmware, layout, board_size, keep_files=keep_files)
-    changes = (*kept.changes, *changes_for(firmware, layout, kept.contents))
-    rows = kept.tell(differences(firmware, layout))
-    if board_size is None:
-        notes = tuple(_file_notes(firmware, layout, edits))
-    else:
-        from mpota.bootloader.slots import place_of_next  # for boards only
+    kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
+    notes = tuple(_file_notes(firmware, layout, edits))
+    return replace(_change(firmware, layout, kept), notes=notes)
 
-        grows = layout.flash_size >= firmware.flash_size
-        changes = order_changes(changes, place_of_next(firmware, board_size), grows=grows)
-        notes = tuple(_board_notes(firmware, rows))
-    summary = _summary(firmware.flash_size, layout.flash_size)
-    return FirmwareChange(summary, changes, layout.flash_size, layout.table_offset, rows, notes)
+
+def resize_on_board(
+    firmware: Firmware, edits: Edits, board_size: int, *, keep_files: bool = True
+) -> FirmwareChange:
+    """Another table or flash size for the firmware on a board with ``board_size`` bytes of flash.
+
+    The app that boots stays the one, and nvs is kept where it fits. Raises MpotaError if the result
+    would not fit the board's flash, or if files cannot be kept (unless not ``keep_files``);
+    UsageError for edits that cannot be.
+    """
+    from mpota.bootloader.slots import place_of_next  # for boards only, and not small
+
+    if edits.flash_size is not None and edits.flash_size > board_size:
+        raise MpotaError(
+            f"{firmware.name}: the flash chip has {format_flash_size(board_size)}, "
+            f"not {format_flash_size(edits.flash_size)}"
+        )
+    layout = edits.apply(firmware.layout())
+    kept = kept_on_board(firmware, layout, board_size, keep_files=keep_files)
+    change = _change(firmware, layout, kept)
+    ordered = order_changes(
+        change.changes,
+        place_of_next(firmware, board_size),
+        grows=layout.flash_size >= firmware.flash_size,
+    )
+    notes = tuple(_board_notes(firmware, change.differences))
+    return replace(change, changes=ordered, notes=notes)
+
+
+def _change(firmware: Firmware, layout: Layout, kept: Kept) -> FirmwareChange:
+    return FirmwareChange(
+        _summary(firmware.flash_size, layout.flash_size),
+        (*kept.changes, *changes_for(firmware, layout, kept.contents)),
+        layout.flash_size,
+        layout.table_offset,
+        kept.tell(differences(firmware, layout)),
+    )
 
 
 def find_layout(text: str | None, table_offset: int) -> tuple[str | None, PartitionTable | None]:

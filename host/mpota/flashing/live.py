@@ -1,4 +1,4 @@
-"""What commands do to the flash of a live board: plans for resize, flash, write, ota and erase.
+"""What commands do to the flash of a live board: plans for changes, flash, ota, slots and erase.
 
 Nothing here writes: a `Plan` is shown first, then `mpota.flashing.plan.carry_out` makes it true.
 """
@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from mpota.bootloader.check import check_flash, require_app
 from mpota.bootloader.slots import mark_slot, next_slot, place_of_next, select_slot
 from mpota.edit.change import FirmwareChange
-from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware.changes import BOOTLOADER, TABLE, Change, Difference, order_changes
 from mpota.firmware.firmware import App, Firmware
-from mpota.firmware.layout import Edits, unlisted_vfs
+from mpota.firmware.layout import unlisted_vfs
 from mpota.flashing.plan import Plan, make_plan
 from mpota.formats.littlefs import Superblock
 from mpota.formats.nvs import LOADED_STATES
@@ -35,30 +34,10 @@ class LiveChange:
     notes: tuple[str, ...] = field(default=())
 
 
-def plan_change(board: BoardFlash, change: FirmwareChange, *, must_boot: bool = True) -> LiveChange:
-    """A change to the firmware on a board. Raises MpotaError if the board would not boot then,
-    unless not ``must_boot``.
-    """
-    plan = make_plan(board, change.changes, table_offset=change.table_offset, must_boot=must_boot)
+def plan_change(board: BoardFlash, change: FirmwareChange) -> LiveChange:
+    """A change to the firmware on a board. Raises MpotaError if the board would not boot then."""
+    plan = make_plan(board, change.changes, table_offset=change.table_offset)
     return LiveChange(change.summary, plan, change.differences, change.notes)
-
-
-def plan_resize(
-    board: BoardFlash, firmware: Firmware, edits: Edits, *, keep_files: bool = True
-) -> LiveChange:
-    """Another table or flash size for the firmware on a board; the app that boots stays the one.
-
-    Files move with their file system, and nvs is kept where it can be. Raises MpotaError if the
-    result would not fit the board's flash or not boot, or if files cannot be kept (unless
-    not ``keep_files``); UsageError for edits that cannot be.
-    """
-    if edits.flash_size is not None and edits.flash_size > board.size:
-        raise MpotaError(
-            f"{board.name}: the flash chip has {format_flash_size(board.size)}, "
-            f"not {format_flash_size(edits.flash_size)}"
-        )
-    change = resize(firmware, edits, keep_files=keep_files, board_size=board.size)
-    return plan_change(board, change)
 
 
 def plan_erase(
