@@ -33,7 +33,7 @@ SMALL_MTU = 23
 LIMIT = 0.03  # of protocol and ATT, at an MTU of 247 without loss
 
 _SCRIPT = f"""
-import gc, ota.ble, ota.update, ota.resume_download, ota.intake
+import gc, ota.ble, ota.update, ota.push_intake
 gc.collect()
 idle, peak = gc.mem_alloc(), 0
 def progress(done, total):

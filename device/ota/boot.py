@@ -13,7 +13,7 @@ import sys
 
 from esp32 import Partition
 
-from .otadata import HOME, app_id, has_home
+from .base import HOME, app_id, has_home
 
 TREES = HOME + "/trees/"
 _SETTLED = HOME + "/settled"
@@ -89,7 +89,7 @@ def settle(part=None):
     """Note that nothing is left to confirm while the app of ``part`` runs; None: that there is.
 
     The size of a file is the offset of the partition / 64 KiB: to know it takes one look into the
-    directory (rollback.py). The note is gone before anything else changes, and a power cut leaves
+    directory (__init__.py). The note is gone before anything else changes, and a power cut leaves
     it or an empty one.
     """
     with open(_SETTLED, "w") as file:
@@ -104,7 +104,7 @@ def record_path(part):
 def _age(part, record):
     """What to take while files are on trial, by the rules that the bootloader has for apps.
 
-    Files that are given up are remembered as apps are (failed_version.py), before the record is
+    Files that are given up are remembered as apps are (recovery.py), before the record is
     exchanged: a power cut leads here once more.
     """
     import machine
@@ -115,7 +115,7 @@ def _age(part, record):
         record["failed"] = record.pop("next").get("sha256")
         del record["tried"]
         try:
-            from .failed_version import add_files
+            from .recovery import add_files
 
             add_files(record["failed"])
         except Exception:  # the record holds it: then it is not forgiven

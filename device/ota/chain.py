@@ -10,8 +10,8 @@ from hashlib import sha256
 
 from micropython import const
 
-from .errors import ReleaseError
-from .slot import HEAD_SIZE, SECTOR, SlotWriter
+from .app import HEAD_SIZE, SECTOR, SlotWriter
+from .base import ReleaseError
 
 _LINK_SIZE = const(32)
 _FRAME_SIZE = const(4128)
@@ -21,7 +21,7 @@ _HEAD_SIZE = const(8192)  # of the partition, which comes last
 class DataWriter:
     """A stage that writes ``size`` bytes, in the order in which a chain brings them.
 
-    ``buf``: slot.ROOM bytes. ``at``: bytes that an earlier attempt has brought, before those of the
+    ``buf``: ROOM bytes. ``at``: bytes that an earlier attempt has brought, before those of the
     first two sectors. ``written``: bytes that the flash holds.
     """
 
@@ -99,7 +99,7 @@ class Chain:
     """A stage that lets verified pieces of a chain pass. Raises ReleaseError ("digest").
 
     ``size``: of the chain; ``link``: SHA-256 of its first piece and what follows that; ``sink``:
-    the next stage; ``mark`` (resume_release.py): ``sink`` may begin where that stands.
+    the next stage; ``mark`` (release.py): ``sink`` may begin where that stands.
     ``is_plain``: what passes is the content itself, not an encoded form of it, which notes by
     itself. ``buf``: a bytearray of 4128 bytes or more.
     """

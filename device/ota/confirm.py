@@ -10,13 +10,14 @@ import sys
 
 from esp32 import Partition
 
-from . import boot, otadata
+from . import base, boot
+from .base import HOME, ReleaseError
 
 
 def confirm():
     """Keep the files on trial, raise the counter, change keys, remove what is of no more use."""
     part = Partition(Partition.RUNNING)
-    if otadata.state(part) == otadata.PENDING_VERIFY:
+    if base.state(part) == base.PENDING_VERIFY:
         return
     is_done = True
     record = boot.read_record(part)
@@ -24,17 +25,15 @@ def confirm():
         if record.get("tried"):
             record = {"app": record["app"], "now": record["next"]}
             boot.write_record(part, record)
-        if "sha256" in record["now"] and otadata.has_note("failed"):
-            from .failed_version import forgive
+        if "sha256" in record["now"] and base.has_note("failed"):
+            from .recovery import forgive
 
             forgive(record["now"]["sha256"])
         is_done = apply_trust(record["now"])
-        path = sys.modules[__name__.rpartition(".")[0]].__path__
+        path = base.package_path()
         if path[:5] in ("/ota", "/.ota"):  # this package came with a release
-            from .self_update import finish
-
-            finish(path)
-        if otadata.owner is not None:  # what an update has staged is in no record yet
+            finish_self_update(path)
+        if base.owner is not None:  # what an update has staged is in no record yet
             return
         sweep()
     if is_done and not (record and "next" in record):  # those are to be confirmed yet
@@ -54,7 +53,6 @@ def apply_trust(release):
     was rolled back, or one that is confirmed once more, could bring back what was retired since.
     """
     from . import keys
-    from .errors import ReleaseError
 
     trust = keys.load()
     changes = release.get("counter", 0) > trust.counter
@@ -87,12 +85,12 @@ def check_confirmed():
     """
     part = Partition(Partition.RUNNING)
     what = None
-    if otadata.state(part) == otadata.PENDING_VERIFY:
+    if base.state(part) == base.PENDING_VERIFY:
         what = "the running app (%s) is" % part.info()[4]
     elif boot.is_on_trial():
         what = "the files in use are"
     if what:
-        from .errors import StateError
+        from .base import StateError
 
         raise StateError(
             "unconfirmed",
@@ -111,7 +109,7 @@ def check_selected():
     except OSError:  # no otadata: it is the one app
         return
     if boots[2] != Partition(Partition.RUNNING).info()[2]:
-        from .errors import StateError
+        from .base import StateError
 
         raise StateError(
             "waiting",
@@ -156,3 +154,100 @@ def _remove(path):
         os.rmdir(path)
     else:
         os.remove(path)
+
+
+# --- whether there is room
+
+# Data partitions that hold more than content: otadata, phy_init, nvs, nvs_keys, efuse.
+_RESERVED_SUBTYPES = (0x00, 0x01, 0x02, 0x04, 0x05)
+
+
+def check_room(payloads, force):
+    """Raises OTAError for what does not fit, before anything is erased.
+
+    What a release takes of the file system is prepared then.
+    """
+    from . import files
+
+    if all(payload.kind != "app" for payload in payloads):
+        check_selected()
+    files.check_space(0)
+    gain = 0  # of the file system, by then
+    for payload in payloads:
+        if payload.kind == "app":
+            part = base.find_next_slot()
+            _check_size(payload.size, part, "app")
+            gain = (boot.read_record(part) or {"now": {}})["now"].get("disk", 0)
+        elif payload.kind == "files":
+            files.check_space(payload.disk, gain)
+            if not force:
+                files.check_failed(payload.sha256)
+        elif payload.kind == "certs":
+            files.check_space(payload.size, gain)
+        else:
+            _check_size(payload.size, _find_data(payload.partition), "data")
+    files.prepare()
+
+
+def _check_size(size, part, what):
+    _, _, _, room, name, _ = part.info()
+    if size > room:
+        raise ReleaseError("too-long", "the %s is %d bytes, %s holds %d" % (what, size, name, room))
+
+
+def _find_data(label):
+    """The data partition that a payload may be written to. Raises ReleaseError if there is none."""
+    found = Partition.find(Partition.TYPE_DATA, label=label)
+    if not found:
+        raise ReleaseError("no-partition", "this board has no data partition '%s'" % label)
+    from flashbdev import bdev
+
+    offset = found[0].info()[2]
+    if found[0].info()[1] in _RESERVED_SUBTYPES or (bdev and bdev.info()[2] == offset):
+        raise ReleaseError("no-partition", "partition '%s' is in use by the system" % label)
+    return found[0]
+
+
+# --- puts the package that came with a release in the place of /lib/ota: mpota bundle --with-ota
+#
+# Every step is one rename, and whatever a power cut leaves, `import ota` finds a whole package:
+# that in / comes before that in /lib. `confirm` calls this until it is done.
+
+MARK = "/moving"  # a file in the package that takes the place of another
+
+
+def finish_self_update(path):
+    """``path``: where the running package stands, "/ota" or in a confirmed tree."""
+    try:
+        os.stat(path + MARK)
+        if path != "/ota":
+            os.rename(path, "/ota")
+            _moved("/ota")
+        try:
+            os.stat("/lib/ota")
+        except OSError:
+            pass
+        else:
+            _set_aside("/lib/ota")
+        os.rename("/ota", "/lib/ota")
+        _moved("/lib/ota")
+        os.remove("/lib/ota" + MARK)
+    except OSError:  # it is somebody else's, or the next boot tries again
+        pass
+
+
+def _set_aside(path):
+    """Move the former package to where confirm.sweep() removes it."""
+    number = 0
+    while True:
+        try:
+            os.rename(path, "%s/ota.old%d" % (HOME, number))
+            return
+        except OSError:
+            number += 1  # what a cut has left of one before
+            if number > 3:
+                raise
+
+
+def _moved(path):
+    sys.modules[__name__.rpartition(".")[0]].__path__ = path

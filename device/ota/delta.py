@@ -6,13 +6,14 @@ the delta starts from.
 """
 
 from array import array
+from hashlib import sha256
 from struct import unpack_from
 
 from esp32 import Partition
 from micropython import const
 
-from .errors import FrameError
-from .running import digesting
+from . import base
+from .base import FrameError
 
 SECTOR = const(4096)
 
@@ -25,6 +26,10 @@ _GAP = const(0)
 _VALUE = const(1)
 _AT = const(2)
 _LEFT = const(3)
+
+_SIGNATURE_MAGIC = const(0xE7)
+
+_known = {}  # size of what runs -> its SHA-256, which does not change
 
 
 class Delta:
@@ -214,3 +219,42 @@ def _compile():
 
 
 edit = _compile()
+
+
+# --- the app that runs, as a file
+
+
+def finding(buf):
+    """A generator: the SHA-256 (hex) of the image that runs, and of it with its signature, if any.
+
+    ``buf``: a memoryview of up to a sector to read with.
+    """
+    part = Partition(Partition.RUNNING)
+    size = base.image_size(part)
+    sizes = [size]
+    end = (size + SECTOR - 1) // SECTOR * SECTOR
+    if end + SECTOR <= part.info()[3]:
+        part.readblocks(end // SECTOR, buf[:1], 0)
+        if buf[0] == _SIGNATURE_MAGIC:
+            sizes.append(end + SECTOR)
+    found = []
+    for size in sizes:
+        digest = yield from digesting(size, buf)
+        found.append(digest.hex())
+    return found
+
+
+def digesting(size, buf):
+    """A generator: the SHA-256 of the first ``size`` bytes, None if the partition is smaller."""
+    part = Partition(Partition.RUNNING)
+    if size > part.info()[3]:
+        return None
+    if size not in _known:
+        sha = sha256()
+        piece = len(buf)
+        for at in range(0, size, piece):
+            part.readblocks(at // SECTOR, buf, at % SECTOR)
+            sha.update(buf if size - at >= piece else buf[: size - at])
+            yield 0
+        _known[size] = sha.digest()
+    return _known[size]

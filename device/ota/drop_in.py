@@ -1,11 +1,41 @@
-"""`ota.update.OTA`: the class that micropython-esp32-ota has."""
+"""Takes an update over the serial line of the REPL: `mpota push` is at the other end.
+
+The board asks for the file piece by piece, and nothing is under way while the flash is busy:
+
+    board   RS "GET <offset> <size> <SHA-256 of what the slot holds there, or ->" LF
+    desk    "=" <SHA-256>        the slot holds it already: a former attempt, or the same code
+            "+" <SHA-256> units  of up to 127 bytes; the board answers ACK to the head and to each
+
+from the start to the end, or the last 4096 bytes first, where an image is judged by its signature.
+
+A unit starts with a byte value that does not occur in it, which stands for 3 there: Ctrl-C always
+interrupts. A desk keeps at most 256 bytes on their way, the input buffer of a board holds 259. A
+piece that arrives damaged is asked for again. In the end the board says RS "DONE <slot>" LF, or
+RS "FAIL <code> <text>" LF if it refuses. RS is 0x1E, ACK 0x06; whatever else comes is not ours.
+A desk that is silent for a minute is given up.
+"""
 
 import gc
+import sys
+from hashlib import sha256
+from select import POLLIN, poll
 
-from .errors import StateError
-from .pump import Progress, run, translated
-from .slot import SECTOR
+from micropython import const
+
+from .app import LIMIT, SECTOR, Progress, open_source, run, translated
+from .base import OTAError, ReleaseError, SourceError, StateError, no_memory
 from .update import Intake, check_ready, closing, filling, reading_end, taking
+
+_ACK = b"\x06"
+_MAX_JSON = const(4096)
+_JSON_KEYS = ("firmware", "sha", "length")
+_PIECE_SIZE = const(4096)
+_UNIT_SIZE = const(127)
+_HEAD_SIZE = const(65)
+_ATTEMPTS = const(4)
+_STRIDE = const(65536)
+_QUIET_MS = const(100)
+_SILENCE_MS = const(60000)
 
 
 class OTA:
@@ -45,16 +75,11 @@ class OTA:
         )
         self._console = None
         if verbose:
-            from .console import Console
+            from .update_more import Console
 
             self._console = Console(self.part)
-        self._progress = progress
-        self._report = Progress(self._call, self._intake, self._console)
+        self._report = Progress(progress, self._intake, self._console)
         self._is_over = False
-
-    def _call(self, done, total):
-        if self._progress:
-            self._progress(done, total)
 
     def _run(self, generator, what="the update"):
         """Run a generator to its end; what it fails with ends the update."""
@@ -83,7 +108,7 @@ class OTA:
         self._run(closing(self._intake, self._console))
         self._is_over = True
         if self.reboot:
-            from .reboot import ota_reboot
+            from .update_more import ota_reboot
 
             ota_reboot()
 
@@ -122,9 +147,206 @@ class OTA:
         return self._run(steps, url)
 
     def from_source(self, source, sha="", length=0):
-        """Take a file from a source (source.py), to its end; returns the number of bytes."""
+        """Take a file from a source (app.py), to its end; returns the number of bytes."""
         return self._run(self._filling(source, sha, length), source.name)
 
     def _filling(self, source, sha, length):
         yield from reading_end(self._intake, source)
         return (yield from filling(self._intake, source, sha, length, self._report, self._console))
+
+
+def read_json(url, **request_args):
+    """(firmware, sha, length) of a JSON file as micropython-esp32-ota has them.
+
+    A relative ``firmware`` is made relative to the file. Raises SourceError, and ReleaseError if it
+    is the manifest of a release.
+    """
+    from json import loads
+
+    request_args["limit"] = _MAX_JSON
+    source = open_source(url, **request_args)
+    try:
+        data = memoryview(bytearray(_MAX_JSON + 1))
+        data = bytes(data[: source.readinto(data)])
+    finally:
+        source.close()
+    try:
+        found = loads(data)
+    except (ValueError, RuntimeError):  # RuntimeError: too deep for the interpreter's stack
+        found = None
+    what = None
+    if not isinstance(found, dict):
+        what = "it is no JSON object: it begins with %s" % str(data[:32])[1:]
+    elif "payloads" in found:
+        raise ReleaseError(
+            "manifest", "%s is the manifest of a release: ota.release.install() takes it" % url
+        )
+    else:
+        for key in _JSON_KEYS:
+            if key not in found:
+                what = 'OTA json must include "firmware", "sha" and "length" keys, it has no "%s"'
+                what = what % key
+        firmware, sha, length = [found.get(key) for key in _JSON_KEYS]
+        if not what and (
+            not firmware
+            or not isinstance(firmware, str)
+            or not isinstance(sha or "", str)
+            or type(length or 0) is not int
+            or not 0 <= (length or 0) <= LIMIT
+        ):
+            what = "a value in it is of a wrong type, or out of range"
+    if what:
+        raise SourceError("json", "%s is not what updates are named by: %s" % (url, what))
+    from .http_ask import resolve
+
+    return resolve(url, firmware), sha or "", length or 0
+
+
+# --- the line
+
+
+def receive(size, sha, app_offset=0, app_size=0, force=False):
+    """Take a file of ``size`` bytes with that SHA-256 (hex), switch to it, and say how it went.
+
+    ``app_offset``, ``app_size``: where in the file the app image stands, if it is there as it will
+    stand in the slot.
+    """
+    line = Line()
+
+    def take(update):
+        source = LineSource(line, size, update.part, app_offset, app_size)
+        update.from_source(source, sha, size)
+
+    # A piece that the slot holds is not sent: by sectors it stays there.
+    _update(line, take, force=force, block_size=SECTOR)
+
+
+def fetch(url, force=False, **request_args):
+    """Update from a URL (see update.py), and say how it goes: RS "AT <bytes>" LF as well."""
+    line = Line()
+
+    def progress(done, total):
+        if done % _STRIDE < _PIECE_SIZE:
+            line.say("AT %d" % done)
+
+    def take(update):
+        update._take(url, "", 0, request_args, url.endswith(".json"))
+
+    _update(line, take, force=force, progress=progress)
+
+
+def _update(line, take, **options):
+    try:
+        with OTA(verbose=False, **options) as update:
+            take(update)
+        text = "DONE %s" % update.part.info()[4]
+    except (OTAError, MemoryError) as error:
+        if isinstance(error, MemoryError):
+            error = no_memory(error, "the update")
+        text = "FAIL %s %s" % (error.code, error)
+    line.say(text)
+
+
+class Line:
+    """The serial line that the REPL is on."""
+
+    def __init__(self):
+        self._in = sys.stdin.buffer
+        self.write = sys.stdout.buffer.write
+        self._poll = poll()
+        self._poll.register(self._in, POLLIN)
+
+    def say(self, text):
+        self.write("\x1e" + text + "\n")
+
+    def read(self, buf):
+        """Fill ``buf``. Raises SourceError if nothing comes."""
+        if not self._poll.poll(_SILENCE_MS):
+            raise SourceError("timeout", "the desk is silent")
+        count = 0
+        while count < len(buf):
+            count += self._in.readinto(memoryview(buf)[count:])
+
+    def drain(self):
+        """Drop what still comes."""
+        byte = bytearray(1)
+        while self._poll.poll(_QUIET_MS):
+            self._in.readinto(byte)
+
+
+class LineSource:
+    """The source at the desk: see the top of this file. ``slot`` is where the app image will go."""
+
+    name = "the serial line"
+    is_joined = False
+
+    def __init__(self, line, size, slot, app_offset, app_size):
+        self.size = size
+        self._line = line
+        self._at = 0
+        self._slot = slot
+        self._app_offset = app_offset
+        self._app_end = app_offset + app_size
+        self._head = bytearray(_HEAD_SIZE)
+        self._unit = bytearray(1 + _UNIT_SIZE)
+
+    def readinto(self, buf):
+        """Fill ``buf``, up to one piece; the number of bytes, 0 at the end. Raises SourceError."""
+        count = min(len(buf), _PIECE_SIZE, self.size - self._at)
+        if not count:
+            return 0
+        self._fill(memoryview(buf)[:count])
+        return count
+
+    def reading_end(self, buf):
+        """A generator: fill ``buf`` with the end of the file; the body comes then."""
+        at, self._at = self._at, self.size - len(buf)
+        self._fill(buf)
+        self._at = at
+        yield 0
+
+    def pass_over(self, count):
+        """Leave bytes out."""
+        self._at += count
+
+    def _fill(self, view):
+        count = len(view)
+        for _ in range(_ATTEMPTS):
+            if self._get(view):
+                self._at += count
+                return
+            self._line.drain()
+        raise SourceError(
+            "connection",
+            "%d bytes at %d arrived damaged %d times" % (count, self._at, _ATTEMPTS),
+        )
+
+    def close(self):
+        pass
+
+    def _get(self, view):
+        """Ask for a piece; whether it has come undamaged."""
+        size = len(view)
+        held = "-"
+        start = self._at - self._app_offset
+        if start >= 0 and self._at + size <= self._app_end:
+            self._slot.readblocks(start // SECTOR, view, start % SECTOR)
+            held = sha256(view).digest().hex()
+        self._line.say("GET %d %d %s" % (self._at, size, held))
+        self._line.read(self._head)
+        if self._head[:1] != b"=":
+            self._line.write(_ACK)
+            unit = self._unit
+            for at in range(0, size, _UNIT_SIZE):
+                place = view[at : at + _UNIT_SIZE]
+                end = 1 + len(place)
+                self._line.read(memoryview(unit)[:end])
+                self._line.write(_ACK)
+                place[:] = memoryview(unit)[1:end]
+                stand_in = bytes(unit[:1])
+                at = unit.find(stand_in, 1, end)
+                while at >= 0:
+                    place[at - 1] = 3
+                    at = unit.find(stand_in, at + 1, end)
+            held = sha256(view).digest().hex()
+        return self._head[1:] == held.encode()

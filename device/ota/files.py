@@ -13,11 +13,10 @@ from hashlib import sha256
 from esp32 import Partition
 from micropython import const
 
-from . import boot
+from . import base, boot
+from .base import ReleaseError, app_id
 from .boot import running
 from .confirm import give_up_waiting, sweep
-from .errors import ReleaseError
-from .otadata import app_id
 from .tar import TarReader
 
 _MAX_DEPTH = const(16)
@@ -26,7 +25,7 @@ _BOOT_LINE = "import ota.boot; ota.boot.activate()"
 
 
 class TreeWriter:
-    """A stage (pump.py) that unpacks a `files` payload. Raises ReleaseError.
+    """A stage (app.py) that unpacks a `files` payload. Raises ReleaseError.
 
     ``name`` is that of the directory in boot.TREES; until `finish` it ends in ".part". ``staged``
     names what the release has brought already.
@@ -298,11 +297,12 @@ def settle(release):
 
 
 def check_failed(sha256):
-    """Raises StateError if these files have failed on this board, as failed_version.py has it."""
-    record = boot.read_record(Partition(Partition.RUNNING)) or {}
-    from .failed_version import check_files
+    """Raises StateError if these files have failed on this board, as recovery.py has it."""
+    last = (boot.read_record(Partition(Partition.RUNNING)) or {}).get("failed")
+    if last or base.has_note("failed"):
+        from .recovery import check_files
 
-    check_files(sha256, record.get("failed"))
+        check_files(sha256, last)
 
 
 def _app_id(part, head=None):

@@ -12,8 +12,8 @@ from io import BytesIO
 from deflate import RAW, DeflateIO
 from micropython import const
 
-from .errors import FrameError
-from .pump import Inlet
+from .app import Inlet
+from .base import FrameError
 
 MAGIC = b"OTAF"
 SECTOR = const(4096)
@@ -62,12 +62,12 @@ def make_room(head):
 
 
 class Frames:
-    """A stage (pump.py) for an encoded payload. Raises FrameError for damage.
+    """A stage (app.py) for an encoded payload. Raises FrameError for damage.
 
     ``sink`` takes the content: `buffer` gives place for up to a sector, `take(count)` moves it on,
     `work` does the rest. ``size``: of the content, None if it is not known beforehand; ``limit``:
     the most that it may be. ``close()`` is called when all of it has gone on. ``mark``
-    (resume_release.py): the content goes on where it broke off. ``room``: a Room, if there is one
+    (release.py): the content goes on where it broke off. ``room``: a Room, if there is one
     already.
     """
 

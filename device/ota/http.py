@@ -1,11 +1,13 @@
 """Files from servers: `HttpSource`, and what an HTTP/1.1 client needs while a body comes.
 
-All that asks and connects is loaded for that (http_ask.py) and let go of when the body begins; a
-failure brings it back (retry.py). Nothing here blocks: generators yield the milliseconds until
-they want to be looked at again, so that a loop that sleeps or an asyncio task can drive them, and
-`read_body` answers None. Only the look-up of a host name, for which MicroPython has no other way,
-and each step of a TLS handshake take their time at once. All that a server may send or withhold is
-bounded, and the error says which bound it was. What goes wrong is a SourceError or an OSError.
+All else is loaded for its step, and let go of before the next one: to connect and to send a
+request (http_connect.py), to read the head of the answer (http_ask.py), to wait after a failure and
+to go on where it broke off (http_resume.py). Nothing here blocks: generators yield the milliseconds
+until they want to be looked at again, so that a loop that sleeps or an asyncio task can drive
+them, and `read_body` answers None. Only the look-up of a host name, for which MicroPython has no
+other way, and each step of a TLS handshake take their time at once. All that a server may send or
+withhold is bounded, and the error says which bound it was. What goes wrong is a SourceError or an
+OSError.
 """
 
 from errno import ETIMEDOUT
@@ -13,23 +15,14 @@ from time import sleep_ms, ticks_diff, ticks_ms
 
 from micropython import const
 
-from .errors import SourceError, no_memory
-from .unload import unload
+from .app import too_long
+from .base import SourceError, no_memory, unload
 
 _POLL_MS = const(1)  # where nobody else waits
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
 _MOST_MS = const(1000)  # that count between two looks: for longer, the app was busy
 # What is let go of when a body begins.
-_PARTS = (
-    "http_ask",
-    "http_connect",
-    "http_lines",
-    "http_more",
-    "http_range",
-    "http_request",
-    "retry",
-    "source_error",
-)
+_PARTS = ("http_ask", "http_connect", "http_resume", "tls_trust")
 
 window_ms = 60000  # of waiting, in which `min_rate` is due; tests have less time
 
@@ -37,22 +30,81 @@ window_ms = 60000  # of waiting, in which `min_rate` is due; tests have less tim
 class Client:
     """Asks servers for files, one after the other, over one connection while that is possible.
 
-    ``options``: see set_up in http_request.py. After a request: ``status``, ``reason``, and
+    ``options``: see set_up in http_connect.py. After a request: ``status``, ``reason``, and
     ``size`` of the body, None if it is not known.
     """
 
     stream = None  # the TLS socket around the socket, or the socket
-    chunks = None  # of a chunked body: its Lines (http_lines.py)
+    chunks = None  # of a chunked body: its Lines (http_ask.py)
     left = None  # bytes to come of the body or chunk; None: until the connection ends
     is_kept = False  # by the server, when the body is over
+    is_reused = False  # for more than one request
+    location = None  # where a redirect leads
     waited = came = idle = 0  # ms of waiting and bytes that came in it; ms of waiting by now
     waited_s = 0  # as far as it has been judged
     looked = None  # when there was nothing yet, and the time counts
 
     def __init__(self, **options):
-        from .http_request import set_up
+        from .http_connect import set_up
 
         set_up(self, **options)
+
+    def get(self, url, more=()):
+        """A generator: ask for ``url``, with ``more`` headers (name, value), up to its body.
+
+        Redirects are followed. Raises OSError or SourceError.
+        """
+        self.location = None
+        hops = 0
+        while True:
+            try:
+                from .http_connect import request as step
+
+                url, data = yield from step(self, url, more, hops)
+                step = None
+                unload("http_connect")
+                yield from self._send(data)
+                data = None
+                from .http_ask import read_head as step
+
+                yield from step(self, url)
+                step = None
+            except (OSError, SourceError) as error:
+                if not self.is_reused or not _is_closed(error):
+                    raise
+                self.close()  # the server had closed it in the meantime
+                continue
+            if not self.location:
+                return
+            hops += 1
+            unload("http_ask")
+
+    def _send(self, request):
+        """A generator: send a request. On a new TLS connection the handshake comes first."""
+        trust = None
+        if self.key[0] == "https" and not self.is_reused:
+            from .tls_trust import Trust
+
+            trust = Trust(**self.options)
+            del Trust
+            self.stream = trust.wrap(self.socket, self.key[1])
+        view = memoryview(request)
+        while view:
+            try:
+                count = self.stream.write(view)
+                self.note(count or None)
+            except (OSError, ValueError) as error:
+                if trust and not isinstance(error, SourceError):
+                    error = trust.explain(error, self.key[1])
+                raise error
+            if count:
+                view = view[count:]
+                if trust:
+                    trust.end()
+                    trust = None
+            else:
+                yield _POLL_MS
+        unload("tls_trust")
 
     def is_over(self):
         """Whether the body has come to its end and the connection can be used again."""
@@ -75,7 +127,7 @@ class Client:
         self.note(count)
         if left is not None and count is not None:
             if not count:
-                raise SourceError("short", "")  # retry.py has the words
+                raise SourceError("short", "")  # http_resume.py has the words
             self.left = left - count
         self.came += count or 0
         return count
@@ -103,7 +155,7 @@ class Client:
         if self.idle >= self.timeout:
             raise OSError(ETIMEDOUT)
         if self.min_rate and self.waited >= window_ms:
-            from .http_lines import check_rate
+            from .http_resume import check_rate
 
             check_rate(self, window_ms)
 
@@ -116,15 +168,21 @@ class Client:
         self.is_kept = False
 
 
+def _is_closed(error):
+    if isinstance(error, OSError):
+        return error.errno != ETIMEDOUT
+    return error.code == "connection"
+
+
 class HttpSource:
     """The body of an http:// or https:// URL, to be opened by `open` or `opening`.
 
-    ``options``: see set_up_source in http_request.py. ``size``: of the file, None if it is not
+    ``options``: see set_up_source in http_connect.py. ``size``: of the file, None if it is not
     known. ``is_joined``: it was put together from more than one answer, or only the end of the
     connection told its end.
     """
 
-    # http_ask.py, http_range.py, retry.py work with: client, is_lent, trail, sha, log, limit,
+    # http_ask.py, http_resume.py work with: client, is_lent, trail, sha, log, limit,
     # limits, validator, failures, has_ranges; note, which `log` is told once no failure of that
     # could be taken for one of the network; at: the next byte to fetch; given: how many have been
     # handed out; skip: how many are to be fetched again and dropped; kept, kept_end: the part of
@@ -137,7 +195,7 @@ class HttpSource:
     _task = None  # what has to end before the next bytes come
 
     def __init__(self, name, **options):
-        from .http_request import set_up_source
+        from .http_connect import set_up_source
 
         self.name = name
         set_up_source(self, **options)
@@ -161,22 +219,57 @@ class HttpSource:
 
     def _connect(self, buf=None, error=None):
         """A generator: connect, after a failure or not, and ask for what is still to come."""
-        while True:
-            try:
+        try:
+            while True:
                 if error:
-                    from .retry import wait as step
-                else:
-                    from .http_ask import ask as step
-                failure = yield from step(self, error or buf)
-            except MemoryError as failure:
-                step = None
-                unload(*_PARTS)  # room to say so
-                raise no_memory(failure, self.name, SourceError)
+                    from .http_resume import wait as step
+
+                    yield from step(self, error)
+                    step = None
+                    unload(*_PARTS)
+                try:
+                    yield from self._asking(buf)
+                    error = None
+                except (OSError, ValueError) as failure:
+                    error = failure
+                unload(*_PARTS)
+                if self.note:
+                    self.log(self.note)
+                    self.note = None
+                if not error:
+                    return
+        except MemoryError as failure:
+            unload(*_PARTS)  # room to say so
+            raise no_memory(failure, self.name, SourceError)
+
+    def _asking(self, buf):
+        client = self.client
+        from .http_connect import prepare as step
+
+        more = yield from step(self, buf)
+        step = None
+        yield from client.get(self.name, more)
+        if buf or self.at:
+            unload("http_ask")
+            if buf:
+                from .http_resume import fill_end as step
+            else:
+                from .http_resume import go_on as step
+            is_begun = yield from step(self, buf)
             step = None
-            unload(*_PARTS)
-            if not (error or failure):
+            if is_begun:
                 return
-            error = failure
+            unload("http_resume")
+        from .http_ask import begin
+
+        begin(self)
+
+    def is_same(self, total):
+        """Whether the answer, of a file of ``total`` bytes, may be of the one that was begun."""
+        if total is not None and self.size not in (None, total):
+            return False
+        found = self.client.validator
+        return bool(self.sha or not found or self.validator in (None, found))
 
     def readinto(self, buf):
         """Fill ``buf`` as far as the file goes; the number of bytes, 0 at the end.
@@ -204,7 +297,7 @@ class HttpSource:
             given = self.given
             if given < self.kept_end:
                 if given >= self.kept:
-                    from .http_range import read_kept
+                    from .http_resume import read_kept
 
                     return read_kept(self, buf)
                 buf = memoryview(buf)[: self.kept - given]
@@ -218,8 +311,6 @@ class HttpSource:
         if count:
             self.given += count
             if (self.size or self.at) > self.limit:
-                from .source_error import too_long
-
                 raise too_long(self.name, self.limit)
         return count
 

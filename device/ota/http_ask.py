@@ -1,16 +1,13 @@
-"""Asks servers for files, up to where the body begins: see http.py.
+"""Reads the head of an answer, and begins with its body: see http.py.
 
-Loaded for that, and let go of again: nothing that stays while a body comes may be made of what is
-defined here. What makes a request and what connects is let go of before the answer is read.
+Loaded for that, and let go of again; the lines of a chunked body keep it. Where one URL leads to
+another is here too.
 """
-
-import gc
-from errno import ETIMEDOUT
 
 from micropython import const
 
-from .errors import SourceError
-from .unload import unload
+from .app import is_url, too_long
+from .base import SourceError, collect
 
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_INTERIM = const(8)
@@ -25,148 +22,33 @@ _WANTED = (
     b"location retry-after transfer-encoding "
 )
 
+_PIECE = const(128)
+_MAX_LINE = const(8192)  # github.com sends headers of some 4 KiB
+_MAX_LINE_KEPT = const(2048)
+_MAX_FRAMING = const(16384)  # bytes of chunk sizes and extensions, beside eight for each byte sent
+_MAX_TRAILERS = const(96)
+_MAX_TRAILERS_SIZE = const(8192)
+_MANY = const(0x8000000)
+_HEX = b"0123456789abcdef"
 
-def ask(source, buf=None):
-    """A generator: ask for what ``source`` still lacks, or fill ``buf`` with the file's end.
+# What comes next of a chunked body (RFC 9112, 7.1) when no byte of a chunk is due.
+_SIZE = const(1)
+_END = const(2)
+_TRAILERS = const(3)
 
-    It returns the OSError or ValueError that it fails with.
+
+def read_head(client, url):
+    """A generator: read the head of the answer for ``url``. It sets of the client
+
+    ``status``, ``reason``; ``size`` of the body, None if it is not known; ``location``, where a
+    redirect leads, or None; of a part ``first``, its first byte, and ``total``, the size of the
+    whole, None where it does not say; ``validator``: ETag or Last-Modified; ``has_ranges``;
+    ``retry_after``.
     """
-    failure = None
-    try:
-        if buf:
-            from .http_range import fill_end
-
-            yield from fill_end(source, buf)
-        else:
-            yield from _begin(source)
-    except (OSError, ValueError) as error:
-        failure = error
-    source.client.found = None
-    if source.note:
-        source.log(source.note)
-        source.note = None
-    return failure
-
-
-def _begin(source):
-    client = source.client
-    if source.is_new:
-        source.is_new = False
-        trail = source.trail
-        if trail:
-            yield from trail.recall(source.sha or source.name)
-            if trail.size:
-                source.kept = trail.start
-                source.kept_end = trail.start + trail.size
-                source.size, source.validator = trail.total, trail.validator
-                if not source.kept:
-                    source.at = source.kept_end
-        client.waited_s = 0
-        client.most = source.size or source.limit
-    source.skip = 0
-    more = []
-    if source.at:
-        more.append(("Range", "bytes=%d-" % source.at))
-        if source.validator and not source.validator.startswith("W/"):
-            more.append(("If-Range", source.validator))
-    yield from get(client, source.name, more)
-    if source.at:
-        unload("http_lines")
-        from .http_range import go_on
-
-        yield from go_on(source)
-        if source.at:
-            return
-        source.kept_end = 0
-    if client.status != 200:
-        from .source_error import refused
-
-        raise refused(client, source.name)
-    is_kept = source.kept_end > 0
-    if is_kept:
-        from .http_range import is_same
-
-        is_kept = is_same(source, client.size)
-        if not is_kept:
-            source.kept_end = 0
-            source.note = "the file has changed on the server: starting over with " + source.name
-    source.size = size = client.size
-    if size is not None and size > source.limit:
-        from .source_error import too_long
-
-        raise too_long(source.name, source.limit)
-    client.most = source.limit if size is None else size
-    source.has_ranges = header(client, b"accept-ranges") == "bytes"
-    source.validator = header(client, b"etag") or header(client, b"last-modified")
-    if source.trail and not is_kept:
-        source.trail.begin(size, source.validator)
-
-
-# --- requests
-
-
-def get(client, url, more=()):
-    """A generator: ask for ``url``, with ``more`` headers (name, value), up to its body."""
-    from .http_request import split_url as step
-
-    target = step(url)
-    step = None
-    if not client.origin:
-        client.origin = target[:3]
-    check_step(client, client.origin, target, "leads")
-    yield from get_one(client, target, more)
-    if location(client):
-        from .http_more import follow
-
-        yield from follow(client, url, target, more)
-
-
-def check_step(client, before, target, verb):
-    """Raise SourceError if a fetch would leave https."""
-    if before[0] == "https" != target[0] and not client.may_downgrade:
-        raise SourceError("redirect", "%s %s from https to http" % (before[1], verb))
-
-
-def get_one(client, target, more):
-    """A generator: ask for ``target`` (see split_url), up to the body, wherever it is."""
-    from .http_request import make_request as step
-
-    request = step(client, target, more)
-    step = None
-    unload("http_request")
-    key = target[:3]
-    if client.is_over() and client.key == key:
-        try:
-            yield from _exchange(client, request)
-            return
-        except OSError as error:  # the server had closed it in the meantime, or else:
-            if error.errno == ETIMEDOUT:
-                raise
-        except SourceError as error:
-            if error.code != "connection":
-                raise
-    client.close()
-    from .http_connect import connect as step
-
-    trust = yield from step(client, key)
-    step = None
-    yield from _exchange(client, request, trust)
-
-
-def _exchange(client, request, trust=None):
-    """A generator: send a request and read the head of the answer."""
-    from .http_connect import send as step
-
-    client.is_kept = False
-    yield from step(client, request, trust)
-    step = trust = None
-    unload("http_connect", "tls_trust")
-    from .http_lines import Lines, broken
-
     lines = Lines()
     for _ in range(_MAX_INTERIM + 1):
         lines.bound(_MAX_HEADERS, _MAX_HEAD, "header")
-        client.found = found = {}
+        found = {}
         room = _MAX_KEPT
         parts = None
         while True:
@@ -191,57 +73,231 @@ def _exchange(client, request, trust=None):
                 if b" %s " % name in _WANTED:
                     room -= len(line)
                     if room < 0 or found.get(name, value) != value:
-                        raise broken(client, "a header too long, or two: %s" % text(name))
+                        raise broken(client, "a header too long, or two: %s" % _text(name))
                     found[name] = value
         client.status = status = int(parts[1])
-        client.reason = text(parts[2][:_MAX_REASON]) if len(parts) > 2 else ""
+        client.reason = _text(parts[2][:_MAX_REASON]) if len(parts) > 2 else ""
         if not 100 <= status < 200:  # interim: the real answer follows
-            _take_headers(client, lines, parts[0] == b"HTTP/1.1")
+            _take_headers(client, url, lines, found, parts[0] == b"HTTP/1.1")
             return
     raise broken(client, "more than %d interim answers" % _MAX_INTERIM)
 
 
-def _take_headers(client, lines, is_kept):
-    """How the body is delimited."""
-    from .http_lines import broken
+def _take_headers(client, url, lines, found, is_kept):
+    """What the answer says; how its body is delimited."""
 
-    found = client.found
-    client.is_kept = is_kept and found.get(b"connection", b"").lower() != b"close"
+    def header(name):
+        return _text(found.get(name, b""))
+
+    client.is_kept = is_kept and header(b"connection").lower() != "close"
     client.chunks = client.left = client.size = None
-    for name, good in ((b"content-encoding", b"identity"), (b"transfer-encoding", b"chunked")):
-        if found.get(name, good).lower() != good:
-            raise broken(client, "a body encoded as %s" % header(client, name))
+    for name, good in ((b"content-encoding", "identity"), (b"transfer-encoding", "chunked")):
+        if name in found and header(name).lower() != good:
+            raise broken(client, "a body encoded as %s" % header(name))
     if b"transfer-encoding" in found:
         client.chunks = lines
         client.left = 0
         lines.begin()
     elif b"content-length" in found:
-        client.left = client.size = number(found[b"content-length"])
+        client.left = client.size = _number(header(b"content-length"))
         if client.size is None:
-            raise broken(client, "Content-Length: %s" % header(client, b"content-length"))
+            raise broken(client, "Content-Length: %s" % header(b"content-length"))
+    if client.status in _REDIRECTS and b"location" in found:
+        # As browsers take what is not ASCII, or a blank.
+        place = ["%%%02X" % c if c < 33 or c > 126 else chr(c) for c in found[b"location"]]
+        client.location = join_url(url, "".join(place))
+    client.validator = header(b"etag") or header(b"last-modified") or None
+    client.has_ranges = header(b"accept-ranges") == "bytes"
+    client.retry_after = header(b"retry-after") or None
+    unit, _, rest = header(b"content-range").partition(" ")
+    span, _, total = rest.partition("/")
+    is_part = unit.lower() == "bytes"
+    client.first = _number(span.partition("-")[0]) if is_part else None
+    client.total = _number(total) if is_part else None
 
 
-def header(client, name):
-    """A header of the answer as text, None if it has none. ``name``: in lower case."""
-    value = client.found.get(name)
-    return None if value is None else text(value)
+def begin(source):
+    """The answer is the whole file: take what it says of it. Raises SourceError."""
+    client = source.client
+    if client.status != 200:
+        raise refused(client, source.name)
+    if source.kept_end and not source.is_same(client.size):
+        source.kept_end = 0
+        source.note = "the file has changed on the server: starting over with " + source.name
+    source.size = size = client.size
+    if size is not None and size > source.limit:
+        raise too_long(source.name, source.limit)
+    client.most = source.limit if size is None else size
+    source.has_ranges = client.has_ranges
+    source.validator = client.validator
+    if source.trail and not source.kept_end:
+        source.trail.begin(size, source.validator)
 
 
-def location(client):
-    """Where a redirect leads, None if the answer is none."""
-    return client.found.get(b"location") if client.status in _REDIRECTS else None
+def refused(client, name):
+    """The SourceError for an answer that is no success."""
+    error = SourceError(
+        "http-status", "HTTP Error: %d %s: %s" % (client.status, client.reason, name)
+    )
+    error.status = client.status
+    error.retry_after = client.retry_after
+    return error
 
 
-def number(value):
+def _number(value):
     """A size in decimal digits, None if it is none or too large."""
     return int(value) if value.isdigit() and len(value) < 10 else None
 
 
-def text(value):
+def _text(value):
     """Bytes that a server sent, as text that can be shown."""
     if all(32 <= byte < 127 for byte in value):
         return str(value, "ascii")
     return "".join([chr(byte) if 32 <= byte < 127 else "?" for byte in value])
 
 
-gc.collect()  # what loading left behind would divide a small heap
+# --- lines
+
+
+class Lines:
+    """Lines from a client's connection, no more and no longer ones than `bound` allows."""
+
+    def __init__(self):
+        self.data = b""
+        self.size = 0  # of the line, with what is not kept
+        self.state = _SIZE
+
+    def bound(self, most, limit, what):
+        """From now on ``most`` lines may come, with ``limit`` bytes."""
+        self.lines = most
+        self.limit = self.left = limit
+        self.kind = what
+        self.count = 0
+
+    def take(self, client):
+        """The next line, stripped, None if it is not there yet.
+
+        Of a long line no more than 2 KiB are kept.
+        """
+        while True:
+            piece = client.stream.readline(_PIECE)  # allocates as much as it may read
+            client.note(piece)
+            if piece is None:
+                return None
+            if not piece:
+                raise SourceError("connection", "%s closed the connection early" % client.key[1])
+            size = len(piece)
+            self.left -= size
+            self.size += size
+            if len(self.data) < _MAX_LINE_KEPT:
+                self.data += piece
+            what = None
+            if self.size > _MAX_LINE:
+                what = "a line of more than %d bytes" % _MAX_LINE
+            if self.left < 0:
+                what = "more than %d bytes of %s lines" % (self.limit, self.kind)
+            if piece[-1] == 10:
+                self.count += 1
+                if self.count > self.lines + 2:  # besides the status and the empty line
+                    what = "more than %d %s lines" % (self.lines, self.kind)
+            if what:
+                raise broken(client, what)
+            if piece[-1] == 10:
+                line = self.data.strip()
+                self.data = b""
+                self.size = 0
+                return line
+
+    def begin(self):
+        """A chunked body comes."""
+        self.bound(_MANY, _MAX_FRAMING, "chunk")
+
+    def next_chunk(self, client):
+        """Read up to the data of the next chunk: its size, 0 if there is none, None if none yet."""
+        while True:
+            line = self.take(client)
+            if line is None:
+                return None
+            if self.state == _END:
+                if line:
+                    raise broken(client, "a chunk that is longer than it says")
+                self.state = _SIZE
+            elif self.state == _SIZE:
+                digits = line.split(b";")[0].strip()
+                if not digits or len(digits) > 7 or digits.lower().strip(_HEX):
+                    raise broken(client, "a chunk of size %r" % digits[:16])
+                size = int(digits, 16)
+                if size:
+                    self.left += 8 * size
+                    self.state = _END
+                    return size
+                self.state = _TRAILERS
+                self.bound(_MAX_TRAILERS, _MAX_TRAILERS_SIZE, "trailer")
+            elif not line:
+                client.chunks = None
+                return 0
+
+
+def broken(client, what):
+    return SourceError("protocol", "%s sent %s" % (client.key[1], what))
+
+
+# --- where one URL leads to another
+
+
+def join_url(base, reference):
+    """The absolute URL of ``reference``, relative to ``base``: RFC 3986, 5.2."""
+    if is_url(reference):
+        start, path = _split_path(reference)
+        return start + remove_dots(path)
+    scheme = reference.partition(":")[0]
+    if scheme != reference and not any(mark in scheme for mark in "/?#"):
+        raise SourceError("address", "not an http:// or https:// URL: %s" % reference)
+    if reference.startswith("//"):
+        return join_url(base, base.partition("://")[0] + ":" + reference)
+    start, path = _split_path(base)
+    path = path.partition("#")[0]
+    if reference and reference[0] not in "#":
+        path = path.partition("?")[0]
+        if reference[0] == "/":
+            path = ""
+        elif reference[0] != "?":
+            path = path.rpartition("/")[0] + "/"
+    return start + remove_dots(path + reference)
+
+
+def _split_path(url):
+    """What is before the path of an absolute URL, and the path with what is behind it."""
+    at = url.find("://") + 3
+    while at < len(url) and url[at] not in "/?#":
+        at += 1
+    path = url[at:]
+    return url[:at], path if path.startswith("/") else "/" + path
+
+
+def remove_dots(path):
+    """An absolute path, with what may be behind it, without "." and "..": RFC 3986, 5.2.4."""
+    at = min([path.find(mark) for mark in "?#" if mark in path] or [len(path)])
+    found = []
+    parts = path[:at].split("/")[1:]
+    for part in parts:
+        if part == "..":
+            found = found[:-1]
+        elif part != ".":
+            found.append(part)
+    if parts[-1] in (".", ".."):
+        found.append("")
+    return "/" + "/".join(found) + path[at:]
+
+
+def resolve(base, reference):
+    """A URL or path that is relative to that of the file, or the URL, that names it."""
+    if is_url(base):
+        return join_url(base, reference)
+    if is_url(reference) or reference.startswith("/"):
+        return reference
+    folder = base.rpartition("/")[0]
+    return folder + "/" + reference if folder else reference
+
+
+collect()  # what loading left behind would divide a small heap

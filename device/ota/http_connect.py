@@ -1,25 +1,215 @@
-"""Connects to a server, over TCP or TLS, and sends it a request: see http_ask.py."""
+"""What leads to a server: the request, and the connection over TCP.
 
-import gc
+Loaded for that, and let go of again: see http.py.
+"""
+
 from errno import ECONNRESET, EINPROGRESS
 from select import poll
 from socket import SOCK_STREAM, getaddrinfo, socket
 
 from micropython import const
 
-from .errors import SourceError
+from .app import LIMIT, TIMEOUT_S, is_url, reason
+from .base import SourceError, collect
 
+_MIN_RATE = const(256)  # bytes a second
+# What may go to an origin that the user did not name. Anything else may be a secret.
+_HARMLESS = ("accept", "accept-language", "user-agent")
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_ADDRESSES = const(4)  # of a host to try
 _POLLOUT = const(4)  # select.POLLOUT
+_MAX_REDIRECTS = const(8)
 
 
-def connect(client, key):
-    """A generator: connect, to the first of the host's addresses that answers.
+def set_up_source(
+    source,
+    client=None,
+    trail=None,
+    sha=None,
+    max_failures=5,
+    pause=1,
+    log=None,
+    limit=None,
+    stream=None,
+    parse_headers=None,
+    **options,
+):
+    """Set what an HttpSource needs.
 
-    It returns the Trust of a TLS connection, whose handshake comes with what is sent first.
+    ``max_failures`` in a row end it, after a ``pause``, in seconds, that grows with each of them.
+    ``log(text)`` is told of failures, and of a download that starts over. ``trail``: what a slot
+    holds of it already (update.py); ``sha``: hex SHA-256 of the file, if known. ``limit``:
+    the most bytes that it may have. ``client``: a Client to use, and leave open, instead of one
+    made from ``options``. ``stream`` and ``parse_headers`` of `requests.get` mean nothing here.
     """
-    scheme, host, port = key
+    from .http import Client
+
+    source.client = client or Client(**options)
+    source.is_lent = client is not None
+    source.trail = trail
+    source.sha = sha
+    source.limits = max_failures, pause
+    source.log = log or bool  # which says nothing
+    source.limit = limit or LIMIT
+
+
+def set_up(
+    client,
+    headers=None,
+    auth=None,
+    timeout=TIMEOUT_S,
+    min_rate=_MIN_RATE,
+    origin=None,
+    allow_downgrade_to_http=False,
+    **tls,
+):
+    """Set what a Client needs.
+
+    ``headers``: a dict, sent as they are; ``auth``: (user, password), or a bearer token as str.
+    These go to one origin (scheme, host, port), that of the URL ``origin``, or else of the first
+    one that is asked for; others get of them what is harmless. A fetch that began with https does
+    not go on with http, wherever the URL comes from, but with ``allow_downgrade_to_http``.
+
+    ``timeout``: seconds for connecting, and for every wait for the next bytes. ``min_rate``: bytes
+    a second that have to come in a minute of waiting, 0 for none; with ``most``, the bytes to
+    expect at most, it bounds all waiting as well. ``tls``: see Trust in tls_trust.py.
+    """
+    client.headers = dict(headers) if headers else {}
+    if auth:
+        if not isinstance(auth, str):
+            from binascii import b2a_base64
+
+            auth = b2a_base64(("%s:%s" % tuple(auth)).encode())
+            client.headers["Authorization"] = "Basic " + str(auth.strip(), "ascii")
+        else:
+            client.headers["Authorization"] = "Bearer " + auth
+    client.origin = split_url(origin)[:3] if origin and is_url(origin) else None
+    client.may_downgrade = allow_downgrade_to_http
+    client.timeout = int(timeout * 1000)
+    client.min_rate = min_rate
+    client.options = tls
+    client.most = LIMIT
+    client.key = None  # (scheme, host, port), while there is a connection
+
+
+def prepare(source, buf):
+    """A generator: the headers to ask for what ``source`` still lacks, or for its end (``buf``)."""
+    if buf:
+        return [("Range", "bytes=-%d" % len(buf))]
+    client = source.client
+    if source.is_new:
+        source.is_new = False
+        trail = source.trail
+        if trail:
+            yield from trail.recall(source.sha or source.name)
+            if trail.size:
+                source.kept = trail.start
+                source.kept_end = trail.start + trail.size
+                source.size, source.validator = trail.total, trail.validator
+                if not source.kept:
+                    source.at = source.kept_end
+        client.waited_s = 0
+        client.most = source.size or source.limit
+    source.skip = 0
+    more = []
+    if source.at:
+        more.append(("Range", "bytes=%d-" % source.at))
+        if source.validator and not source.validator.startswith("W/"):
+            more.append(("If-Range", source.validator))
+    return more
+
+
+# --- a request
+
+
+def request(client, url, more, hops):
+    """A generator: connect, if that is due; the URL to ask for, and the request (bytes).
+
+    The URL is ``url``, or where the answer for it leads, the ``hops``-th redirect.
+    """
+    target = split_url(url)
+    before = client.origin = client.origin or target[:3]
+    verb = "leads"
+    if client.location:
+        before = target
+        verb = "redirects"
+        url = client.location
+        target = split_url(url)
+    if before[0] == "https" != target[0] and not client.may_downgrade:
+        raise SourceError("redirect", "%s %s from https to http" % (before[1], verb))
+    if hops > _MAX_REDIRECTS:
+        text = "more than %d redirects from %s" % (_MAX_REDIRECTS, before[1])
+        raise SourceError("redirect", text)
+    data = _make_request(client, target, more)
+    client.is_reused = client.is_over() and client.key == target[:3]
+    if not client.is_reused:
+        client.close()
+        yield from _connect(client, target[1], target[2])
+        client.key = target[:3]
+    client.is_kept = False
+    client.location = None
+    return url, data
+
+
+def _make_request(client, target, more):
+    """The bytes to send for ``target`` (see split_url)."""
+    scheme, host, port, path = target
+    if ":" in host:
+        host = "[%s]" % host
+    if port != (443 if scheme == "https" else 80):
+        host = "%s:%d" % (host, port)
+    lines = ["GET %s HTTP/1.1" % path, "Host: " + host, "Accept-Encoding: identity"]
+    agent = "User-Agent: ota (MicroPython)"
+    for name, value in client.headers.items():
+        if target[:3] == client.origin or name.lower() in _HARMLESS:
+            lines.append("%s: %s" % (name, value))
+            if name.lower() == "user-agent":
+                agent = None
+    if agent:
+        lines.append(agent)
+    lines += ["%s: %s" % item for item in more]
+    request = "\r\n".join(lines)
+    if request.count("\r") != request.count("\n") or request.count("\n") >= len(lines):
+        raise SourceError("address", "a line break in the URL or a header: %r" % request)
+    return request.encode() + b"\r\n\r\n"
+
+
+def split_url(url):
+    """(scheme, host, port, path with query) of an absolute URL. Raises SourceError."""
+    scheme, _, rest = url.partition("#")[0].partition("://")
+    scheme = scheme.lower()
+    at = min([rest.find(mark) for mark in "/?" if mark in rest] or [len(rest)])
+    host, path = rest[:at].lower(), rest[at:]
+    if not path.startswith("/"):
+        path = "/" + path
+    if "@" in host:
+        raise SourceError("address", "user and password do not belong in the URL: pass auth=")
+    port = ""
+    if host.rfind(":") > host.rfind("]"):
+        host, _, port = host.rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    if is_ipv6:
+        host = host[1:-1]
+    # Of a host's characters these would change the meaning of what it is put into.
+    if (
+        scheme not in ("http", "https")
+        or not host
+        or not all("!" <= c <= "~" for c in url)
+        or any(c in host for c in "[]\\\"'<>%,;")
+        or (":" in host) != is_ipv6
+    ):
+        raise SourceError("address", "not an http:// or https:// URL: %s" % url)
+    port = port or ("443" if scheme == "https" else "80")
+    if not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise SourceError("address", "not a port: %s in %s" % (port, url))
+    return scheme, host, int(port), path
+
+
+# --- the connection
+
+
+def _connect(client, host, port):
+    """A generator: connect, to the first of the host's addresses that answers."""
     failure = None
     try:
         addresses = getaddrinfo(host, port, 0, SOCK_STREAM)
@@ -30,25 +220,19 @@ def connect(client, key):
         client.waited = client.came = 0
         for address in addresses[:_MAX_ADDRESSES]:
             try:
-                yield from _connect(client, address)
+                yield from _connect_to(client, address)
                 break
             except OSError as error:
                 failure = error
                 client.close()
     if not client.stream:
-        from .source_error import unreachable
-
-        raise unreachable(addresses, host, port, failure)
-    client.key = key
-    if scheme == "https":
-        from .tls_trust import Trust
-
-        trust = Trust(**client.options)
-        client.stream = trust.wrap(client.socket, host)
-        return trust
+        why = reason(failure) if failure else "no address"
+        if addresses:
+            raise SourceError("connect", "cannot connect to %s port %d: %s" % (host, port, why))
+        raise SourceError("dns", "cannot find host %s: %s" % (host, why))
 
 
-def _connect(client, address):
+def _connect_to(client, address):
     client.socket = client.stream = stream = socket(address[0], SOCK_STREAM)
     stream.setblocking(False)
     try:
@@ -70,24 +254,4 @@ def _connect(client, address):
     client.note(1)
 
 
-def send(client, request, trust):
-    """A generator: send a request. On a new TLS connection the handshake comes first."""
-    view = memoryview(request)
-    while view:
-        try:
-            count = client.stream.write(view)
-            client.note(count or None)
-        except (OSError, ValueError) as error:
-            if trust and not isinstance(error, SourceError):
-                error = trust.explain(error, client.key[1])
-            raise error
-        if count:
-            view = view[count:]
-            if trust:
-                trust.end()
-                trust = None
-        else:
-            yield _POLL_MS
-
-
-gc.collect()  # what loading left behind would divide a small heap
+collect()  # what loading left behind would divide a small heap

@@ -7,8 +7,7 @@ The format is described in the desk's ``mpota/formats/manifest.py``.
 from micropython import const
 
 from . import __version__
-from .errors import ReleaseError
-from .versions import is_older
+from .base import ReleaseError, is_older
 
 _FORMAT = const(2)
 _MAX_SIZE = const(8192)

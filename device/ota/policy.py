@@ -3,17 +3,16 @@
 Loaded for that alone, and let go before the payloads come: code lives in the heap.
 """
 
+import os
 import sys
 from time import gmtime
 
 from esp32 import Partition
 from micropython import const
 
-from . import __version__
-from .chips import chip_name
-from .errors import OTAError, ReleaseError
-from .otadata import has_home
-from .versions import is_older
+from . import __version__, base
+from .base import OTAError, ReleaseError, has_home, is_older
+from .image_more import chip_name
 
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
 
@@ -138,10 +137,10 @@ def _is_usable(form, kind, bases):
 
 def _decodes():
     """Whether the part of this package is there that takes encoded forms."""
-    from .package import parts
-
-    found = parts()
-    return found is None or "encoded" in found
+    try:
+        return any(name.startswith("frames.") for name in os.listdir(base.package_path()))
+    except OSError:  # it is part of the firmware
+        return True
 
 
 def _check_product(manifest, trust, force):

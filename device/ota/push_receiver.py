@@ -10,17 +10,20 @@ import struct
 import sys
 from binascii import crc32
 from hashlib import sha256
+from os import urandom
 from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .errors import OTAError, ReleaseError, StateError
-from .unload import unload
+from .base import ImageError, OTAError, ReleaseError, StateError, chip_id, unload
 
 VERSION = const(2)
 MAX_MESSAGE = const(256)
 MAX_SESSIONS = const(4)
 
+_WELCOME = const(0x81)
+_NONCE_SIZE = const(16)
+_ANY_CHIP = const(0xFFFF)
 _HELLO = const(0x01)
 _BEGIN = const(0x02)
 _END = const(0x03)
@@ -63,9 +66,8 @@ _NO_MEMORY = b"\x85\x06memorythe board has not enough memory"  # an ERROR that t
 
 # What an update has loaded, or has begun to: without it there is room for the next client.
 _OF_UPDATES = (
-    "push_hello", "intake", "intake_more", "update", "slot", "image", "app", "chips",
-    "pump", "source", "resume_download", "release", "tar",
-    "keys", "signature", "manifest", "policy", "room", "files", "confirm", "boot",
+    "push_intake", "update", "app", "image_more",
+    "release", "tar", "keys", "manifest", "policy", "files", "confirm", "boot",
 )  # fmt: skip
 
 _OWN = OTAError, OSError, MemoryError, ImportError  # all else comes from the app's callbacks
@@ -156,7 +158,7 @@ class Receiver:
 
     def check_keys(self):
         """Raises StateError where anyone could update the board."""
-        from .otadata import has_trust
+        from .base import has_trust
 
         self.is_shut = self._needs_keys
         self._cleared = _cleared
@@ -309,12 +311,7 @@ class Receiver:
 
     def _greet(self, session, data):
         self.check_keys()
-        from .push_hello import greet
-
-        answer = greet(session, data, self._flags, self._version)
-        del greet
-        unload("push_hello")  # somebody else's update may be under way
-        session.link.send(answer)
+        session.link.send(_greet(session, data, self._flags, self._version))
 
     def _prove(self, session, who, message):
         """What shows that whoever says ``message`` knows the secret; empty without one."""
@@ -358,11 +355,8 @@ class Receiver:
             # There is one update, and some have a right to be it; who has not makes room.
             if active and (self._is_safe() or active.left > _GREETING_MS - _VOUCH_MS):
                 raise busy()
-            from .push_hello import check_wish
-
-            check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
-            del check_wish
-            unload("push_hello", "chips")  # before the update comes
+            _check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
+            unload("image_more")  # before the update comes
             if flags & _END_FIRST and not self._flags & _TAKES_IMAGES:
                 raise PushError("protocol", "this board has not asked for the end first")
             if active:
@@ -402,7 +396,7 @@ class Receiver:
             raise
 
     def _open_intake(self, end):
-        from .intake import Intake
+        from .push_intake import Intake
 
         size, sha = self._wanted
         self._update = Intake(sha=sha, size=size, end=end, **self._options)
@@ -615,7 +609,7 @@ class Receiver:
             self._hang_up(session)
             return
         if isinstance(error, ImportError):
-            from .package import missing
+            from .status import missing
 
             error = missing(error)
         if not isinstance(error, OTAError):
@@ -662,3 +656,50 @@ def hmac(key, message):
     for pad in (0x36, 0x5C):
         message = sha256(bytes([byte ^ pad for byte in key]) + message).digest()
     return message
+
+
+# --- the greeting
+
+
+def _greet(session, data, flags, runs):
+    """WELCOME, the answer to a HELLO. ``runs``: what does (bytes). Raises PushError."""
+    if data[1] != VERSION:
+        text = "protocol version %d, this is %d" % (data[1], VERSION)
+        if data[1] < VERSION:
+            text += ": update mpota (pip install --upgrade mpota)"
+        raise PushError("protocol", text)
+    nonce = bytes(data[2 : 2 + _NONCE_SIZE])
+    nonces = session.nonces
+    if not nonces or nonces[:_NONCE_SIZE] != nonce:  # else it has not heard the answer
+        nonces = session.nonces = nonce + urandom(_NONCE_SIZE)
+    runs = runs[:_MAX_VERSION]
+    head = struct.pack(
+        "<BBB16sHHB", _WELCOME, VERSION, flags, nonces[_NONCE_SIZE:], chip_id(),
+        session.link.packet_size, len(runs),
+    )  # fmt: skip
+    return head + runs
+
+
+def _check_wish(size, chip, version, accept):
+    """Raises OTAError if this board cannot take such an update, or the app does not want it."""
+    from esp import flash_size
+
+    if not 0 < size <= flash_size():
+        raise ImageError(
+            "too-long" if size else "empty",
+            "a file of %d bytes, the flash has %d" % (size, flash_size()),
+        )
+    own = chip_id()
+    if chip not in (_ANY_CHIP, own):
+        from .image_more import chip_name
+
+        raise ImageError(
+            "wrong-chip",
+            "the update is for %s, this board is %s" % (chip_name(chip), chip_name(own)),
+        )
+    try:
+        text = str(version, "utf-8")
+    except UnicodeError:
+        raise PushError("protocol", "a version that is no text")
+    if accept and accept(size, None if chip == _ANY_CHIP else chip, text) is False:
+        raise PushError("refused", "the app on the board does not want version %s" % text)

@@ -1,15 +1,38 @@
-"""What ota.rollback offers beyond confirming: it is loaded only when one of these is used."""
+"""What ota.rollback offers beyond confirming, and the memory of what has failed.
+
+Versions that failed on this board are not installed again by themselves. In NVS stands for each of
+them one byte, what is known of it, the digest that its image carries, and the start of a digest
+over what its headers say. The slot may be overwritten since. Of files that came without an app it
+is the SHA-256 of their payload, and zeros.
+
+One case is forgiven, once: what was given up at a power-on, an image by the bootloader, files by
+boot.py. The power may have gone in the first boot, before it could be confirmed. Whether it was so
+shows in the boot that follows: there ota.rollback.cancel() calls `settle`, and what a reset ended
+has had its chance.
+"""
 
 import struct
+from hashlib import sha256
 
 from esp32 import Partition
+from machine import PWRON_RESET, reset_cause
 from micropython import const
 
-from . import otadata
-from .errors import ImageError, StateError
+from . import base
+from .base import ImageError, StateError
 
 _NOT_SUPPORTED = const(-261)  # ESP_ERR_NOT_FOUND, as esp32.Partition says it
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
+
+_KEY = "failed"
+_TRIAL = "trial"  # app.py: set_boot
+_RETRIED = "retried"  # of version 0.1: a digest that has had its second chance
+_FAILED = const(0)
+_FORGIVABLE = const(1)  # once
+_FORGIVEN = const(2)  # it has its second chance
+_DIGEST = const(33)  # end of the digest in an entry
+_SIZE = const(41)
+_MAX = const(8)
 
 # The longest time-out of the task watchdog: task_wdt_impl_timergroup.c counts 500 us ticks of
 # twice the time in 32 bits.
@@ -59,7 +82,7 @@ def force():
             "the image in %s is not intact: still booting %s"
             % (partition.info()[4], _running().info()[4]),
         )
-    if otadata.has_home():
+    if base.has_home():
         from .confirm import give_up_waiting
 
         give_up_waiting()
@@ -71,11 +94,13 @@ def cancel_force():
     running = _running()
     if Partition(Partition.BOOT).info()[2] == running.info()[2]:
         return
-    state = otadata.state(running)
-    if state is None and not _is_on_trial(running):  # set_boot() to a factory app erases otadata
-        state = otadata.VALID
+    state = base.state(running)
+    # Unless it waits for `cancel`, by the note of app.py: set_boot.
+    on_trial = base.recall("trial", 36)[:4] == struct.pack("<I", running.info()[2])
+    if state is None and not on_trial:  # set_boot() to a factory app erases otadata
+        state = base.VALID
     running.set_boot()
-    if state in (otadata.VALID, otadata.UNDEFINED):
+    if state in (base.VALID, base.UNDEFINED):
         Partition.mark_app_valid_cancel_rollback()
 
 
@@ -96,10 +121,16 @@ def mark_invalid(reboot=True):
     back to (no-previous, not-bootable) or otadata does not name the running app (not-selected).
     """
     _check_intact(_previous())
-    index = otadata.active(otadata.records())
+    index = base.active(base.records())
     if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
-        raise StateError("not-selected", "otadata selects another app than the one that runs")
-    _mark(index, otadata.INVALID)
+        raise StateError("not-selected", "otadata selects another app")
+    # Written anew with another state: esp_ota_ops.c, rewrite_ota_seq.
+    otadata = base.find_otadata()
+    record = bytearray(32)
+    otadata.readblocks(index, record, 0)
+    struct.pack_into("<I", record, 24, base.INVALID)
+    base.erase(index)
+    otadata.writeblocks(index, record, 0)
     if reboot:
         from machine import reset
 
@@ -120,26 +151,27 @@ def guard(timeout_s, check=None):
     these days. A program that feeds a watchdog of its own must not do so before it has confirmed:
     there is only one.
     """
-    if otadata.state(_running()) != otadata.PENDING_VERIFY:
+    if base.state(_running()) != base.PENDING_VERIFY:
         return True
     from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
     from machine import WDT, reset
 
     global _watchdog
-    _watchdog = WDT(timeout=int(timeout_s * 1000))
+    timeout_ms = int(timeout_s * 1000)
+    _watchdog = WDT(timeout=timeout_ms)
     if check is None:
         return False
-    deadline = ticks_add(ticks_ms(), int(timeout_s * 1000))
+    deadline = ticks_add(ticks_ms(), timeout_ms)
     while ticks_diff(deadline, ticks_ms()) > 0:
         try:
             is_healthy = check()
         except Exception:
             is_healthy = False
         if is_healthy:
-            from .rollback import cancel
+            from . import rollback
 
-            cancel()
+            rollback.cancel()
             return True
         sleep_ms(_POLL_MS)
     reset()
@@ -168,28 +200,13 @@ def _running():
     return Partition(Partition.RUNNING)
 
 
-def _is_on_trial(running):
-    """Whether it waits for `cancel`, by the note of commit.py."""
-    return otadata.recall("trial", 36)[:4] == struct.pack("<I", running.info()[2])
-
-
-def _mark(index, state):
-    """Write record ``index`` of otadata anew with another state: esp_ota_ops.c, rewrite_ota_seq."""
-    partition = otadata.find_otadata()
-    record = bytearray(32)
-    partition.readblocks(index, record, 0)
-    struct.pack_into("<I", record, 24, state)
-    otadata.erase(index)
-    partition.writeblocks(index, record, 0)
-
-
 def _previous():
     """The partition of the app that ran before this one.
 
     It is what the bootloader would roll back to (esp_ota_check_rollback_is_possible): the slot of
     the other record, else the factory app.
     """
-    pair, slots = otadata.records(), otadata.slots()
+    pair, slots = base.records(), base.slots()
     if not pair or not slots:
         raise OSError(_NOT_SUPPORTED)
     running = _running().info()[2]
@@ -199,12 +216,12 @@ def _previous():
     factory = Partition.find(Partition.TYPE_APP, 0)
     if factory and factory[0].info()[2] != running:
         return factory[0]
-    raise StateError("no-previous", "otadata names no other app that ran before this one")
+    raise StateError("no-previous", "otadata names no app that ran before this one")
 
 
 def _check_intact(partition):
-    from .image import Board
-    from .installed import is_intact, read_app
+    from .app import Board
+    from .update_more import is_intact, read_app
 
     try:
         if is_intact(partition, read_app(partition, Board(_running()))):
@@ -213,3 +230,151 @@ def _check_intact(partition):
     except ImageError as error:
         reason = str(error)
     raise StateError("not-bootable", "%s: %s" % (partition.info()[4], reason))
+
+
+# --- versions that failed
+
+
+def digests():
+    """The digests of the versions that are not installed again by themselves."""
+    return [bytes(entry[1:_DIGEST]) for entry in _entries() if entry[0] == _FAILED]
+
+
+def _entries():
+    data = base.recall(_KEY, _SIZE * _MAX)
+    return [bytearray(data[at : at + _SIZE]) for at in range(0, len(data) - _SIZE + 1, _SIZE)]
+
+
+def _store(entries):
+    return base.note(_KEY, b"".join(entries[-_MAX:]))
+
+
+def settle(trial):
+    """``trial``, from NVS, has ended, unless its app was not started yet."""
+    running = Partition(Partition.RUNNING).info()[2]
+    offset = struct.unpack_from("<I", trial)[0]
+    if offset == running:  # confirmed
+        _forgive(trial[4:])
+    else:
+        slots = [slot for slot in base.slots() if slot.info()[2] == offset]
+        if slots:
+            if base.state(slots[0]) not in (base.ABORTED, base.INVALID):
+                return
+            entries = _entries()
+            if _add_app(entries, slots[0]):
+                _store(entries)
+    base.forget(_TRIAL)
+
+
+def forgive(sha256):
+    """The files with this SHA-256 (hex) are confirmed."""
+    _forgive(bytes.fromhex(sha256))
+
+
+def _forgive(digest):
+    entries = _entries()
+    kept = [entry for entry in entries if entry[1:_DIGEST] != digest]
+    if len(kept) < len(entries):
+        _store(kept)
+
+
+def add_files(sha256):
+    """Files with this SHA-256 (hex) were not confirmed in the boot before this one."""
+    entries = _entries()
+    if _add(entries, bytes.fromhex(sha256), reset_cause() == PWRON_RESET, bytes(8)):
+        _store(entries)
+
+
+def check_files(sha256, last):
+    """Raises StateError if files are failed ones; ``last``: what their record says, failed last.
+
+    Where NVS has not noted them, the record alone counts.
+    """
+    if not _is_known(_entries(), bytes.fromhex(sha256), "these files have") and sha256 == last:
+        _refuse("these files have")
+
+
+def _add_app(entries, slot):
+    """Add what failed in ``slot``; whether that changed anything."""
+    digest = base.app_id(slot)
+    if digest is None:
+        return False
+    is_power_cut = base.state(slot) == base.ABORTED and reset_cause() == PWRON_RESET
+    if base.recall(_RETRIED, 32) == digest:
+        is_power_cut = False
+    head = bytearray(24 + 256)
+    slot.readblocks(0, memoryview(head)[:24], 0)
+    slot.readblocks(0, memoryview(head)[24:], 32)
+    return _add(entries, digest, is_power_cut, _header_id(head[:24], head[24:]))
+
+
+def _add(entries, digest, is_power_cut, header_id):
+    for entry in entries:
+        if entry[1:_DIGEST] == digest:
+            if entry[0] == _FAILED or (entry[0] == _FORGIVABLE and is_power_cut):
+                return False
+            entry[0] = _FAILED
+            return True
+    entries.append(bytearray((_FORGIVABLE if is_power_cut else _FAILED,)) + digest + header_id)
+    return True
+
+
+def _is_known(entries, digest, what):
+    """Whether ``digest`` is noted. Raises StateError if it has failed, and is not forgiven now."""
+    for entry in entries:
+        if entry[1:_DIGEST] == digest:
+            if entry[0] == _FORGIVABLE:
+                entry[0] = _FORGIVEN
+                if not _store(entries):  # it could be forgiven for ever
+                    entry[0] = _FAILED
+            if entry[0] == _FAILED:
+                _refuse(what)
+            return True
+    return False
+
+
+def _header_id(header, desc):
+    """The start of a digest over header and app_desc; zeros where they do not tell two builds.
+
+    They do where they carry the digest of the ELF file, as those of ESP-IDF do.
+    """
+    if not any(desc[144:176]):
+        return bytes(8)
+    sha = sha256(header)
+    sha.update(desc)
+    return sha.digest()[:8]
+
+
+class Failed:
+    """What has failed on this board, with what stands in ``slot``, which is to be overwritten."""
+
+    def __init__(self, slot):
+        self._entries = _entries()
+        self._is_new = base.state(slot) in (base.ABORTED, base.INVALID) and _add_app(
+            self._entries, slot
+        )
+
+    def save(self):
+        """The slot is about to be overwritten."""
+        if self._is_new:
+            _store(self._entries)
+            self._is_new = False
+
+    def check_header(self, image):
+        """Raises StateError if ``image``, of which only the header is known, is a failed one."""
+        found = _header_id(image.header, image.desc)
+        for entry in self._entries:
+            if any(found) and entry[_DIGEST:] == found and entry[0] == _FAILED:
+                _refuse()
+
+    def check_digest(self, digest):
+        """Raises StateError if the image with this digest is a failed one."""
+        _is_known(self._entries, digest, "this image has")
+
+
+def _refuse(what="this image has"):
+    raise StateError(
+        "failed-version",
+        "%s failed on this board before, not confirmed by ota.rollback.cancel(): not installed "
+        "again without force=True" % what,
+    )

@@ -7,19 +7,32 @@ judged, and where keys are installed (keys.py), before a trusted key was found t
 """
 
 import gc
+import struct
 from hashlib import sha256
 
 from esp32 import Partition
 from micropython import const
 
-from . import otadata, slot
-from .errors import FrameError, ImageError, OTAError, ReleaseError, SourceError
-from .pump import Inlet, Progress, pumping, run, translated
-from .source import is_stale, is_url, make_source
+from . import base
+from .app import (
+    ROOM,
+    SECTOR,
+    Board,
+    Inlet,
+    NewApp,
+    Progress,
+    acquire_slot,
+    is_stale,
+    is_url,
+    make_source,
+    pumping,
+    release_slot,
+    run,
+    translated,
+)
+from .base import FrameError, ImageError, OTAError, ReleaseError, SourceError, unload
 from .tar import TarReader
-from .unload import unload
 
-_SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
@@ -43,52 +56,47 @@ class Release:
         self._files = None  # the writer of the tree that comes
         self._staged = {}  # what files.py has taken: {"tree": name, "certs": name}
         self._entry = None
-        self.room = memoryview(bytearray(slot.ROOM))  # for one member after the other
+        self.room = memoryview(bytearray(ROOM))  # for one member after the other
 
     def accepting(self, data, signature_sector, place):
         """A generator: judge a manifest. ``place``: where payloads come from, "member" or "url".
 
         Raises OTAError if it is not for this board, or the signature is due and not good.
         """
-        from .keys import load
-        from .signature import check_manifest
+        from .keys import check_manifest, load
 
         trust = load()
         check_manifest(data, signature_sector, trust)
         self.vouched = bool(trust.trusted)
         del check_manifest, load
-        unload("signature", "keys")
+        unload("keys")
         yield 0
         bases = ()
         if b'"delta"' in data:
             try:
-                from .running import finding
+                from .delta import finding
             except ImportError:  # this board decodes nothing: it takes what is plain
                 finding = _nothing
 
-            bases = yield from finding(memoryview(bytearray(_SECTOR)))
+            bases = yield from finding(memoryview(bytearray(SECTOR)))
         from .manifest import read
 
         manifest = read(data)
         del read, data
         unload("manifest")
-        if not self._force:
-            from .confirm import check_confirmed
-
-            check_confirmed()
-            del check_confirmed
-            unload(*_AT_THE_END)
         from .policy import judge
 
         self._entry, items = judge(manifest, trust, place, bases, self._force)
         del judge, trust
-        unload("policy", "versions", "chips", *_AT_THE_END)
+        unload("policy", "image_more")
         yield 0
-        from .room import check_room
+        from .confirm import check_confirmed, check_room
 
+        if not self._force:
+            check_confirmed()
         check_room(manifest.payloads, self._force)
-        del check_room
-        unload("room", *_AT_THE_END)
+        del check_confirmed, check_room
+        unload("recovery", *_AT_THE_END)
         self.items = items
         yield 0
 
@@ -99,7 +107,8 @@ class Release:
         if not item.is_taken:
             return None
         item.is_taken = False
-        unload(*_AT_THE_END)
+        if item.kind in ("app", "data"):
+            unload(*_AT_THE_END)
         if item.kind == "app":
             return self._open_app(item)
         if item.kind == "data":
@@ -115,24 +124,20 @@ class Release:
         return Frames(Buffered(sink, self.room), item.content_size, sink.finish, room=room)
 
     def _open_app(self, item):
+        board = Board(Partition(Partition.RUNNING))  # first: it needs code for a moment
         room = None
-        buf = self.room
         if item.encoding:
             from .frames import Frames, Room
 
-            room = Room(item.encoding == "delta")  # before code divides the heap
-        from .app import NewApp
-        from .image import Board
-        from .resume_release import Mark
-
+            room = Room(item.encoding == "delta")
         app = NewApp(
-            Board(Partition(Partition.RUNNING)),
+            board,
             self._force,
             self._verify,
             total=item.content_size,
             sha=bytes.fromhex(item.sha256),
             needs_digest=False,
-            buf=buf,
+            buf=self.room,
         )
         self._app = app
         mark = Mark(item, app.part, app.writer.limit)
@@ -151,12 +156,12 @@ class Release:
             from .frames import Frames, Room
 
             room = Room(False)  # all that is large, before code divides the heap
-        buf = bytearray(slot.ROOM)
-        head = None if item.chain else bytearray(min(size, 2 * _SECTOR))
+        buf = bytearray(ROOM)
+        head = None if item.chain else bytearray(min(size, 2 * SECTOR))
         from .chain import Chain, DataWriter, HeadLast
 
         if not item.chain:
-            otadata.forget("resume-data")  # of what the partition holds no longer
+            base.forget("resume-data")  # of what the partition holds no longer
             writer = DataWriter(part, size, self._verify, buf)
             sink = HeadLast(writer, size, bytes.fromhex(item.sha256), head)
             if not item.encoding:
@@ -164,7 +169,6 @@ class Release:
             from .frames import Buffered
 
             return Frames(Buffered(sink, self.room), size, sink.finish, room=room)
-        from .resume_release import Mark
 
         mark = Mark(item, part, DataWriter.last_resume(size))
         mark.target = sink = DataWriter(part, size, self._verify, buf, mark.at)
@@ -199,9 +203,10 @@ class Release:
                 yield from self._fetching(item, url, request_args, progress, buf)
 
     def _fetching(self, item, url, request_args, progress, buf):
-        from .http_more import resolve
+        from .http_ask import resolve
 
         place = resolve(url, item.name)
+        del resolve
         for is_last in (False, True):
             item.is_taken = True
             stage = self.open(item)
@@ -233,7 +238,7 @@ class Release:
     def doubt(self, error):
         """Let go of what the flash holds, if ``error`` may come from that."""
         if isinstance(error, (ImageError, FrameError)):
-            otadata.forget_attempt()
+            base.forget_attempt()
 
     def is_stale(self, source, error):
         """Whether to start over: what came, or what the flash held, may be of two files."""
@@ -243,13 +248,13 @@ class Release:
 
     def abort(self):
         """Remove what was staged: it failed."""
-        slot.release(self)
+        release_slot(self)
         try:
             if self._files:
                 self._files.abort()
         except OSError:  # it is the error that led here which counts
             pass
-        unload("app", "chain", "delta", "frames", "image", "resume_release")
+        unload("chain", "delta", "frames")
         if self._staged:
             try:
                 from .confirm import sweep
@@ -286,7 +291,7 @@ class Release:
 
             apply_trust(entry)
             files.settle(entry)
-        slot.release(self)
+        release_slot(self)
 
     @property
     def needs_reset(self):
@@ -316,7 +321,7 @@ class _App:
             return
         self._have += count
         self._app.write(view)
-        at = self._have - self._have % _SECTOR  # a push brings pieces that begin anywhere
+        at = self._have - self._have % SECTOR  # a push brings pieces that begin anywhere
         self._mark.note(at, at)
 
     def take(self, count):
@@ -377,7 +382,7 @@ class _Checked:
 
 
 class Bundle:
-    """A stage (pump.py) for a bundle: manifest, signature and payloads in one tar file.
+    """A stage (app.py) for a bundle: manifest, signature and payloads in one tar file.
 
     Raises ReleaseError for members that are missing, too many, in another order or of another
     size than the manifest says, and what the release raises.
@@ -430,7 +435,7 @@ class Bundle:
             self._manifest = _Collector(name, size, _MANIFEST, _MAX_MANIFEST)
             return self._manifest
         if self._items is None:
-            self._signature = _Collector(name, size, _SIGNATURE, _SECTOR, self._release.room)
+            self._signature = _Collector(name, size, _SIGNATURE, SECTOR, self._release.room)
             return self._signature
         if not self._items:
             raise ReleaseError("member", "the bundle has a member too many, '%s'" % name)
@@ -498,12 +503,12 @@ def install(
     see HttpSource. ``block_size`` has no meaning any more.
     """
     gc.collect()
-    buf = memoryview(bytearray(_SECTOR))  # before the heap is divided
+    buf = memoryview(bytearray(SECTOR))  # before the heap is divided
     progress = progress and Progress(progress)
     for is_last in (False, True):
         source = make_source(url, **request_args)
         release = Release(force, verify)
-        slot.acquire(release)
+        acquire_slot(release)
         try:
             run(_installing(release, source, url, request_args, progress, buf))
             break
@@ -525,7 +530,7 @@ def _installing(release, source, url, request_args, progress, buf):
     have = yield from _filling(source, buf)
     if have and buf[0] == 0x7B:  # {: a manifest
         data = bytearray(buf[:have])
-        while have == _SECTOR and len(data) <= _MAX_MANIFEST:
+        while have == SECTOR and len(data) <= _MAX_MANIFEST:
             have = yield from _filling(source, buf)
             data.extend(buf[:have])
         source.close()
@@ -557,7 +562,7 @@ def _reading_signature(url, request_args):
     source = make_source(url, **request_args)
     try:
         yield from source.opening()
-        sector = bytearray(_SECTOR + 1)
+        sector = bytearray(SECTOR + 1)
         have = yield from _filling(source, memoryview(sector))
         return sector[:have]
     except SourceError as error:
@@ -580,3 +585,84 @@ def _filling(source, view):
         else:
             break
     return have
+
+
+# --- going on after a reset
+#
+# Every 64 KiB it is noted in NVS which payload it is, how far it has come, and which of the bytes
+# that give it come next. When it comes again, what the flash holds is not fetched again. An app
+# goes through all the checks once more: if the slot holds something else, that update fails, and
+# the next one starts over. Data was verified before it was written; the note holds the digest of
+# what comes next (chain.py).
+
+_KEYS = {"app": "resume", "data": "resume-data"}  # in NVS
+_KIND = const(2)
+_STEP = const(65536)  # bytes between notes: what is fetched again at most
+# kind; offset of the partition, size of the bytes that give the payload, how many of them were
+# used, bytes of content made of them; SHA-256 of the content; of an app its first bytes, of data
+# the link.
+_RECORD = "<BIIII32s32s"
+_RECORD_SIZE = const(81)
+_OLD_KEY = "payload"  # of version 0.1: without kind and first bytes
+_OLD_RECORD = "<IIII32s"
+_OLD_SIZE = const(48)
+
+
+class Mark:
+    """How far the payload ``item`` has come in the partition ``part``.
+
+    ``target`` writes it (app.py, chain.py); it is set before `note` is called. ``last``: where it
+    can be gone on from at most. ``at`` and ``place``: bytes of content, and of the bytes that gave
+    them, of an earlier attempt, 0 if there is none; ``more``: what the note holds beside that.
+    """
+
+    target = None
+
+    def __init__(self, item, part, last):
+        self._key = _KEYS[item.kind]
+        self._last = last
+        offset = part.info()[2]
+        self._what = offset, item.size, bytes.fromhex(item.sha256)
+        self._next = None  # to be noted once the flash holds it
+        self.at = self.place = 0
+        self.more = None
+        data = base.recall(self._key, _RECORD_SIZE)
+        if len(data) == _RECORD_SIZE and data[0] == _KIND:
+            _, offset, size, place, at, sha256, more = struct.unpack(_RECORD, data)
+        else:
+            data = base.recall(_OLD_KEY, _OLD_SIZE)
+            if len(data) < _OLD_SIZE or item.kind != "app":
+                return
+            offset, size, place, at, sha256 = struct.unpack(_OLD_RECORD, data)
+            more = None
+        if (offset, size, sha256) != self._what or at % SECTOR or not 0 < at <= self._last:
+            return
+        if more is None:
+            from .app import take_head
+
+            more = take_head(part)
+        self.at, self.place, self.more = at, place, more
+        self._saved = at
+
+    _saved = 0
+
+    def note(self, at, place, more=None):
+        """``at`` bytes of content are made of ``place`` bytes, and can be gone on from."""
+        if self._next and self.target.written >= self._next[0]:
+            at_saved, place_saved, more_saved = self._next
+            self._next = None
+            self._saved = at_saved
+            offset, size, sha256 = self._what
+            more_saved = more_saved or self.target.writer.head
+            base.note(
+                self._key,
+                struct.pack(
+                    _RECORD, _KIND, offset, size, place_saved, at_saved, sha256, more_saved
+                ),
+            )  # a power cut may lose it: then the payload starts over
+        if self._next is None and self._saved + _STEP <= at <= self._last:
+            self._next = at, place, more
+
+    def forget(self):
+        """What the flash holds is of no use."""
+        base.forget(self._key, _OLD_KEY)

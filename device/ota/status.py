@@ -1,17 +1,14 @@
 """What runs, what boots next, what the slots hold, the table and otadata."""
 
 from esp32 import Partition
-from micropython import const
 
-from . import __version__, otadata
-from .reboot import ota_reboot  # noqa: F401 - its place in micropython-esp32-ota
-
-_SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment
-_BUF_SIZE = const(4096)
-_OVERLAP = const(64)
+from . import __version__, base
+from .base import ImageError, OTAError, SlotError, find_next_slot
+from .update_more import is_intact, ota_reboot, read_app  # noqa: F401 - where users look for it
 
 _STATES = ("NEW", "PENDING_VERIFY", "VALID", "INVALID", "ABORTED")
 _TYPES = ("app", "data")
+_TEXTS = (("version", 16), ("project", 48), ("idf", 112))  # 32 bytes in esp_app_desc_t
 _DATA_SUBTYPES = {
     0: "ota", 1: "phy", 2: "nvs", 3: "coredump", 4: "nvs_keys", 5: "efuse", 6: "undefined",
     0x80: "esphttpd", 0x81: "fat", 0x82: "spiffs", 0x83: "littlefs",
@@ -38,21 +35,20 @@ def subtype_name(kind, subtype):
 
 def ready():
     """Whether this board can be updated: it has otadata and an OTA slot that does not run."""
-    from .errors import SlotError
-    from .otadata import find_next_slot
+    return _next() is not None
 
+
+def _next():
     try:
-        find_next_slot()
+        return find_next_slot().info()[4]
     except SlotError:
-        return False
-    return True
+        return None
 
 
 def partition_table():
     """All partitions by address, as esp32.Partition.info() tells of them."""
-    found = [p.info() for p in Partition.find(Partition.TYPE_APP)]
-    found += [p.info() for p in Partition.find(Partition.TYPE_DATA)]
-    return sorted(found, key=lambda info: info[2])
+    found = Partition.find(Partition.TYPE_APP) + Partition.find(Partition.TYPE_DATA)
+    return sorted([p.info() for p in found], key=lambda info: info[2])
 
 
 def info(verify=True):
@@ -72,31 +68,28 @@ def info(verify=True):
     try:
         return _info(verify)
     except OSError as error:
-        from .errors import SlotError
-
         raise SlotError("flash", "the flash cannot be read: %s" % error)
 
 
 def _info(verify):
-    from .failed_version import digests
-    from .image import Board
-    from .slot import erases_blocks
+    from .app import Board, erases_blocks
+    from .recovery import digests
 
     running = Partition(Partition.RUNNING)
     board = Board(running)
     apps = sorted(Partition.find(Partition.TYPE_APP), key=lambda p: p.info()[2])
     return {
         "ota": __version__,
-        "parts": _parts(),
+        "parts": parts(),
         "release": _release(),
         "running": running.info()[4],
-        "boot": _label(lambda: Partition(Partition.BOOT)) if otadata.find_otadata() else None,
-        "next": _label(running.get_next_update) if ready() else None,
+        "boot": _boot(),
+        "next": _next(),
         "slots": [_slot(partition, board, verify) for partition in apps],
         "table": [
             {
                 "label": label,
-                "type": _TYPES[kind] if kind < 2 else "0x%02x" % kind,
+                "type": _TYPES[kind],
                 "subtype": subtype_name(kind, subtype),
                 "offset": offset,
                 "size": size,
@@ -112,21 +105,15 @@ def _info(verify):
                 "valid": record.is_valid,
                 "slot": None if record.slot is None else "ota_%d" % record.slot,
             }
-            for record in otadata.records()
+            for record in base.records()
         ],
         "failed": [digest.hex() for digest in digests()],
         "block_erase": erases_blocks(),
     }
 
 
-def _parts():
-    from .package import parts
-
-    return parts()
-
-
 def _release():
-    if not otadata.has_home():
+    if not base.has_home():
         return {}
     from .boot import running
 
@@ -134,61 +121,34 @@ def _release():
     return {key: found[key] for key in ("name", "version") if key in found}
 
 
-def _label(find):
+def _boot():
     try:
-        return find().info()[4]
+        return Partition(Partition.BOOT).info()[4] if base.find_otadata() else None
     except OSError:
         return None
 
 
 def _slot(partition, board, verify):
-    from .errors import ImageError
-    from .installed import is_intact, read_app
+    from .local import find_version
 
     _, _, offset, size, label, _ = partition.info()
-    slot = {"label": label, "offset": offset, "size": size}
-    slot["state"] = state_name(otadata.state(partition))
-    slot["valid"] = False
+    state = state_name(base.state(partition))
+    slot = {"label": label, "offset": offset, "size": size, "state": state, "valid": False}
     try:
         image = read_app(partition, board)
     except ImageError as error:
         slot["problem"] = str(error)
         return slot
     slot["image_size"] = image.size
-    slot["version"] = _text(image.desc, 16)
-    slot["project"] = _text(image.desc, 48)
-    slot["idf"] = _text(image.desc, 112)
+    for key, at in _TEXTS:
+        text = bytes(image.desc[at : at + 32]).split(b"\0", 1)[0]
+        slot[key] = "".join([chr(byte) if 32 <= byte < 127 else "?" for byte in text])
     slot["micropython"] = find_version(partition, image.size)
     slot["digest"] = image.digest.hex()
     slot["valid"] = not verify or is_intact(partition, image)
     if not slot["valid"]:
         slot["problem"] = "its SHA-256 does not match"
     return slot
-
-
-def _text(desc, offset):
-    """A string of up to 32 bytes in esp_app_desc_t."""
-    text = bytes(desc[offset : offset + 32]).split(b"\0", 1)[0]
-    return "".join([chr(byte) if 32 <= byte < 127 else "?" for byte in text])
-
-
-def find_version(partition, size):
-    """MicroPython's version text in an app ("v1.26.1 on 2025-09-11"), or None."""
-    buf = bytearray(_BUF_SIZE + _OVERLAP)
-    view = memoryview(buf)
-    for at in range(0, min(size, _SEARCH_SIZE), _BUF_SIZE):
-        view[:_OVERLAP] = view[_BUF_SIZE:]
-        count = min(_BUF_SIZE, size - at)
-        partition.readblocks(at // _BUF_SIZE, view[_OVERLAP : _OVERLAP + count], 0)
-        found = buf.find(b"MicroPython v")
-        while found >= 0:
-            end = found
-            while end < len(buf) and 32 <= buf[end] < 127:
-                end += 1
-            if end < len(buf) and b" on " in buf[found:end]:
-                return str(buf[found + 12 : end], "ascii")
-            found = buf.find(b"MicroPython v", found + 1)
-    return None
 
 
 def status():
@@ -202,7 +162,7 @@ def status():
     print("Will boot from partition '%s' on next reboot." % (data["boot"] or data["running"]))
     if data["next"]:
         print("The next OTA partition for update is '%s'." % data["next"])
-    elif otadata.slots():
+    elif base.slots():
         print("No spare OTA partition is available for update.")
     else:
         print("There are no OTA partitions available.")
@@ -215,24 +175,12 @@ def status():
     print("Partition table:")
     print("# Name       Type     SubType      Offset       Size (bytes)")
     for entry in data["table"]:
-        print(
-            "  %-10s %-8s %-8s %10s %10s %10d"
-            % (
-                entry["label"],
-                entry["type"],
-                entry["subtype"],
-                "0x%x" % entry["offset"],
-                "0x%x" % entry["size"],
-                entry["size"],
-            )
-        )
+        keys = ("label", "type", "subtype", "offset", "size", "size")
+        print("  %-10s %-8s %-8s %#10x %#10x %10d" % tuple(entry[key] for key in keys))
     for record in data["otadata"]:
-        print(
-            "OTA record: state=%s, seq=%s, valid=%s"
-            % (record["state"], record["seq"], record["valid"])
-        )
+        print("OTA record: state=%(state)s, seq=%(seq)s, valid=%(valid)s" % record)
     for digest in data["failed"]:
-        print("Failed version: SHA-256 %s..." % digest[:16])
+        print("Failed version: SHA-256 %.16s..." % digest)
     if data["block_erase"] is not None:
         print("Flash is erased by %d KiB." % (64 if data["block_erase"] else 4))
     release = data["release"].values()
@@ -244,8 +192,44 @@ def status():
 def _describe(slot):
     if not slot["valid"]:
         return "no bootable image: " + slot["problem"]
-    return "MicroPython %s, ESP-IDF %s, SHA-256 %s..." % (
-        slot["micropython"],
-        slot["idf"],
-        slot["digest"][:16],
-    )
+    return "MicroPython %(micropython)s, ESP-IDF %(idf)s, SHA-256 %(digest).16s..." % slot
+
+
+# --- the parts of this package
+
+# Part, its modules: the first of them is what the part is used by. All else is the core, which they
+# all need. mpota and build_mpy.py read the table from here; a test holds it against the imports.
+PARTS = (
+    ("release", "release boot chain confirm files keys manifest policy tar"),
+    ("encoded", "frames delta"),
+    ("ble", "ble push_receiver push_intake"),
+    ("listen", "listen push_receiver push_intake"),
+)
+
+
+def parts():
+    """The names of the parts that are installed, as `mpota install` calls them.
+
+    None where the package is part of the firmware.
+    """
+    import os
+
+    try:
+        files = os.listdir(base.package_path())
+    except OSError:
+        return None
+    found = {name.partition(".")[0] for name in files}
+    return ["core"] + [part for part, modules in PARTS if found.issuperset(modules.split())]
+
+
+def missing(error):
+    """What an ImportError means: OTAError ("part") for a module that belongs to a part.
+
+    Other errors come back as they are.
+    """
+    name = str(error).rpartition(".")[2].rstrip("'")
+    for part, modules in PARTS:
+        if name in modules.split() and "'" + __name__[:-6] in str(error):  # "ota."
+            text = "the part '%s' is not installed: mpota install PORT --with %s"
+            return OTAError("part", text % (part, part))
+    return error

@@ -10,8 +10,7 @@ from time import gmtime
 
 from micropython import const
 
-from .errors import SourceError
-from .otadata import has_home
+from .base import SourceError, has_home
 
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _END = b"-----END CERTIFICATE-----"
@@ -91,7 +90,7 @@ class Trust:
                 with open(self._cafile, "rb") as file:
                     load_roots(context, file, self._cafile)
             except OSError as error:
-                from .source_error import reason
+                from .app import reason
 
                 raise SourceError(
                     "certificate", "cannot read %s: %s" % (self._cafile, reason(error))
@@ -118,7 +117,7 @@ class Trust:
             return SourceError("certificate", text)
         if error.errno in (errno.ETIMEDOUT, errno.EAGAIN):
             return SourceError("timeout", "no answer from %s in the TLS handshake" % host)
-        from .source_error import reason
+        from .app import reason
 
         why = reason(error)
         if error.errno == errno.ENOMEM:

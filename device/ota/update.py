@@ -8,21 +8,50 @@ app stays selected.
 """
 
 import gc
+import struct
 from hashlib import sha256
 
 from esp32 import Partition
 from micropython import const
 
-from . import otadata, slot
-from .errors import FrameError, ImageError, OTAError, StateError, check_sha
-from .pump import Progress, pumping, run, translated
-from .source import is_stale, is_url, make_source
+from . import base
+from .app import (
+    DESC_MAGIC,
+    HEAD_SIZE,
+    ROOM,
+    SECTOR,
+    Board,
+    NewApp,
+    Progress,
+    acquire_slot,
+    is_stale,
+    is_url,
+    make_source,
+    pumping,
+    release_slot,
+    run,
+    take_head,
+    translated,
+)
+from .base import FrameError, ImageError, OTAError, StateError, check_sha, unload
 
+_DESC_OFFSET = const(32)  # of app_desc, in an app image
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
 _FRAMES_MAGIC = b"OTAF"  # of a compressed image or a delta
-_DESC_OFFSET = const(32)  # of app_desc, in an app image
-_DESC_MAGIC = b"\x32\x54\xcd\xab"
-SECTOR = const(4096)
+
+KEY = "resume"
+_KIND = const(1)
+_STEP = const(65536)  # bytes between notes: what is fetched again at most
+# kind; slot offset, start and end in the file of what the slot holds of it, size of the file; name
+# of the file (SHA-256), first bytes of the app; then the validator.
+_RECORD = "<BIIII32s32s"
+_RECORD_SIZE = const(81)
+_MAX_VALIDATOR = const(100)
+# Of version 0.1, which wrote the first bytes with the others: the same without kind and first
+# bytes, and a digest before the name.
+_OLD_KEY = "download"
+_OLD_RECORD = "<IIII32s32s"
+_OLD_SIZE = const(80)
 
 
 class Intake:
@@ -45,7 +74,7 @@ class Intake:
         self.by_sectors = by_sectors
         self.verify = verify
         self.end = end
-        self.room = memoryview(bytearray(slot.ROOM))  # now, before code and strings divide the heap
+        self.room = memoryview(bytearray(ROOM))  # now, before code and strings divide the heap
         self.buf = self.room[:SECTOR]
         self._have = 0  # bytes in it
         self.inlet = None  # to the stage for an encoded image, or a bundle
@@ -159,12 +188,12 @@ class Intake:
 
     def _begin(self, head):
         """Choose the stages by the first bytes, which then go through them."""
-        slot.acquire(self)
+        acquire_slot(self)
         if not len(head):
             raise ImageError("empty", "the file is empty")
         magic = bytes(head[: len(_BUNDLE_MAGIC)])
         if magic == _BUNDLE_MAGIC or magic[: len(_FRAMES_MAGIC)] == _FRAMES_MAGIC:
-            from .intake_more import begin
+            from .update_more import begin
 
             begin(self, head, magic == _BUNDLE_MAGIC)
         else:
@@ -172,32 +201,34 @@ class Intake:
 
     def _begin_image(self, head):
         board = _board()
-        is_merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != _DESC_MAGIC
-        if is_merged:
-            from .merged import MergedFirmware, is_merged
+        found_merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != DESC_MAGIC
+        if found_merged:
+            from .local import MergedFirmware, is_merged
 
-            is_merged = is_merged(head, board)
-        signed = self.check_trust(not is_merged)
+            found_merged = is_merged(head, board)
+        signed = self.check_trust(not found_merged)
+        if base.has_home():  # its files go on with the new app: they have to be written then
+            from .boot import settle
+
+            settle()
         # The head stands where the writer wants it.
         self.app = app = self.make_app(
             self.room,
             board,
-            embedded=is_merged,
+            embedded=found_merged,
             needs_digest=not self.due,
             total=self.total,
             signed=signed,
         )
         app.note = self.note and self.note(app)
         self._stage = app.image
-        if is_merged:
+        if found_merged:
             self._stage = MergedFirmware(app.image, board, app.note)
         self._stage.write(app.buffer() if len(head) == SECTOR else head)
 
     note = None  # NewApp -> what is remembered of it for an attempt after a reset
 
     def make_app(self, buf, board=None, **options):
-        from .app import NewApp
-
         return NewApp(
             board or _board(),
             self.force,
@@ -209,11 +240,15 @@ class Intake:
 
     def check_trust(self, may_be_signed):
         """The SHA-256 that a trusted key has signed; None where no keys are installed."""
-        if not otadata.has_trust():
+        if not base.has_trust():
             return None
-        from .intake_more import check_trust
+        from .keys import check_image
 
-        return check_trust(self, may_be_signed)
+        signed = check_image(self.end, may_be_signed)
+        del check_image
+        unload("keys")
+        self.end = None
+        return signed
 
     # --- the end
 
@@ -247,20 +282,18 @@ class Intake:
             yield from self.release.committing()
             self.needs_reset = self.release.needs_reset
         else:
-            from .otadata import has_home
-
             attach = None
-            if has_home():
+            if base.has_home():
                 from .files import carry_over as attach
             yield from self.app.committing(attach)
-        slot.release(self)
+        release_slot(self)
 
     def abort(self, error=None):
         """It has failed, or is not wanted any more: the running app stays selected."""
         self._is_aborted = True
-        slot.release(self)
+        release_slot(self)
         if isinstance(error, (ImageError, FrameError)):
-            otadata.forget_attempt()
+            base.forget_attempt()
         if self.release:
             self.release.abort()
         self._stage = self.inlet = self.app = self.buf = self.room = self._place = None
@@ -272,23 +305,19 @@ class Intake:
 
 
 def _board():
-    from .image import Board
-
     return Board(Partition(Partition.RUNNING))
 
 
 def check_ready(force):
     """The slot for the next update. Raises OTAError without one, or if what runs is unconfirmed."""
-    part = otadata.find_next_slot()
+    part = base.find_next_slot()
     if not force and (
-        otadata.state(Partition(Partition.RUNNING)) == otadata.PENDING_VERIFY or otadata.has_home()
+        base.state(Partition(Partition.RUNNING)) == base.PENDING_VERIFY or base.has_home()
     ):
-        from .unload import unload
-
         try:
             from .confirm import check_confirmed
         except ImportError as error:
-            from .package import missing
+            from .status import missing
 
             raise missing(error)
 
@@ -309,7 +338,7 @@ def taking(intake, url, sha, length, request_args, report, console=None, is_json
             raise ValueError("Url does not end with '.json'")
         if console:
             console.say("Opening json file %s..." % url)
-        from .http_more import read_json
+        from .drop_in import read_json
 
         args["origin"] = url  # wherever the firmware is
         url, sha, length = read_json(url, **request_args)
@@ -333,11 +362,14 @@ def taking(intake, url, sha, length, request_args, report, console=None, is_json
 
 def reading_end(intake, source):
     """A generator: where keys are installed, the end of an image may have to be judged first."""
-    if not otadata.has_trust() or not hasattr(source, "reading_end"):
+    if not base.has_trust() or not hasattr(source, "reading_end"):
         return
-    from .intake_more import needs_end
+    from .keys import takes_images
 
-    if needs_end():
+    is_due = takes_images()
+    del takes_images
+    unload("keys")
+    if is_due:
         end = bytearray(SECTOR)
         try:
             yield from source.reading_end(end)
@@ -348,9 +380,7 @@ def reading_end(intake, source):
 
 def make_trail(intake):
     """What the slot holds of an earlier attempt, and will hold of this one."""
-    from .resume_download import Trail
-
-    trail = Trail(otadata.find_next_slot())
+    trail = Trail(base.find_next_slot())
     intake.note = trail.attach
     return trail
 
@@ -387,7 +417,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
     for is_last in (False, True):
         part = check_ready(force)
         if verbose:
-            from .console import Console
+            from .update_more import Console
 
             console = Console(part)
         intake = Intake(sha, length, force=force, verify=verify, by_sectors=by_sectors)
@@ -419,7 +449,7 @@ def from_json(url, verify=True, verbose=True, reboot=True, **more):
 
 def _rebooted(count, reboot):
     if reboot:
-        from .reboot import ota_reboot
+        from .update_more import ota_reboot
 
         ota_reboot()
     return count
@@ -453,3 +483,87 @@ def __getattr__(name):
     from .drop_in import OTA
 
     return OTA
+
+
+# --- what the slot holds of an earlier download
+
+
+class Trail:
+    """The bytes of a file that the slot ``part`` holds, from its start on.
+
+    ``size``: how many bytes there are from an earlier download, a multiple of 64 KiB, 0 if none;
+    then ``total`` is the size of that file, ``validator`` its ETag or Last-Modified. ``start``:
+    their place in the file, which whoever finds an app in it sets.
+    """
+
+    def __init__(self, part):
+        self._part = part
+        self._writer = None
+        self.start = self.size = self.total = 0
+        self.validator = None
+        self._name = None
+        self._head = None
+        self._saved = 0
+
+    def recall(self, name):
+        """A generator: find out what the slot holds of the file ``name``. It yields 0."""
+        self._name = sha256(name.encode()).digest()
+        data = base.recall(KEY, _RECORD_SIZE + _MAX_VALIDATOR)
+        if len(data) >= _RECORD_SIZE:
+            kind, offset, start, end, total, name, head = struct.unpack(
+                _RECORD, data[:_RECORD_SIZE]
+            )
+            validator = data[_RECORD_SIZE:]
+            if kind != _KIND:
+                return
+        else:
+            data = base.recall(_OLD_KEY, _OLD_SIZE + _MAX_VALIDATOR)
+            if len(data) < _OLD_SIZE:
+                return
+            offset, start, end, total, _, name = struct.unpack(_OLD_RECORD, data[:_OLD_SIZE])
+            validator = data[_OLD_SIZE:]
+            head = None
+        part = self._part
+        position = end - start
+        if (name, offset) != (self._name, part.info()[2]) or not 0 < position <= part.info()[3]:
+            return
+        if end >= total or position % SECTOR:
+            return
+        try:
+            self.validator = str(validator, "ascii") or None
+        except ValueError:
+            return
+        yield 0
+        self._head = head or take_head(part)
+        self.start = start
+        self.size = self._saved = position
+        self.total = total
+
+    def read(self, offset, buf):
+        """Fill ``buf`` with the slot's bytes from ``offset`` on."""
+        self._part.readblocks(offset // SECTOR, buf, offset % SECTOR)
+        if offset < HEAD_SIZE:
+            count = min(HEAD_SIZE - offset, len(buf))
+            buf[:count] = self._head[offset : offset + count]
+
+    def begin(self, total, validator):
+        """The file is fetched from its start."""
+        self.total = total
+        self.validator = validator if validator and len(validator) <= _MAX_VALIDATOR else None
+        self.start = self.size = self._saved = 0
+
+    def attach(self, app):
+        """The app that comes is ``app``, a NewApp, whose note this is."""
+        self._writer = app.writer
+        app.writer.kept = self.size
+        return self
+
+    def passed(self, position):
+        """The slot holds the first ``position`` bytes."""
+        end = self.start + position
+        if position % _STEP == 0 and self._saved < position and end < (self.total or 0):
+            self._saved = position
+            place = _KIND, self._part.info()[2], self.start, end, self.total
+            data = struct.pack(_RECORD, *place, self._name, self._writer.head)
+            # A power cut may lose it (keys.py), a full NVS has no room: the download starts over.
+            base.note(KEY, data + (self.validator or "").encode())

@@ -176,7 +176,7 @@ def test_content_that_grows_beyond_the_slot_is_refused_before_the_first_erase(
 FUZZ = """
 import sys, random
 sys.path.insert(0, sys.argv[1])
-from ota.errors import OTAError
+from ota.base import OTAError
 from ota.frames import Frames
 
 class Sink:

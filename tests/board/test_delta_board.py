@@ -149,7 +149,7 @@ esp32.Partition = Partition
 esp32.NVS = NVS
 sys.modules["esp32"] = esp32
 import ota.delta
-from ota.errors import OTAError
+from ota.base import OTAError
 from ota.frames import Frames
 if sys.argv[4] == "plain":
     ota.delta.edit = ota.delta._edit

@@ -489,8 +489,8 @@ def test_what_stood_behind_the_image_does_not_matter_and_goes(
 
 FREE = """
 class Me: pass
-from ota import slot
-slot.acquire(Me); slot.release(Me)
+from ota import app
+app.acquire_slot(Me); app.release_slot(Me)
 print("free")
 """
 
@@ -609,19 +609,19 @@ asyncio.run(main())
 {FREE}
 import _thread, time
 calls = 100
-import ota.pump
+import ota.app
 def sleep_ms(ms):
     global calls
     calls -= 1
     if not calls:
         raise KeyboardInterrupt
     time.sleep_ms(ms)
-ota.pump.sleep_ms = sleep_ms
+ota.app.sleep_ms = sleep_ms
 try:
     ota.update.from_file({url!r}, verbose=False, reboot=False)
 except KeyboardInterrupt:
     print("interrupted")
-ota.pump.sleep_ms = time.sleep_ms
+ota.app.sleep_ms = time.sleep_ms
 {FREE}
 update = ota.update.OTA(verbose=False)
 with open("/frozen/file", "rb") as file:

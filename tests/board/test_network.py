@@ -445,7 +445,7 @@ def test_several_files_come_over_one_connection(board, server):
         board,
         f"""
 from ota.http import Client
-from ota.source import open_source
+from ota.app import open_source
 client = Client()
 buf = bytearray(4096)
 for path in ("/a", "/b", "/c", "/missing", "/a"):
@@ -479,7 +479,7 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(board,
         board,
         f"""
 from ota.http import Client
-from ota.source import open_source
+from ota.app import open_source
 client = Client()
 for _ in range(2):
     source = open_source({server.url("/a")!r}, client=client, max_failures=1)

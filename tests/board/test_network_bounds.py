@@ -152,7 +152,7 @@ def test_a_file_that_is_larger_than_its_limit_ends_there(board, server, name):
     printed = output(
         board,
         f"""
-from ota.source import open_source
+from ota.app import open_source
 count = 0
 try:
     source = open_source({server.url("/app.bin")!r}, limit=20000, max_failures=1)

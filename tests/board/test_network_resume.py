@@ -261,7 +261,7 @@ def test_heap_stays_within_24_kib_besides_the_package(board):
             board,
             f"""
 import gc, ota
-from ota import app, http, http_more, image, resume_download, retry, slot, tls_trust, update
+from ota import app, http, http_ask, http_connect, http_resume, tls_trust, update
 gc.collect()
 free = least = gc.mem_free()
 def progress(done, total):

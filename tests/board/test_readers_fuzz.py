@@ -37,8 +37,8 @@ APP = noisy("v1.27.0", 0x3000)
 HARNESS = """
 import gc, io, os, random, sys
 import ota
-from ota import otadata, slot
-from ota.errors import OTAError
+from ota import app, base
+from ota.base import OTAError
 from ota.update import OTA
 
 class Me: pass
@@ -92,11 +92,11 @@ def fuzz(read, rounds, seed=1, fix=None):
                 print("RAW", number)
                 sys.print_exception(error)
         try:
-            slot.acquire(Me)
-            slot.release(Me)
+            app.acquire_slot(Me)
+            app.release_slot(Me)
         except OTAError:
             print("BUSY", number)
-            otadata.owner = None
+            base.owner = None
     print("DONE", taken, refused, raw)
 """
 
@@ -196,7 +196,7 @@ trust = load()
 fuzz(lambda data: judge(read(data), trust, "member", (), False), {}, 1)""", 700),
     "tar": (lambda: [releases.tree("2").data, bundle()], FIX_TAR + """
 from ota.tar import TarReader
-from ota.pump import Inlet
+from ota.app import Inlet
 class Sink:
     def __init__(self, size): self.left = size
     def wanted(self): return self.left
@@ -232,7 +232,7 @@ def read(data):
     ota.keys.retire(text)
 fuzz(read, {})""", 300),
     "signature": (lambda: [sign(b"x" * 4096, (key(), key(1))), sign(b"y", (key(1),))], """
-from ota import signature
+from ota import keys
 from binascii import crc32
 from ota.keys import load
 trust = load()
@@ -242,8 +242,8 @@ def fix(data):
         data[at + 1196 : at + 1200] = crc32(data[at : at + 1196]).to_bytes(4, "little")
     return data
 def read(data):
-    signature.check_end(data, trust)
-    signature.check_manifest(b"{{}}", data, trust)
+    keys.check_end(data, trust)
+    keys.check_manifest(b"{{}}", data, trust)
 fuzz(read, {}, fix=fix)""".replace("KEY", key().public.digest.hex()), 200),
     "update JSON": (lambda: [json.dumps({"firmware": "app.bin", "sha": "0" * 64,
                                          "length": 5}).encode(), b"<html>", b"[" * 2000], """
@@ -272,9 +272,9 @@ fuzz(read, {})""", 150),
     "records of /.ota": (lambda: records(), """
 import machine
 from esp32 import Partition
-from ota import boot, files, otadata
+from ota import base, boot, files
 part = Partition(Partition.RUNNING)
-app = otadata.app_id(part).hex()
+app = base.app_id(part).hex()
 boot.TREES  # is loaded
 for path in ("/.ota", "/.ota/trees", "/.ota/trees/t"):
     try: os.mkdir(path)
@@ -300,8 +300,8 @@ def read(data):
 fuzz(read, {})""", 150),
     "notes in NVS": (lambda: notes(), """
 from esp32 import NVS, Partition
-from ota import otadata
-part = otadata.find_next_slot()
+from ota import base
+part = base.find_next_slot()
 whole = open("/frozen/app", "rb").read()
 names = ("trust", "trust-copy", "failed", "resume", "resume-data", "erase", "trial", "payload",
          "download", "retried")
@@ -317,14 +317,14 @@ def read(data):
         ota.keys.counter()
         ota.status.info(False)
         ota.rollback.cancel()
-        from ota.resume_download import Trail
+        from ota.update import Trail
         trail = Trail(part)
         for _ in trail.recall("http://x/y"): pass
         if trail.size: trail.read(0, bytearray(4096))
         OTA(verbose=False).write(whole[:8192])
         take(open("/frozen/bundle", "rb").read())
     finally:
-        if otadata.owner: otadata.owner.abort()
+        if base.owner: base.owner.abort()
         try: nvs.erase_key(name)
         except OSError: pass
 fuzz(read, {})""", 300),
@@ -416,15 +416,15 @@ def test_lack_of_memory_is_an_ota_error_and_the_slot_is_free(tmp_path: Path, kib
     script = """
 import sys
 try:
-    import ota.errors
+    import ota.base
     try:
         import ota
         ota.update.from_file("/frozen/file", verbose=False, reboot=False)
         print("INSTALLED")
-    except ota.errors.OTAError as error:
+    except ota.base.OTAError as error:
         print(error.code, error)
-    if "ota.slot" in sys.modules:
-        print("owner", sys.modules["ota.otadata"].owner)
+    if "ota.app" in sys.modules:
+        print("owner", sys.modules["ota.base"].owner)
 except MemoryError:
     print("the import of ota.update itself")
 """

@@ -21,9 +21,9 @@ ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "3000"))
 # Mutates ``seeds`` and gives the result to ``read``; prints how many were taken, and refused.
 SCRIPT = """
 import os, random, sys
-import ota.manifest, ota.policy, ota.room, ota.versions, ota.tar, ota.keys, ota.signature
+import ota.manifest, ota.policy, ota.confirm, ota.tar, ota.keys
 from esp32 import NVS
-from ota.errors import OTAError
+from ota.base import OTAError
 
 TOKENS = (
     b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\\\", b"\\\\u12", b"0", b"-1", b"1e9", b"null",
@@ -64,10 +64,10 @@ class Sink:
 def read_manifest(data):
     manifest = ota.manifest.read(data)
     if manifest.from_version:
-        ota.versions.version_key(manifest.from_version)
+        ota.base.version_key(manifest.from_version)
     try:
         ota.policy.judge(manifest, ota.keys.load(), "member", (), False)
-        ota.room.check_room(manifest.payloads, False)
+        ota.policy.check_room(manifest.payloads, False)
     except OTAError:
         pass
 
@@ -104,9 +104,9 @@ def read_signature(data):
     fix_crc(data)
     size = 4096 if random.randint(0, 7) else len(data)
     data = data[:size] + bytes(max(0, size - len(data)))
-    Trust.trusted[0] = ota.signature.sha256(data[36:812]).digest()
-    ota.signature.check_signed(bytes(data[4:36]), data, random.choice((None, Trust)))
-    ota.signature.check_end(data, Trust)
+    Trust.trusted[0] = ota.keys.sha256(data[36:812]).digest()
+    ota.keys.check_signed(bytes(data[4:36]), data, random.choice((None, Trust)))
+    ota.keys.check_end(data, Trust)
 
 def read_keys(data):
     try:
@@ -115,7 +115,7 @@ def read_keys(data):
     except OSError:
         return
     trust = ota.keys.load()
-    ota.versions.version_key(trust.version)
+    ota.base.version_key(trust.version)
     trust.name.encode()
     trust.change(("aa" * 32,), ())
 
@@ -125,7 +125,7 @@ def read_key(data):
         ways += [str(data, "utf-8"), str(data, "utf-8")[:64]]
     except UnicodeError:
         pass
-    ota.signature.digest_of_key(random.choice(ways))
+    ota.keys.digest_of_key(random.choice(ways))
 
 nvs = NVS("ota")
 random.seed({seed})
@@ -306,7 +306,7 @@ def test_versions_sort_the_same_on_both_sides(tmp_path: Path, older: str, newer:
     from mpota.formats.manifest import version_key
 
     run = releases.board(tmp_path).run(
-        "from ota.versions import version_key as key\n"
+        "from ota.base import version_key as key\n"
         f"print(key({older!r}) < key({newer!r}), key({newer!r}) < key({older!r}))\n"
         f"print(key('2.1') == key('2.1.0'))"
     )

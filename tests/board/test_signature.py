@@ -34,21 +34,21 @@ SCRIPT = """
 import sys
 from hashlib import sha256
 sys.path.insert(0, sys.argv[1])
-from ota import signature
-from ota.errors import OTAError
+from ota import keys
+from ota.base import OTAError
 content = open(sys.argv[2] + "/content", "rb").read()
-digest = signature.pad(sha256(content), len(content))
+digest = keys.pad(sha256(content), len(content))
 
 class Trust:
     trusted = [bytes.fromhex(key) for key in sys.argv[3].split(",") if key]
     retired = [bytes.fromhex(key) for key in sys.argv[4].split(",") if key]
 
 def signed(sector):
-    return signature.check_signed(digest, sector, Trust if Trust.trusted else None).hex()
+    return keys.check_signed(digest, sector, Trust if Trust.trusted else None).hex()
 
 def end(sector):
-    stated = signature.check_end(sector, Trust)
-    signature.check_content(stated, digest)
+    stated = keys.check_end(sector, Trust)
+    keys.check_content(stated, digest)
     return "ok"
 
 check = {"signed": signed, "end": end}[sys.argv[5]]
@@ -350,7 +350,7 @@ def test_verification_needs_less_than_12_kib_of_heap(tmp_path: Path) -> None:
     script = f"""
 import gc, sys, time
 sys.path.insert(0, {str(data_directory("device"))!r})
-from ota import signature
+from ota import keys
 class Trust:
     trusted = [bytes.fromhex({releases.key().public.digest.hex()!r})]
     retired = []
@@ -373,7 +373,7 @@ sector = bytearray(4096)
 with open({str(tmp_path / "sector")!r}, "rb") as file:
     file.readinto(sector)
 start = time.ticks_us()
-assert signature.check_signed(digest, sector, Trust) == Trust.trusted[0]
+assert keys.check_signed(digest, sector, Trust) == Trust.trusted[0]
 print(time.ticks_diff(time.ticks_us(), start), "us")
 try:
     bytearray({limit})

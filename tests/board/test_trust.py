@@ -688,7 +688,7 @@ for name in ('plain', '0', '1', 'stranger'):
     try:
         ota.release.install('/frozen/%s.bundle' % name, reboot=False)
         print(name, 'taken')
-    except ota.errors.ReleaseError:
+    except ota.base.ReleaseError:
         print(name, 'refused')
 """
 RETIRE = "import ota; ota.keys.retire({!r})"

@@ -63,7 +63,7 @@ def test_what_differs_is_replaced_and_what_would_hide_it_removed(
     installed: Bench, mpota: Callable[..., str]
 ) -> None:
     board = installed
-    board.write("/lib/ota/slot.mpy", "damaged")
+    board.write("/lib/ota/app.mpy", "damaged")
     board.write("/lib/ota/status.py", "raise SystemExit")  # MicroPython looks for .py first
     board.write("/lib/ota/notes.txt", "mine")
     shown = mpota("install", board.port.path)
@@ -296,7 +296,7 @@ def test_at_every_cut_of_the_switch_a_whole_package_is_imported(
     second = {f"/lib/ota.new/{name}": data for name, data in ota_files.new_files("ble").items()}
     whole = {path.rpartition("/")[2]: data for path, data in second.items()}
     others = {"/lib/ota.new/moving": b"", "/lib/ota/notes.txt": b"mine", "/app/main.py": b""}
-    look = "import ota, os; os.chdir('/app'); import ota.errors\nprint(ota.__version__)"
+    look = "import ota, os; os.chdir('/app'); import ota.base\nprint(ota.__version__)"
     if_new = "\nif ota.__version__ != 'old': print(ota.status.ready(), ota.parts())"
     board = boards.formatted(table=ota_files.TABLE)
     start = ota_files.put(board.flash.snapshot(), first | second | others)

@@ -26,9 +26,9 @@ SIGNED = PADDED + b"\xe7\x02" + bytes(1214) + b"\xff" * 2880
 
 VALIDATE = """
 from esp32 import Partition
-from ota.errors import ImageError
-from ota.image import AppImage, Board
-from ota.merged import MergedFirmware
+from ota.base import ImageError
+from ota.app import AppImage, Board
+from ota.local import MergedFirmware
 this = Board(Partition(Partition.RUNNING))
 class Sink:
     def __init__(self):
@@ -104,8 +104,8 @@ def test_steady_writing_allocates_nothing(board):
     script = """
 import micropython
 from esp32 import Partition
-from ota.slot import SlotWriter, SECTOR
-from ota.image import AppImage, Board
+from ota.app import SlotWriter, SECTOR
+from ota.app import AppImage, Board
 
 class Flash:  # a partition in which every sector is stored in the same place
     def __init__(self):

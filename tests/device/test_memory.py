@@ -74,7 +74,7 @@ def test_no_segment_passes_that_the_bootloader_would_not_load(chip, revision):
             board,
             f"""
 from esp32 import Partition
-from ota.image import Board
+from ota.app import Board
 memory = Board(Partition(Partition.RUNNING)).memory
 for start, end in {segments!r}:
     print(memory.find_conflict(start, end))

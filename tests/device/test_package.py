@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mpota
 import pytest
+from mpota.release.ota_package import parts
 from mpremote import mip
 
 DEVICE = Path(__file__).parents[2] / "device"
@@ -21,14 +22,19 @@ _spec = importlib.util.spec_from_file_location("build_mpy", DEVICE / "build_mpy.
 build_mpy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(build_mpy)
 
-PARTS = {part: modules.split() for part, modules in build_mpy.PARTS.items()}
-PART_OF = {module: part for part, modules in PARTS.items() for module in modules}
+PARTS = parts()
+PARTS_OF = {
+    module: {part for part, modules in PARTS.items() if module in modules}
+    for modules in PARTS.values()
+    for module in modules
+}
 # What a part uses inside functions of a part that it works without.
 LATE = {
     ("core", "release"),  # boards with keys, or with files of a release; bundles
     ("core", "encoded"),  # encoded images
     ("release", "encoded"),  # encoded payloads
-    ("push", "release"),  # boards with keys
+    ("ble", "release"),  # boards with keys
+    ("listen", "release"),
 }
 
 
@@ -73,10 +79,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 def needed(part: str) -> set[str]:
     """The modules of a part, and of all that it needs."""
-    if part == "all":
-        return set(PART_OF)
-    parts = {"core", part, build_mpy.NEEDS.get(part, part)}
-    return {module for module, found in PART_OF.items() if found in parts}
+    return set(PARTS_OF) if part == "all" else {*PARTS["core"], *PARTS[part]}
 
 
 @pytest.mark.parametrize("part", ["core", "release", "encoded", "ble", "listen", "all"])
@@ -101,13 +104,12 @@ def test_the_url_of_the_directory_is_the_core(url: str) -> None:
 
 def test_mpota_and_the_package_have_one_version() -> None:
     project = (DEVICE.parent / "pyproject.toml").read_text()
-    assert mpota.__version__ == build_mpy.VERSION
+    assert f'\n__version__ = "{mpota.__version__}"\n' in (SOURCES / "__init__.py").read_text()
     assert f'\nversion = "{mpota.__version__}"\n' in project
 
 
-def test_every_module_belongs_to_one_part() -> None:
-    listed = [module for modules in PARTS.values() for module in modules]
-    assert sorted(listed) == sorted(path.stem for path in SOURCES.glob("*.py"))
+def test_every_module_belongs_to_a_part_and_every_part_has_its_modules() -> None:
+    assert sorted(PARTS_OF) == sorted(path.stem for path in SOURCES.glob("*.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -123,18 +125,17 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names = [node.module] if node.module else [alias.name for alias in node.names]
             for name in names:
-                yield name if name in PART_OF else "__init__", id(node) in late
+                yield name if name in PARTS_OF else "__init__", id(node) in late
 
 
-@pytest.mark.parametrize("module", sorted(PART_OF))
-def test_a_part_imports_only_from_itself_and_the_parts_that_it_needs(module: str) -> None:
-    part = PART_OF[module]
-    allowed = {"core", part, build_mpy.NEEDS.get(part, part)}
-    for name, is_late in imports(SOURCES / f"{module}.py"):
-        other = PART_OF[name]
-        assert other in allowed or (is_late and (part, other) in LATE), (
-            f"{module} ({part}) imports {name} ({other})"
-        )
+@pytest.mark.parametrize("module", sorted(PARTS_OF))
+def test_a_part_imports_only_from_itself_and_the_core(module: str) -> None:
+    for part in PARTS_OF[module]:
+        for name, is_late in imports(SOURCES / f"{module}.py"):
+            others = PARTS_OF[name]
+            assert others & {"core", part} or (
+                is_late and any((part, other) in LATE for other in others)
+            ), f"{module} ({part}) imports {name} ({others})"
 
 
 def test_the_lists_are_those_of_the_sources(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_what_is_no_url_is_said(board, url):
 # --- sources by themselves ---------------------------------------------------------------------
 
 SOURCE = """
-from ota.errors import OTAError
-from ota.source import make_source, open_source
+from ota.base import OTAError
+from ota.app import make_source, open_source
 def attempt(call, *args, **more):
     try:
         return call(*args, **more)
@@ -294,7 +294,7 @@ def test_redirects_go_where_rfc_3986_says(board, files):
 def test_references_are_resolved_as_rfc_3986_says(board, root):
     names = [name for name in REFERENCES if name.isascii()]
     script = f"""
-from ota.http_more import resolve
+from ota.http_ask import resolve
 for name in {names!r}:
     print(resolve({root + "/b/c/d;p?q"!r}, name).split("#")[0])
 for name in ("//g", "//g/../x", "http://g/./x", "HTTP://g/a/../x#f"):

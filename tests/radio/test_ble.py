@@ -440,7 +440,7 @@ asyncio.run(main())
 def heap_peak(board: Board, radio: Radio, what: Update) -> int:
     """Bytes above idle that an update takes, modules that it needs at first left out."""
     script = f"""
-import gc, ota.ble, ota.update, ota.app, ota.resume_download, ota.intake
+import gc, ota.ble, ota.update, ota.app, ota.push_intake
 gc.collect()
 base = gc.mem_alloc()
 peak = 0

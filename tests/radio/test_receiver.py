@@ -358,7 +358,7 @@ print(code(answer), struct.unpack_from("<BIH", answer)[1])
 
 
 AHEAD = """
-import ota.intake
+import ota.push_intake
 random.seed({seed})
 SIZE = {size}
 data = os.urandom(SIZE)
@@ -391,7 +391,7 @@ class Parts:
         yield 0
     def abort(self):
         print("ABORTED")
-ota.intake.Intake = Parts
+ota.push_intake.Intake = Parts
 r = pr.Receiver(SECRET)
 Link.credit = {credit}
 c = Client(r)
@@ -448,15 +448,15 @@ def test_what_nothing_vouches_for_is_not_kept(board: Board, hostile: Callable[..
     """Nor does it hold the slot: the app may want to update itself meanwhile."""
     ota_board.output(board, "import ota; ota.keys.add('ab' * 32)")
     script = """
-from ota import otadata
+from ota import base
 r = pr.Receiver()
 for peer in range(5):
     one = Client(r, peer, None)
     one.greet()
-    print(code(one.begin(size=9000 + peer)), otadata.owner is not None, end=" ")
+    print(code(one.begin(size=9000 + peer)), base.owner is not None, end=" ")
     r.lost(one.session)
     wait(r, 100)
-    print(r._wanted, otadata.owner)
+    print(r._wanted, base.owner)
 """
     assert say(board, script).splitlines() == ["kind 86 True None None"] * 5
     hostile(5)
@@ -497,7 +497,7 @@ def test_keys_that_are_installed_meanwhile_count(
     board: Board, hostile: Callable[..., None]
 ) -> None:
     script = """
-import ota, ota.intake
+import ota, ota.push_intake
 class Whole:
     is_vouched, needs_reset = False, True
     def __init__(self, sha, size, end=None):
@@ -515,7 +515,7 @@ class Whole:
         yield 0
     def abort(self):
         print("aborted")
-ota.intake.Intake = Whole
+ota.push_intake.Intake = Whole
 r = pr.Receiver(SECRET)
 c = Client(r)
 c.greet()

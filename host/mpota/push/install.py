@@ -87,6 +87,7 @@ def install(
     session.write_parts(missing_more)
     session.finish_parts(missing_more)
     if missing or stale:
+        session.execute(COMPACT)
         session.soft_reset()  # lets go of the modules of the former version
     trusted = _trust(session, keys) if "release" in chosen else ()
     origin = session.evaluate(
@@ -194,6 +195,41 @@ def _copy(name):
                 break
             target.write(memoryview(buf)[:count])
 """
+# A directory of littlefs is a log, which each look-up reads up to its end, and backwards from there
+# (lfs.c: lfs_dir_fetchmatch, lfs_dir_getslice). When its block is full it is written anew, as short
+# as can be, into the other block of its pair: what is written here until then changes nothing else.
+# Each import reads the flash some 70 times instead of some 300.
+COMPACT = """
+def _compact(folder):
+    import os
+    from binascii import crc32
+    from flashbdev import bdev
+    if not bdev or bdev.ioctl(5, 0) != 4096:
+        return
+    stem = folder + "/.compact"
+    head, buf = bytearray(256), bytearray(4096)
+    names = [name.encode() for name in os.listdir(folder)]
+    blocks = []
+    for block in range(bdev.ioctl(4, 0)):
+        bdev.readblocks(block, head, 0)
+        if any(name in head for name in names):
+            blocks.append(block)
+    def state():
+        found = []
+        for block in blocks:
+            bdev.readblocks(block, buf)
+            found.append(crc32(buf))
+        return found
+    before = state()
+    for _ in range(140):
+        open(stem, "w").close()
+        after = state()
+        if after == before:  # it went into another block
+            break
+        before = after
+    os.remove(stem)
+_compact("/lib/ota")
+"""
 # Every step is one rename. /ota comes before /lib/ota in sys.path: whatever a cut leaves, `import
 # ota` finds a whole package, and _finish goes on. Where somebody has put another one at /ota, that
 # is what is imported anyway.
@@ -248,7 +284,7 @@ def _finish():
         if name.endswith(".new") or name == "moving":
             os.remove("/lib/ota/" + name)
 """
-# device/ota/otadata.py: has_trust.
+# device/ota/base.py: has_trust.
 _KEYS = """
 def _has_keys():
     try:

@@ -1,6 +1,6 @@
 """An update through the REPL's serial line: from a file to a confirmed app, or back again.
 
-The board asks for pieces of the file and judges them (device/ota/serial_push.py, where the
+The board asks for pieces of the file and judges them (device/ota/drop_in.py, where the
 protocol is described); here they are handed out. Nothing is remembered between two attempts: what
 the slot holds already is recognised by its digest, and an attempt that was cut off after the
 switch goes on with the reset, or with the health check.
@@ -259,7 +259,7 @@ if release is None:
 # The module has another name in ota 0.1.
 _RECEIVER = """\
 try:
- import ota.serial_push as push
+ import ota.drop_in as push
 except ImportError:
  import ota.repl as push
 push."""

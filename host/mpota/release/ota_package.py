@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
-import runpy
+import ast
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from mpota.errors import MpotaError, UsageError
 from mpota.mpy_cross import MpyFormat, compile_module
 from mpota.resources import data_directory
 
-MARK = "moving"  # a file in a package that takes the place of another: device/ota/self_update.py
+MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
 MODULES = (".py", ".mpy")
 
 
 @cache
-def _table() -> dict[str, Any]:
-    path = data_directory("device") / "ota" / "package.py"
+def parts() -> dict[str, tuple[str, ...]]:
+    """The parts of the package, as it has them in ``status.py``: name -> its modules.
+
+    What belongs to no other part is the core. Raises MpotaError where this installation comes
+    without the package.
+    """
+    found = {part: tuple(modules.split()) for part, modules in _table()}
+    others = {module for modules in found.values() for module in modules}
+    stems = sorted(path.stem for path in (data_directory("device") / "ota").glob("*.py"))
+    return {"core": tuple(stem for stem in stems if stem not in others), **found}
+
+
+def _table() -> tuple[tuple[str, str], ...]:
+    """PARTS of the board's ``status.py``, which only a board can run."""
+    path = data_directory("device") / "ota" / "status.py"
     if not path.is_file():
         raise MpotaError("this mpota comes without the ota package")
-    return runpy.run_path(str(path))
+    tree = ast.parse(path.read_bytes())
+    values = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARTS"
+    )
+    table: tuple[tuple[str, str], ...] = ast.literal_eval(next(values))
+    return table
 
 
 def part_names() -> tuple[str, ...]:
     """What ``--with`` takes."""
-    hidden = {"core", *_table()["NEEDS"].values()}
-    return tuple(part for part, _ in _table()["PARTS"] if part not in hidden)
+    return tuple(part for part in parts() if part != "core")
 
 
-def modules_of(parts: Iterable[str]) -> tuple[str, ...]:
-    """The modules of the core and of ``parts``, with all that these need. Raises UsageError."""
-    table, needs = dict(_table()["PARTS"]), _table()["NEEDS"]
-    wanted = {"core": None}
-    for part in parts:
-        if part not in ("core", *part_names()):
+def modules_of(wanted: Iterable[str]) -> tuple[str, ...]:
+    """The modules of the core and of parts. Raises UsageError."""
+    found = set(parts()["core"])
+    for part in wanted:
+        if part not in parts():
             raise UsageError(f"there is no part '{part}'", f"{', '.join(part_names())}")
-        wanted |= {needs.get(part, part): None, part: None}
-    return tuple(sorted(name for part in wanted for name in table[part].split()))
+        found.update(parts()[part])
+    return tuple(sorted(found))
 
 
 def choose_parts(
-    parts: Iterable[str], installed: Iterable[str], needs_release: bool
+    wanted: Iterable[str], installed: Iterable[str], needs_release: bool
 ) -> tuple[str, ...]:
     """The parts for a board that has the files ``installed`` in its package, of any version."""
     stems = {name.rpartition(".")[0] for name in installed if name.endswith(MODULES)}
-    entries = {part: modules.split()[0] for part, modules in _table()["PARTS"]}
-    modules_of(parts)  # they exist
-    chosen = {part for part in part_names() if part in parts or entries[part] in stems}
+    modules_of(wanted)  # they exist
+    chosen = {part for part in part_names() if part in wanted or parts()[part][0] in stems}
     if needs_release:
         chosen.add("release")
     return ("core", *(part for part in part_names() if part in chosen))

@@ -2,7 +2,7 @@
 
 The tree of the release has it in lib/ota, with a mark, and in boot.py what lets go of the package
 that has entered the tree, which may be any since 0.1. So the new one runs already while the release
-is on trial. Once it has confirmed that, it takes the place of /lib/ota (device/ota/self_update.py).
+is on trial. Once it has confirmed that, it takes the place of /lib/ota (device/ota/confirm.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The end of a push: takes a file window by window, whatever it is."""
 
-from . import otadata, slot, update
-from .pump import run
-from .resume_download import Trail
-from .slot import SECTOR
+from . import base, update
+from .app import SECTOR, acquire_slot, release_slot, run
+from .update import Trail
 
 
 class Intake(update.Intake):
@@ -15,12 +14,12 @@ class Intake(update.Intake):
 
     def __init__(self, sha, size, block_size=0, **options):
         super().__init__(sha.hex(), size, **options)
-        slot.acquire(self)
+        acquire_slot(self)
         try:
-            self._trail = Trail(otadata.find_next_slot())
+            self._trail = Trail(base.find_next_slot())
             run(self._trail.recall(sha.hex()))
         except BaseException:
-            slot.release(self)
+            release_slot(self)
             raise
         self.note = self._trail.attach
         self._is_new = True

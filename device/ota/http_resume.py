@@ -1,6 +1,7 @@
-"""When a download breaks off: which failures may pass, how long to wait.
+"""When a download breaks off: which failures may pass, how long to wait, and where it goes on.
 
-Loaded after a failure, and let go of before the next attempt (http.py).
+Also the end of a file, which may be asked for first. See http.py: loaded after a failure, or where
+a part of the file is there already.
 """
 
 import gc
@@ -10,8 +11,8 @@ from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .errors import SourceError
-from .source_error import reason
+from .app import reason, too_long, too_short
+from .base import SlotError, SourceError, collect, unload
 
 _POLL_MS = const(5)
 _MAX_PAUSE_MS = const(60000)
@@ -141,4 +142,120 @@ def _counted(texts):
     return [text if count == 1 else "%s (%d times)" % (text, count) for text, count in found]
 
 
-gc.collect()  # what loading left behind would divide a small heap
+def check_rate(client, window_ms):
+    """Raise SourceError if what came in the last ``window_ms`` of waiting was too little."""
+    rate = client.min_rate
+    seconds = client.waited / 1000
+    client.waited_s += seconds
+    if client.came < rate * seconds:
+        text = "%d bytes came in %.1f s of waiting" % (client.came, seconds)
+    elif client.waited_s > client.most / rate + window_ms / 1000:
+        text = "%d s of waiting are too long for %d bytes" % (client.waited_s, client.most)
+    else:
+        client.waited = client.came = 0
+        return
+    raise SourceError("slow", "%s, min_rate is %d bytes a second" % (text, rate))
+
+
+# --- parts of a file
+
+
+def go_on(source, buf):
+    """A generator: what follows ``source.at`` was asked for; take the answer. Whether that is it.
+
+    If it is not, the answer is the whole file, asked for once more if need be: bytes that were
+    handed out are skipped then; if none have been, ``source.at`` is 0, and a new download begins.
+    Raises SourceError ("changed") if those bytes are of another version of the file.
+    """
+    client = source.client
+    at = source.at
+    status = client.status
+    first, total = client.first, client.total
+    if status == 200:
+        total = client.size
+    elif status not in (206, 416):
+        raise _refused(source)
+    elif status == 206 and first is None and client.size == (source.size or -1) - at:
+        first = at  # it does not say so, but nothing else has this size
+    fits = source.is_same(total)
+    if status == 206 and fits and first == at:
+        source.is_joined = True
+        return True
+    if status == 416:
+        if fits and total == at:  # all of it is here, only its end had not been told
+            source.size = total
+            return True
+        fits = False
+    why = "server cannot send a part of it" if fits else "file has changed on the server"
+    if status != 200 and (fits or not source.given):
+        client.close()
+        yield from client.get(source.name)
+        fits = fits and (client.status != 200 or source.is_same(client.size))
+    if not source.given:
+        source.note = "the %s: starting over with %s" % (why, source.name)
+        source.at = source.kept_end = 0
+        return False
+    if not fits:
+        raise SourceError("changed", "the %s while it was fetched: %s" % (why, source.name))
+    if client.status != 200:
+        raise _refused(source)
+    source.note = "the %s: fetching all of %s again" % (why, source.name)
+    source.is_joined = True
+    source.skip = at
+    return True
+
+
+def _refused(source):
+    from .http_ask import refused
+
+    return refused(source.client, source.name)
+
+
+def fill_end(source, buf):
+    """A generator: the end of the file was asked for; fill ``buf`` with it. True."""
+    client = source.client
+    size = len(buf)
+    if client.status not in (200, 206, 416):
+        raise _refused(source)
+    whole = client.size if client.status == 200 else client.total
+    if whole is not None and whole < size:
+        raise too_short(source.name, whole, buf)
+    if client.status != 206 or client.total is None or client.first != client.total - size:
+        client.close()
+        raise SourceError("no-range", "the server sends no part of %s" % source.name)
+    view = memoryview(buf)
+    while view:
+        count = client.read_body(view)
+        if count is None:
+            yield _POLL_MS
+        elif not count:
+            raise SourceError("short", "the end of %s is missing" % source.name)
+        else:
+            view = view[count:]
+    return True
+
+
+def read_kept(source, buf):
+    """As try_readinto() of the source, from what the slot holds of the file."""
+    given = source.given
+    end = source.kept_end
+    if (source.size or source.at) > source.limit:
+        raise too_long(source.name, source.limit)
+    if given == source.kept:
+        if source.at < end:
+            source.leave_out(end - source.at)
+        source.is_joined = True
+        source.log("going on at byte %d of %d, what is before it is in flash" % (end, source.size))
+    count = min(len(buf), end - given)
+    at = given - source.kept
+    try:
+        source.trail.read(at, buf if count == len(buf) else memoryview(buf)[:count])
+    except OSError as error:
+        raise SlotError("flash", "cannot read what the slot holds of the file: %s" % error)
+    source.given = given + count
+    if given + count == end:
+        unload("http_resume")
+    return count
+
+
+collect()  # what loading left behind would divide a small heap

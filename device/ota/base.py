@@ -1,15 +1,142 @@
-"""What outlives a reset: the two records of otadata, by which the bootloader selects a slot, the
-images in the slots, and this package's own notes in NVS.
+"""What every other module stands on: the errors, and what outlives a reset.
 
-Source of the rules: ESP-IDF ``esp_ota_ops.c``, ``bootloader_common_loader.c``,
-``esp_image_format.c``.
+That is: the two records of otadata, by which the bootloader selects a slot, the images in the
+slots, and this package's own notes in NVS. Source of the rules: ESP-IDF ``esp_ota_ops.c``,
+``bootloader_common_loader.c``, ``esp_image_format.c``.
+
+Every error is an OTAError with a stable ``code``. OTAError is a ValueError because that is what
+micropython-esp32-ota raises when a check fails (a MicroPython class cannot be an OSError as well).
 """
 
+import gc
 import struct
+import sys
 from binascii import crc32
 
 from esp32 import NVS, Partition
 from micropython import const
+
+_MUCH_ROOM = const(65536)  # of heap
+
+
+class OTAError(ValueError):
+    """An update that did not happen. ``str(error)`` says why in words, ``error.code`` in one.
+
+    The words may quote servers and files: control characters are shown as "?". Codes of all
+    kinds: memory (see `no_memory`), io, part (of this package, that is not installed: status.py).
+    """
+
+    def __init__(self, code, text):
+        super().__init__(clean(text))
+        self.code = code
+
+
+class SourceError(OTAError):
+    """The bytes could not be had.
+
+    Codes: address, dns, connect, tls, certificate, timeout, slow, connection, http-status,
+    redirect, protocol, short, too-short, too-long, changed, no-range, json, not-found, read,
+    memory.
+    ``status`` is the HTTP status if the server answered with one that is no success,
+    ``retry_after`` then its header Retry-After as text.
+    """
+
+    status = retry_after = None
+
+
+def _kind(name):  # takes less heap than a class statement
+    return type(name, (OTAError,), {})
+
+
+# The bytes are no app image that this board could boot. Codes: empty, not-an-image, no-app,
+# no-table, wrong-chip, chip-revision, segment-count, segment-length, mapping, load-address,
+# no-app-desc, no-digest, too-long, truncated, trailing, digest, sha, length.
+ImageError = _kind("ImageError")
+
+# An encoded payload is damaged, or a delta is not for the app that runs. Codes: frame, truncated,
+# base.
+FrameError = _kind("FrameError")
+
+# The flash did not take the bytes, or does not give them. Codes: no-slot, flash.
+SlotError = _kind("SlotError")
+
+# The board is not in a state for this. Codes: unconfirmed, failed-version, aborted, closed,
+# not-bootable, no-previous.
+StateError = _kind("StateError")
+
+# The release is not for this board, or not to be trusted. Codes: manifest, format, signature,
+# unsigned, untrusted, retired-key, keys, key-store, counter, downgrade, expired, clock, wrong-name,
+# wrong-chip, wrong-board, from-version, too-long, no-form, no-chain, no-partition, disk-full,
+# member, tar, link, path, digest, truncated, certs.
+ReleaseError = _kind("ReleaseError")
+
+
+def clean(text):
+    """``text`` with a question mark for each control character, which a terminal would act on."""
+    for letter in text:
+        if letter < " " or "~" < letter < "\xa0":
+            return "".join([c if " " <= c <= "~" or c >= "\xa0" else "?" for c in text])
+    return text
+
+
+_NO_MEMORY = "not enough memory for %s: %s, %d bytes are free, not all in one piece"
+
+
+class _NoRoom(SourceError):
+    """The error where there is no memory to make one: its text is made when somebody asks."""
+
+    purpose = wanted = free = None
+
+    def __str__(self):
+        return clean(_NO_MEMORY % (self.purpose, self.wanted, self.free))
+
+
+_no_room = _NoRoom("memory", "")
+_no_room.purpose = _no_room.wanted = _no_room.free = 0  # their place
+
+
+def no_memory(error, purpose, kind=OTAError):
+    """The OTAError ("memory") for a MemoryError: what was wanted, what for, what was free."""
+    gc.collect()
+    try:
+        return kind("memory", _NO_MEMORY % (purpose, error, gc.mem_free()))
+    except MemoryError:
+        _no_room.purpose, _no_room.wanted, _no_room.free = purpose, error, gc.mem_free()
+        return _no_room
+
+
+def check_sha(sha, due):
+    """Raises ImageError if a SHA-256 is not the one that was announced."""
+    found = sha.digest()
+    if found != due:
+        raise ImageError("sha", "SHA mismatch recv=%s expect=%s." % (found.hex(), due.hex()))
+
+
+# --- modules
+
+
+def package_path():
+    """The directory of this package."""
+    return sys.modules[__name__.rpartition(".")[0]].__path__
+
+
+def unload(*names):
+    """Forget modules of this package; they are loaded again where they are imported again."""
+    package = __name__.rpartition(".")[0]
+    attributes = sys.modules[package].__dict__
+    for name in names:
+        sys.modules.pop(package + "." + name, None)
+        attributes.pop(name, None)
+    collect()
+
+
+def collect():
+    """Collect garbage where there is not much room: what is loaded next would divide the heap."""
+    if gc.mem_free() < _MUCH_ROOM:
+        gc.collect()
+
+
+# --- otadata
 
 HOME = "/.ota"
 TRUST = ("trust", "trust-copy")  # in NVS: keys.py
@@ -71,8 +198,6 @@ def find_next_slot():
     except OSError:
         part = None
     if part is None or part.info()[2] == running.info()[2] or not find_otadata():
-        from .errors import SlotError  # not at every boot
-
         raise SlotError(
             "no-slot",
             "the partition table has no OTA slot besides %s: a table with ota_0, ota_1 and otadata "
@@ -133,7 +258,7 @@ def image_size(partition, head=None):
     """The size in bytes of the image in a partition, its digest included; None if there is none.
 
     Only its headers are read. ``head``: its first 32 bytes, where the flash does not hold them
-    (slot.py: they are written last).
+    (app.py: they are written last).
     """
     if head is None:
         head = bytearray(32)
@@ -246,3 +371,17 @@ def forget(*keys):
         nvs.commit()
     except OSError:
         pass
+
+
+# --- versions
+
+
+def version_key(version):
+    """Sorts versions: numbers as numbers, 2.1 as 2.1.0.0, 2.1.0-rc1 before 2.1.0."""
+    numbers, _, suffix = str(version).partition("-")
+    parts = [int(number) if number.isdigit() else 0 for number in numbers.split(".")]
+    return tuple(parts + [0] * (4 - len(parts))), not suffix, suffix
+
+
+def is_older(version, other):
+    return version_key(version) < version_key(other)
