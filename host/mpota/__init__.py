@@ -22,4 +22,6 @@ The command line is a thin layer over functions that take and return values:
 What is wrong with an input is a `mpota.errors.MpotaError`.
 """
 
-__version__ = "0.2.0"
+from mpota.resources import version as _version
+
+__version__ = _version()

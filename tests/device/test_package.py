@@ -6,6 +6,7 @@ import ast
 import functools
 import http.server
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,10 +103,15 @@ def test_the_url_of_the_directory_is_the_core(url: str) -> None:
     assert {Path(path).stem for path in transport.files} == needed("core")
 
 
-def test_mpota_and_the_package_have_one_version() -> None:
-    project = (DEVICE.parent / "pyproject.toml").read_text()
-    assert f'\n__version__ = "{mpota.__version__}"\n' in (SOURCES / "__init__.py").read_text()
-    assert f'\nversion = "{mpota.__version__}"\n' in project
+def test_the_version_stands_in_one_place() -> None:
+    root = DEVICE.parent
+    paths = [root / "pyproject.toml", *root.glob("host/**/*.py"), *root.glob("device/**/*.py")]
+    stated = [
+        path.relative_to(root).as_posix()
+        for path in paths
+        if re.search(r'^(__)?version(__)? = "\d', path.read_text(), re.MULTILINE)
+    ]
+    assert stated == ["device/ota/__init__.py"]
 
 
 def test_every_module_belongs_to_a_part_and_every_part_has_its_modules() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,16 @@ def test_the_wheel_carries_every_module_table_and_the_package_for_boards(install
         assert wanted
         assert {name for name in wanted if not (carried / name).exists()} == set()
         assert all((carried / name).read_bytes() == data for name, data in wanted.items())
+
+
+def test_the_wheel_and_what_it_installs_have_the_version_of_the_board(installed: Path) -> None:
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    stated = re.search(r"^Version: (.+)$", metadata.read_text(), re.MULTILINE)
+    source = (REPOSITORY / "device/ota/__init__.py").read_text()
+    assert stated
+    assert f'\n__version__ = "{stated[1]}"\n' in source
+    code = "import mpota.cli; mpota.cli.main(['--version'])"
+    assert run_installed(installed, code) == f"mpota, version {stated[1]}\n"
 
 
 def test_the_installed_command_resizes_with_a_carried_table(
