@@ -2,13 +2,15 @@
 # make test                   all tests; make test-all adds every power cut
 # make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
+# make docs                   the documentation site, in site/
+# make release                wheel, source archive and compiled package, in dist/, each tried
 # Each does all its own set-up in .venv.
 
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench docs release clean
 
 demo: $(READY)
 	$(RUN)/mpota demo $(FIRMWARE)
@@ -30,10 +32,18 @@ bench: $(READY)
 	-$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN)/python -m bench
 
+docs: $(READY)
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(RUN)/mkdocs build --strict
+
+release: $(READY)
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[release]'
+	$(RUN)/python .ci/release.py
+
 $(READY): pyproject.toml .ci/venv
 	.ci/venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
