@@ -1,0 +1,1 @@
+"""What tests share: boards, servers, releases, firmware. Nothing here is collected."""
