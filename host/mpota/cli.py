@@ -50,7 +50,9 @@ _COMMANDS = {
 _HELP_OPTIONS = ("-h", "--help")
 
 
-def _build() -> click.Group:
+def build() -> click.Group:
+    """The group of all commands; each is imported when it is asked for."""
+
     class Commands(click.Group):
         def list_commands(self, ctx: click.Context) -> list[str]:
             return list(_COMMANDS)
@@ -87,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         patch()
     try:
         try:
-            sys.exit(_build().main(args, prog_name="mpota", standalone_mode=False))
+            sys.exit(build().main(args, prog_name="mpota", standalone_mode=False))
         finally:
             sys.stdout.flush()  # a full disk is told of here, not when the interpreter ends
     except MpotaError as error:

@@ -82,7 +82,7 @@ def test_a_compressed_file_may_be_passed_as_an_image_may(board: Board) -> None:
     [(NEW, 64), (compress(NEW).to_bytes(), 84), (make_delta(OLD, NEW).to_bytes(), 92)],
     ids=["image", "compressed", "delta"],
 )
-def test_the_heap_that_the_readme_names_is_enough(data: bytes, kib: int) -> None:
+def test_the_heap_that_the_guide_names_is_enough(data: bytes, kib: int) -> None:
     flash = VirtualFlash.create(len(encoded.base()), {0: encoded.base()})
     board = Board(flash, heap_size=kib * 1024, frozen=compiled())
     with flash, web.serving({"/file": web.File(data, '"one"')}) as server:
@@ -92,7 +92,7 @@ def test_the_heap_that_the_readme_names_is_enough(data: bytes, kib: int) -> None
         )
         assert len(server.requests) == 2
         assert slot(board, len(NEW)) == NEW
-    table = (Path(__file__).parents[2] / "README.md").read_text()
+    table = (Path(__file__).parents[2] / "docs/guides/memory.md").read_text()
     assert f" {kib} KiB |\n" in table
 
 

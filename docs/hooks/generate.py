@@ -1,0 +1,56 @@
+"""Pages that are made when the site is built: from help, docstrings, imports and other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import board_api
+import commands
+from docstrings import of_module
+from floors import with_floors
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mpota.cli import build
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FORMATS = ("manifest", "bundle", "signature", "chain", "frames", "delta")
+
+
+def formats() -> str:
+    """What releases are made of, byte by byte."""
+    text = "# Manifest and formats\n\nMade from the docstrings of `host/mpota/formats`.\n"
+    for name in FORMATS:
+        text += f"\n## {name}\n\n" + of_module(ROOT / "host" / "mpota" / "formats" / f"{name}.py")
+    return text
+
+
+def copied(name: str) -> str:
+    """A page that stands at the top of the repository, with links as from docs/."""
+    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/commands.md": lambda: commands.page(build()),
+    "reference/board.md": lambda: board_api.page(ROOT / "device" / "ota"),
+    "reference/formats.md": formats,
+    **{name: partial(copied, name) for name in COPIED},
+}
+# Pages link to them as they stand in the repository, one floor above docs/.
+_UP = re.compile(rf"\]\(\.\./((?:\.\./)*(?:{'|'.join(COPIED)}))")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Called by mkdocs: add them."""
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Called by mkdocs for each page."""
+    return with_floors(_UP.sub(r"](\1", markdown))
