@@ -42,6 +42,8 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 # Pages link to them as they stand in the repository, one floor above docs/.
 _UP = re.compile(rf"\]\(\.\./((?:\.\./)*(?:{'|'.join(COPIED)}))")
+# The site has no source: links to it are for who reads the pages in the repository.
+_SOURCE = re.compile(r"\[([^\]\n]+)\]\((?:\.\./)*(?:host|device|tests|bench|partitions)/[^)\n]*\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -53,4 +55,4 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Called by mkdocs for each page."""
-    return with_floors(_UP.sub(r"](\1", markdown))
+    return with_floors(_SOURCE.sub(r"\1", _UP.sub(r"](\1", markdown)))
