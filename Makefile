@@ -34,7 +34,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(RUN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 release: $(READY)
 	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[release]'
