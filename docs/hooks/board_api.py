@@ -15,12 +15,11 @@ API: dict[str, tuple[str, ...]] = {
     "ota": ("OTAError", "parts"),
     "ota.update": ("from_file", "from_json", "fetch", "OTA"),
     "ota.rollback": ("cancel", "guard", "force", "cancel_force", "mark_invalid", "is_possible"),
-    "ota.status": ("status", "info", "ready", "partition_table"),
+    "ota.status": ("status", "info", "ready", "partition_table", "ota_reboot"),
     "ota.release": ("install",),
     "ota.keys": ("add", "retire", "clear", "trusted", "counter", "allow_images", "load"),
     "ota.ble": ("Peripheral",),
     "ota.listen": ("Listener",),
-    "ota.reboot": ("ota_reboot",),
 }
 # What the options of several functions are described by, and for which.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -34,8 +33,14 @@ Made from the docstrings of `device/ota`. `import ota` loads nothing else: each 
 when it is first used. What goes wrong is an `ota.OTAError` with a [code](../error_codes.md).
 """
 
+ROLLBACK = "_Rollback"  # a module that stands in another one
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
+
+
+def _defined(body: list[ast.stmt]) -> dict[str, Definition]:
+    return {node.name: node for node in body if isinstance(node, Definition)}
 
 
 class Package:
@@ -45,9 +50,10 @@ class Package:
         self._modules: dict[str, dict[str, Definition]] = {}
         for path in sorted(directory.glob("*.py")):
             body = ast.parse(path.read_bytes()).body
-            self._modules[path.stem] = {
-                node.name: node for node in body if isinstance(node, Definition)
-            }
+            self._modules[path.stem] = _defined(body)
+            for node in body:
+                if isinstance(node, ast.ClassDef) and node.name == ROLLBACK:
+                    self._modules["rollback"] = _defined(node.body)
 
     def find(self, name: str, module: str = "") -> Definition:
         """Raises LookupError if nothing, or more than one thing, has the name."""

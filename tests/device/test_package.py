@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import mpota
 import pytest
 from mpota.release.ota_package import parts
 from mpremote import mip

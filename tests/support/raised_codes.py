@@ -43,6 +43,13 @@ class Sources:
         return found
 
     @cached_property
+    def public(self) -> dict[str, str]:
+        """Classes that nobody names, and the kind that each of them is."""
+        nodes = [node for tree in self.trees.values() for node in ast.walk(tree)]
+        classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.bases]
+        return {node.name: _name(node.bases[0]) for node in classes if node.name.startswith("_")}
+
+    @cached_property
     def calls(self) -> dict[str, list[ast.Call]]:
         """All calls, by the last name of what is called."""
         found = defaultdict(list)
@@ -63,6 +70,7 @@ class Sources:
                 kind = _name(call.func)
                 if function and kind not in self.kinds:
                     kind = _default(function, kind)
+                kind = self.public.get(kind, kind)
                 if kind in self.kinds and call.args:
                     codes = self._codes(call.args[0], function)
                     assert codes is not None, (
