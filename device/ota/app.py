@@ -31,6 +31,7 @@ note holds the digest of the app that runs: another firmware is asked anew.
 """
 
 import errno
+import gc
 import struct
 from hashlib import sha256
 from time import sleep_ms
@@ -46,7 +47,6 @@ from .base import (
     SourceError,
     StateError,
     check_sha,
-    collect,
     no_memory,
     unload,
 )
@@ -1116,4 +1116,4 @@ class NewApp:
         base.forget_attempt()
 
 
-collect()  # what loading left behind would divide a small heap
+gc.collect()  # what loading left behind would divide a small heap

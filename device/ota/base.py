@@ -16,8 +16,6 @@ from binascii import crc32
 from esp32 import NVS, Partition
 from micropython import const
 
-_MUCH_ROOM = const(65536)  # of heap
-
 
 class OTAError(ValueError):
     """An update that did not happen. ``str(error)`` says why in words, ``error.code`` in one.
@@ -127,13 +125,7 @@ def unload(*names):
     for name in names:
         sys.modules.pop(package + "." + name, None)
         attributes.pop(name, None)
-    collect()
-
-
-def collect():
-    """Collect garbage where there is not much room: what is loaded next would divide the heap."""
-    if gc.mem_free() < _MUCH_ROOM:
-        gc.collect()
+    gc.collect()  # else MicroPython takes more of ESP-IDF's heap, which the network needs
 
 
 # --- otadata

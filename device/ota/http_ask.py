@@ -4,10 +4,12 @@ Loaded for that, and let go of again; the lines of a chunked body keep it. Where
 another is here too.
 """
 
+import gc
+
 from micropython import const
 
 from .app import is_url, too_long
-from .base import SourceError, collect
+from .base import SourceError
 
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_INTERIM = const(8)
@@ -300,4 +302,4 @@ def resolve(base, reference):
     return folder + "/" + reference if folder else reference
 
 
-collect()  # what loading left behind would divide a small heap
+gc.collect()  # what loading left behind would divide a small heap

@@ -3,6 +3,7 @@
 Loaded for that, and let go of again: see http.py.
 """
 
+import gc
 from errno import ECONNRESET, EINPROGRESS
 from select import poll
 from socket import SOCK_STREAM, getaddrinfo, socket
@@ -10,7 +11,7 @@ from socket import SOCK_STREAM, getaddrinfo, socket
 from micropython import const
 
 from .app import LIMIT, TIMEOUT_S, is_url, reason
-from .base import SourceError, collect
+from .base import SourceError
 
 _MIN_RATE = const(256)  # bytes a second
 # What may go to an origin that the user did not name. Anything else may be a secret.
@@ -254,4 +255,4 @@ def _connect_to(client, address):
     client.note(1)
 
 
-collect()  # what loading left behind would divide a small heap
+gc.collect()  # what loading left behind would divide a small heap

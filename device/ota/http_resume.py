@@ -12,7 +12,7 @@ from time import ticks_diff, ticks_ms
 from micropython import const
 
 from .app import reason, too_long, too_short
-from .base import SlotError, SourceError, collect, unload
+from .base import SlotError, SourceError, unload
 
 _POLL_MS = const(5)
 _MAX_PAUSE_MS = const(60000)
@@ -258,4 +258,4 @@ def read_kept(source, buf):
     return count
 
 
-collect()  # what loading left behind would divide a small heap
+gc.collect()  # what loading left behind would divide a small heap

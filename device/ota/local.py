@@ -4,13 +4,14 @@ That is: a merged firmware (bootloader, partition table and app in one file), or
 What a source is: app.py.
 """
 
+import gc
 import struct
 from time import sleep_ms
 
 from micropython import const
 
 from .app import DESC_MAGIC, LIMIT, MAGIC, SECTOR, TIMEOUT_S, is_blank, reason, too_long, too_short
-from .base import ImageError, SourceError, collect, no_memory
+from .base import ImageError, SourceError, no_memory
 
 _POLL_MS = const(10)
 _SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment
@@ -320,4 +321,4 @@ def describe(head):
     return "this is no firmware: it starts with 0x%02x, an image with 0xe9" % head[0]
 
 
-collect()  # what loading left behind would divide a small heap
+gc.collect()  # what loading left behind would divide a small heap
