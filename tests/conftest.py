@@ -1,31 +1,116 @@
-"""Options of all tests, and the counts of power cuts and hostile cases that were tried."""
+"""Options and fixtures of all tests, and what a test run says of itself before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from mpota.virtual import board as virtual_board
+from mpota.virtual import flash
+from mpota.virtual.board import Board
+from mpota.virtual.micropython import cache_dir
 
+from tests.support import amount, once, ota_board, web
+from tests.support.ota_package import compile_all
+from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all-cuts", action="store_true", help="try every power cut, not some hundred"
-    )
-    parser.addoption("--cut", metavar="ID", help="try one power cut: SCENARIO:OPERATION:MODE")
-
+# Measured on two cores; most of what one test waits for, another computes in.
+WHOLE_SUITE = "about 5 minutes on two cores"
+WORKERS_PER_CORE = 2
+STANDIN_SOURCES = virtual_board.STANDIN
 
 # What tests count (record_property), and what that is counted in.
 COUNTED = {"power cuts": "scenarios", "hostile cases": "tests"}
 
 
-@pytest.fixture
-def hostile(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """``hostile(count)``: so many hostile cases were tried, 1 without a number."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-cuts",
+        action="store_true",
+        help="try every power cut, not some hundred, and every mutation, not one in four",
+    )
+    parser.addoption("--cut", metavar="ID", help="try one power cut: SCENARIO:OPERATION:MODE")
 
-    def count(number: int = 1) -> None:
-        record_property("hostile cases", number)
 
-    return count
+# --- a test run --------------------------------------------------------------------------------
+
+
+class TestRun:
+    """From the first to the last line; in the process that starts the others."""
+
+    def __init__(self) -> None:
+        self.directory = once.begin_run()
+        self.left: list[Path] = []
+        self.is_kept = False
+        self.skipped: Counter[str] = Counter()
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        web.check_localhost()
+        config = session.config
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            limit = float(config.getini("timeout"))
+            say(config, f"The whole suite takes {WHOLE_SUITE}; {limit:.0f} s is a test's limit.")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2]
+            self.skipped.update(need for need in (NEEDS_SHARED, NEEDS_STOCK) if need in reason)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.left = once.left_behind(self.directory)
+        if self.left and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self.is_kept = session.exitstatus != pytest.ExitCode.OK
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        for path in self.left:
+            say(config, f"left behind: {path}")
+        once.end_run(self.directory, keep=self.is_kept)
+        if self.is_kept:
+            say(config, f"what failed tests left to look at is in {self.directory}")
+        for need, count in sorted(self.skipped.items(), reverse=True):
+            say(config, f"{count} tests skipped: {need}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    amount.is_all = config.getoption("--all-cuts")
+    if hasattr(config, "workerinput"):
+        return
+    run = TestRun()
+    if sys.dont_write_bytecode:
+        # Beside the sources nobody wants it; but tests start a thousand processes.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(cache_dir() / "bytecode")
+    config.pluginmanager.register(run, "mpota-test-run")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flashes_of_this_run() -> None:
+    """What is left of them at the end is known by its place."""
+    if once.flash_directory().is_dir():
+        flash._SHARED_MEMORY = once.flash_directory()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_standins() -> None:
+    """Boards load what stands in for their C code compiled: a third less time for every boot."""
+    virtual_board.STANDIN = once.directory(
+        "standin", lambda target: compile_all(STANDIN_SOURCES, target, "")
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+
+
+def say(config: pytest.Config, line: str) -> None:
+    config.get_terminal_writer().line(line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -39,3 +124,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         total, where = sum(map(sum, counts)), len([one for one in counts if one])
         if where:
             terminalreporter.write_line(f"{name} tried: {total:,} in {where} {unit}")
+
+
+# --- fixtures ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    """A board with the package built in. Tests of other boards have a fixture of this name."""
+    with ota_board.updating_board() as board:
+        yield board
+
+
+@pytest.fixture
+def server() -> Iterator[web.WebServer]:
+    """A web server on loopback that has no files yet; others as with `board`."""
+    with web.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def hostile(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """``hostile(count)``: so many hostile cases were tried, 1 without a number."""
+
+    def count(number: int = 1) -> None:
+        record_property("hostile cases", number)
+
+    return count

@@ -164,7 +164,7 @@ class Record:
         self.slot = (self.seq - 1) % slot_count if self.is_crc_ok and slot_count else None
 
 
-owner = None  # the update that writes at present: slot.acquire. This module is never unloaded.
+owner = None  # the update that writes at present: slot.acquire_slot. This module is never unloaded.
 
 
 def find_otadata():

@@ -10,8 +10,9 @@ from hashlib import sha256
 
 from micropython import const
 
-from .app import HEAD_SIZE, SECTOR, SlotWriter
 from .base import ReleaseError
+from .image import SECTOR
+from .slot import HEAD_SIZE, SlotWriter
 
 _LINK_SIZE = const(32)
 _FRAME_SIZE = const(4128)

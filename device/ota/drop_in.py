@@ -22,8 +22,9 @@ from select import POLLIN, poll
 
 from micropython import const
 
-from .app import LIMIT, SECTOR, Progress, open_source, run, translated
 from .base import OTAError, ReleaseError, SourceError, StateError, no_memory
+from .image import SECTOR
+from .pump import LIMIT, Progress, open_source, run, translated
 from .update import Intake, check_ready, closing, filling, reading_end, taking
 
 _ACK = b"\x06"
@@ -183,7 +184,7 @@ def read_json(url, **request_args):
         )
     else:
         for key in _JSON_KEYS:
-            if key not in found:
+            if key not in found and not what:
                 what = 'OTA json must include "firmware", "sha" and "length" keys, it has no "%s"'
                 what = what % key
         firmware, sha, length = [found.get(key) for key in _JSON_KEYS]
@@ -239,7 +240,7 @@ def _update(line, take, **options):
     try:
         with OTA(verbose=False, **options) as update:
             take(update)
-        text = "DONE %s" % update.part.info()[4]
+        text = "DONE " + update.part.info()[4]
     except (OTAError, MemoryError) as error:
         if isinstance(error, MemoryError):
             error = no_memory(error, "the update")
@@ -277,7 +278,7 @@ class Line:
 class LineSource:
     """The source at the desk: see the top of this file. ``slot`` is where the app image will go."""
 
-    name = "the serial line"
+    name = "line"
     is_joined = False
 
     def __init__(self, line, size, slot, app_offset, app_size):
@@ -318,7 +319,7 @@ class LineSource:
             self._line.drain()
         raise SourceError(
             "connection",
-            "%d bytes at %d arrived damaged %d times" % (count, self._at, _ATTEMPTS),
+            "%d bytes at %d came damaged %d times" % (count, self._at, _ATTEMPTS),
         )
 
     def close(self):

@@ -12,8 +12,8 @@ from io import BytesIO
 from deflate import RAW, DeflateIO
 from micropython import const
 
-from .app import Inlet
 from .base import FrameError
+from .pump import Inlet
 
 MAGIC = b"OTAF"
 SECTOR = const(4096)

@@ -15,8 +15,8 @@ from time import sleep_ms, ticks_diff, ticks_ms
 
 from micropython import const
 
-from .app import too_long
 from .base import SourceError, no_memory, unload
+from .pump import too_long
 
 _POLL_MS = const(1)  # where nobody else waits
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes

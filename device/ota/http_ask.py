@@ -8,8 +8,8 @@ import gc
 
 from micropython import const
 
-from .app import is_url, too_long
 from .base import SourceError
+from .pump import is_url, too_long
 
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_INTERIM = const(8)

@@ -10,8 +10,8 @@ from socket import SOCK_STREAM, getaddrinfo, socket
 
 from micropython import const
 
-from .app import LIMIT, TIMEOUT_S, is_url, reason
 from .base import SourceError
+from .pump import LIMIT, TIMEOUT_S, is_url, reason
 
 _MIN_RATE = const(256)  # bytes a second
 # What may go to an origin that the user did not name. Anything else may be a secret.

@@ -11,8 +11,8 @@ from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .app import reason, too_long, too_short
 from .base import SlotError, SourceError, unload
+from .pump import reason, too_long, too_short
 
 _POLL_MS = const(5)
 _MAX_PAUSE_MS = const(60000)

@@ -9,8 +9,8 @@ import struct
 
 from micropython import const
 
-from .app import Memory
 from .base import ImageError
+from .image import Memory
 
 _MAGIC = const(0xE9)
 _MAX_SEGMENTS = const(16)

@@ -10,8 +10,9 @@ from time import sleep_ms
 
 from micropython import const
 
-from .app import DESC_MAGIC, LIMIT, MAGIC, SECTOR, TIMEOUT_S, is_blank, reason, too_long, too_short
 from .base import ImageError, SourceError, no_memory
+from .image import DESC_MAGIC, MAGIC, SECTOR, is_blank
+from .pump import LIMIT, TIMEOUT_S, reason, too_long, too_short
 
 _POLL_MS = const(10)
 _SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment

@@ -1,7 +1,9 @@
 """The end of a push: takes a file window by window, whatever it is."""
 
 from . import base, update
-from .app import SECTOR, acquire_slot, release_slot, run
+from .image import SECTOR
+from .pump import run
+from .slot import acquire_slot, release_slot
 from .update import Trail
 
 

@@ -42,6 +42,7 @@ _END_FIRST = const(2)
 _RESTART = const(1)  # END, DONE
 
 _WINDOW = const(4096)
+_ROOM = const(5120)  # slot.py: ROOM
 _CRC_SIZE = const(4)
 _PROOF_SIZE = const(32)
 _HELLO_SIZE = const(18)
@@ -66,8 +67,9 @@ _NO_MEMORY = b"\x85\x06memorythe board has not enough memory"  # an ERROR that t
 
 # What an update has loaded, or has begun to: without it there is room for the next client.
 _OF_UPDATES = (
-    "push_intake", "update", "app", "image_more",
-    "release", "tar", "keys", "manifest", "policy", "files", "confirm", "boot",
+    "push_intake", "update", "update_more", "local", "pump", "slot", "image", "image_more",
+    "release", "tar", "chain", "frames", "delta", "recovery",
+    "keys", "manifest", "policy", "files", "confirm", "boot",
 )  # fmt: skip
 
 _OWN = OTAError, OSError, MemoryError, ImportError  # all else comes from the app's callbacks
@@ -396,10 +398,11 @@ class Receiver:
             raise
 
     def _open_intake(self, end):
+        room = bytearray(_ROOM)  # before code divides the heap
         from .push_intake import Intake
 
         size, sha = self._wanted
-        self._update = Intake(sha=sha, size=size, end=end, **self._options)
+        self._update = Intake(sha, size, end=end, room=room, **self._options)
         self._window = self._update.buffer()
 
     def _drop(self):
@@ -411,6 +414,8 @@ class Receiver:
                 update.abort()
             except _OWN:  # what it left goes with the next one
                 pass
+            update = None
+            unload(*_OF_UPDATES)  # the next one begins with a heap in one piece
 
     def data(self, session, packet):
         """One data packet has come: a memoryview, good until this returns."""

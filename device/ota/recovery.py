@@ -220,7 +220,7 @@ def _previous():
 
 
 def _check_intact(partition):
-    from .app import Board
+    from .image import Board
     from .update_more import is_intact, read_app
 
     try:

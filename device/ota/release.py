@@ -14,23 +14,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import base
-from .app import (
-    ROOM,
-    SECTOR,
-    Board,
-    Inlet,
-    NewApp,
-    Progress,
-    acquire_slot,
-    is_stale,
-    is_url,
-    make_source,
-    pumping,
-    release_slot,
-    run,
-    translated,
-)
 from .base import FrameError, ImageError, OTAError, ReleaseError, SourceError, unload
+from .image import SECTOR, Board
+from .pump import Inlet, NewApp, Progress, is_stale, is_url, make_source, pumping, run, translated
+from .slot import ROOM, acquire_slot, release_slot
 from .tar import TarReader
 
 _MAX_MANIFEST = const(8192)
@@ -47,8 +34,9 @@ class Release:
 
     items = None  # what is to come, once the manifest is accepted
     vouched = False  # a trusted key has signed the manifest
+    _data_room = None
 
-    def __init__(self, force=False, verify=True):
+    def __init__(self, force=False, verify=True, room=None):
         self._force = force
         self._verify = verify
         self._app = None
@@ -56,13 +44,15 @@ class Release:
         self._files = None  # the writer of the tree that comes
         self._staged = {}  # what files.py has taken: {"tree": name, "certs": name}
         self._entry = None
-        self.room = memoryview(bytearray(ROOM))  # for one member after the other
+        self.room = memoryview(room or bytearray(ROOM))  # for one member after the other
 
     def accepting(self, data, signature_sector, place):
         """A generator: judge a manifest. ``place``: where payloads come from, "member" or "url".
 
         Raises OTAError if it is not for this board, or the signature is due and not good.
         """
+        if b'"data"' in data:
+            self._data_room = bytearray(ROOM)  # before code divides the heap
         from .keys import check_manifest, load
 
         trust = load()
@@ -156,7 +146,7 @@ class Release:
             from .frames import Frames, Room
 
             room = Room(False)  # all that is large, before code divides the heap
-        buf = bytearray(ROOM)
+        buf = self._data_room or bytearray(ROOM)
         head = None if item.chain else bytearray(min(size, 2 * SECTOR))
         from .chain import Chain, DataWriter, HeadLast
 
@@ -269,7 +259,7 @@ class Release:
         """A generator: all has come: make it what the next boot takes. Raises OTAError."""
         if self.items is None or any(item.is_taken for item in self.items):
             raise ReleaseError("member", "the release is not complete")
-        self.room = None
+        self.room = self._data_room = None
         gc.collect()
         from . import files
         from .confirm import check_selected
@@ -638,7 +628,7 @@ class Mark:
         if (offset, size, sha256) != self._what or at % SECTOR or not 0 < at <= self._last:
             return
         if more is None:
-            from .app import take_head
+            from .slot import take_head
 
             more = take_head(part)
         self.at, self.place, self.more = at, place, more

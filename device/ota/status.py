@@ -3,7 +3,7 @@
 from esp32 import Partition
 
 from . import __version__, base
-from .base import ImageError, OTAError, SlotError, find_next_slot
+from .base import OTAError, SlotError
 from .update_more import is_intact, ota_reboot, read_app  # noqa: F401 - where users look for it
 
 _STATES = ("NEW", "PENDING_VERIFY", "VALID", "INVALID", "ABORTED")
@@ -40,7 +40,7 @@ def ready():
 
 def _next():
     try:
-        return find_next_slot().info()[4]
+        return base.find_next_slot().info()[4]
     except SlotError:
         return None
 
@@ -72,8 +72,9 @@ def info(verify=True):
 
 
 def _info(verify):
-    from .app import Board, erases_blocks
+    from .image import Board
     from .recovery import digests
+    from .slot import erases_blocks
 
     running = Partition(Partition.RUNNING)
     board = Board(running)
@@ -136,7 +137,7 @@ def _slot(partition, board, verify):
     slot = {"label": label, "offset": offset, "size": size, "state": state, "valid": False}
     try:
         image = read_app(partition, board)
-    except ImageError as error:
+    except base.ImageError as error:
         slot["problem"] = str(error)
         return slot
     slot["image_size"] = image.size

@@ -90,7 +90,7 @@ class Trust:
                 with open(self._cafile, "rb") as file:
                     load_roots(context, file, self._cafile)
             except OSError as error:
-                from .app import reason
+                from .pump import reason
 
                 raise SourceError(
                     "certificate", "cannot read %s: %s" % (self._cafile, reason(error))
@@ -117,7 +117,7 @@ class Trust:
             return SourceError("certificate", text)
         if error.errno in (errno.ETIMEDOUT, errno.EAGAIN):
             return SourceError("timeout", "no answer from %s in the TLS handshake" % host)
-        from .app import reason
+        from .pump import reason
 
         why = reason(error)
         if error.errno == errno.ENOMEM:

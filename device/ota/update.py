@@ -15,25 +15,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import base
-from .app import (
-    DESC_MAGIC,
-    HEAD_SIZE,
-    ROOM,
-    SECTOR,
-    Board,
-    NewApp,
-    Progress,
-    acquire_slot,
-    is_stale,
-    is_url,
-    make_source,
-    pumping,
-    release_slot,
-    run,
-    take_head,
-    translated,
-)
 from .base import FrameError, ImageError, OTAError, StateError, check_sha, unload
+from .image import DESC_MAGIC, SECTOR, Board
+from .pump import NewApp, Progress, is_stale, is_url, make_source, pumping, run, translated
+from .slot import HEAD_SIZE, ROOM, acquire_slot, release_slot, take_head
 
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
@@ -68,13 +53,23 @@ class Intake:
     source = None  # what it comes from, if that is known
 
     def __init__(
-        self, sha="", length=None, *, force=False, verify=True, end=None, by_sectors=False
+        self,
+        sha="",
+        length=None,
+        *,
+        force=False,
+        verify=True,
+        end=None,
+        by_sectors=False,
+        room=None,
     ):
         self.force = force
         self.by_sectors = by_sectors
         self.verify = verify
         self.end = end
-        self.room = memoryview(bytearray(ROOM))  # now, before code and strings divide the heap
+        self._board = Board(Partition(Partition.RUNNING))  # first: it needs code for a moment
+        # Now, before code and strings divide the heap.
+        self.room = memoryview(room or bytearray(ROOM))
         self.buf = self.room[:SECTOR]
         self._have = 0  # bytes in it
         self.inlet = None  # to the stage for an encoded image, or a bundle
@@ -196,11 +191,13 @@ class Intake:
             from .update_more import begin
 
             begin(self, head, magic == _BUNDLE_MAGIC)
+            del begin
+            unload("update_more")
         else:
             self._begin_image(head)
 
     def _begin_image(self, head):
-        board = _board()
+        board = self._board
         found_merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != DESC_MAGIC
         if found_merged:
             from .local import MergedFirmware, is_merged
@@ -214,7 +211,6 @@ class Intake:
         # The head stands where the writer wants it.
         self.app = app = self.make_app(
             self.room,
-            board,
             embedded=found_merged,
             needs_digest=not self.due,
             total=self.total,
@@ -228,9 +224,9 @@ class Intake:
 
     note = None  # NewApp -> what is remembered of it for an attempt after a reset
 
-    def make_app(self, buf, board=None, **options):
+    def make_app(self, buf, **options):
         return NewApp(
-            board or _board(),
+            self._board,
             self.force,
             self.verify,
             buf=buf,
@@ -302,10 +298,6 @@ class Intake:
     def image(self):
         """The AppImage, None of a bundle."""
         return self.app.image if self.app else None
-
-
-def _board():
-    return Board(Partition(Partition.RUNNING))
 
 
 def check_ready(force):

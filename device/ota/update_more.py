@@ -7,21 +7,24 @@ from hashlib import sha256
 
 from esp32 import Partition
 
-from .app import ROOM, SECTOR, AppImage, Inlet
+from .image import SECTOR, AppImage
+from .pump import Inlet
+from .slot import ROOM
 
 
 def begin(intake, head, is_bundle):
     """A bundle, or an encoded image, begins with ``head``."""
     if is_bundle:
+        room = bytearray(ROOM)  # all that is large, before code divides the heap
         from .release import Bundle, Release
 
-        intake.release = Release(intake.force, intake.verify)
+        intake.release = Release(intake.force, intake.verify, room)
         stage = Bundle(intake.release)
     else:
         from .frames import Frames, make_room
 
         room = make_room(head)
-        buf = bytearray(ROOM)  # all that is large, before code divides the heap
+        buf = bytearray(ROOM)
         intake.check_trust(False)
         intake.app = app = intake.make_app(buf)
         stage = Frames(app, close=app.seal, room=room, limit=app.writer.limit)

@@ -6,14 +6,15 @@ import itertools
 import os
 import threading
 
-import boards
 import pytest
-from boards import NVS, OTA_0, OTA_1, OTADATA, VFS
 from mpota.errors import UsageError
 from mpota.formats.otadata import OtaState, active_record, parse_otadata
 from mpota.virtual.board import Board, End
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, FlashError, Operation, VirtualFlash
+
+from tests.support import boards
+from tests.support.boards import NVS, OTA_0, OTA_1, OTADATA, VFS
 
 ALL_MODES = tuple(CutMode)
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pytest
-import releases
-import web
-from boards import OTA_1, OTADATA
 from mpota.formats.bundle import Bundle
 from mpota.formats.frames import compress
-from mpota.formats.partition_table import Partition
 from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content
 from mpota.virtual.board import Board, End
-from releases import make
-from test_hostile_data import NEW as DATA
-from test_hostile_data import bundle_of, data
-from test_hostile_updates import FALLBACK, NEW, merged, put, slot
 
-ASSETS = Partition("assets", 1, 0x83, 0xD0000, 0x30000)
-
-TRY = """
-import ota
-try:
-    ota.{call}
-    print("INSTALLED")
-except ota.OTAError as error:
-    print("REFUSED", error.code, error)
-"""
+from tests.support import boards, releases, web
+from tests.support.boards import OTA_1, OTADATA
+from tests.support.data_payloads import ASSETS, bundle_of, data
+from tests.support.data_payloads import NEW as DATA
+from tests.support.hostile import FALLBACK, NEW, TRY, put, slot
+from tests.support.ota_board import merged_firmware
+from tests.support.releases import make
 
 
 @pytest.fixture
@@ -41,12 +29,6 @@ def board(tmp_path: Path) -> Board:
     made.flash.write(OTA_1.offset, FALLBACK)
     made.flash.restart_count()
     return made
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[web.WebServer]:
-    with web.serving() as server:
-        yield server
 
 
 def endless(head: bytes, more: bytes, *, chunked: bool = False) -> Callable[[web.Handler], None]:
@@ -77,10 +59,10 @@ ENDLESS: dict[str, tuple[bytes, bytes, str]] = {
     "bytes behind an image": (NEW, b"x" * 4096, "trailing"),
     "0xff behind an image": (NEW, b"\xff" * 4096, "trailing"),
     "0xe7 behind an image": (NEW, b"\xe7" * 4096, "trailing"),
-    "bytes behind a merged firmware": (merged(NEW), b"x" * 4096, "INSTALLED"),
+    "bytes behind a merged firmware": (merged_firmware(NEW), b"x" * 4096, "INSTALLED"),
     "bytes behind a compressed image": (compress(NEW).to_bytes(), b"x" * 4096, "frame"),
-    "a bootloader and 0xff": (merged(NEW)[:0x7000], b"\xff" * 4096, "no-table"),
-    "a bootloader and zeros": (merged(NEW)[:0x6000], bytes(4096), "no-table"),
+    "a bootloader and 0xff": (merged_firmware(NEW)[:0x7000], b"\xff" * 4096, "no-table"),
+    "a bootloader and zeros": (merged_firmware(NEW)[:0x6000], bytes(4096), "no-table"),
     "0xff": (b"", b"\xff" * 4096, "no-table"),
     "zeros": (b"", bytes(4096), "not-an-image"),
     "manifests": (b"manifest.json\0", b"manifest.json\0".ljust(512, b"\0"), "tar"),
@@ -105,7 +87,7 @@ def test_what_never_ends_is_given_up(
         url = server.url("/x")
         call = f"update.from_file({url!r}, verbose=False, reboot=False, max_failures=1)"
         if how == "fetch":
-            call = f"errors\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}, max_failures=1))"  # fmt: skip # noqa: E501
+            call = f"base\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}, max_failures=1))"  # fmt: skip # noqa: E501
         run = board.run(TRY.format(call=call), timeout_s=60)
         said = run.output.split()
         code = said[1] if said[:1] == ["REFUSED"] else "".join(said)
@@ -253,7 +235,7 @@ def test_sizes_beyond_all_measure_are_refused(
         more = "" if how == "file" else ", max_failures=1"
         call = f"update.from_file({url!r}, verbose=False, reboot=False{more})"
         if how == "fetch":
-            call = f"errors\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}{more}))"
+            call = f"base\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}{more}))"
         run = board.run(TRY.format(call=call), timeout_s=60)
         if (run.end, run.traceback) != (End.IDLE, "") or not run.output.startswith("REFUSED "):
             problems.append(f"{name}: {run.end} {run.output} {run.traceback}")
@@ -333,7 +315,7 @@ def released(content: bytes = NEW) -> bytes:
 
 TASKS: dict[str, Callable[[], bytes]] = {
     "image": lambda: NEW,
-    "merged": lambda: merged(NEW),
+    "merged": lambda: merged_firmware(NEW),
     "compressed": lambda: compress(NEW).to_bytes(),
     "bundle": released,
     "data": lambda: bundle_of(data(DATA)),

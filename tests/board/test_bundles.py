@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import boards
 import pytest
-import releases
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode, Operation
-from releases import app, key, make, tree
+from mpota.virtual.flash import CutMode, Operation, VirtualFlash
+
+from tests.support import boards, once, releases
+from tests.support.releases import app, key, make, tree
 
 # main.py that does not confirm: the next boot goes back.
 SILENT = releases.MAIN.replace("ota.rollback.cancel()", "")
@@ -29,7 +28,11 @@ INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
 @functools.cache
 def prepared() -> tuple[Path, bytes]:
     """/frozen with the bundles, and the flash of a board on which release 1.0 is confirmed."""
-    directory = Path(tempfile.mkdtemp(prefix="mpota-bundles-"))
+    directory = once.directory("bundles", prepare)
+    return directory, (directory / "flash.bin").read_bytes()
+
+
+def prepare(directory: Path) -> None:
     board = releases.board(directory)
     bundles = {
         "1": make(tree("1"), keys=(key(),), version="1.0", counter=1),
@@ -46,7 +49,7 @@ def prepared() -> tuple[Path, bytes]:
     )
     assert lines(run) == [OLD_PAIR], run.console
     assert board.run("import ota; print(ota.keys.counter())").output == "1\n"
-    return directory, board.flash.snapshot()
+    (directory / "flash.bin").write_bytes(board.flash.snapshot())
 
 
 @pytest.fixture
@@ -56,9 +59,7 @@ def board() -> Board:
 
 def fresh() -> Board:
     directory, start = prepared()
-    board = releases.board(directory)
-    board.flash.restore(start)
-    return board
+    return Board(VirtualFlash.create(len(start), {0: start}), frozen=directory)
 
 
 def lines(run: Run) -> list[str]:

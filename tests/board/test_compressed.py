@@ -4,64 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import encoded
-import ota_board
 import pytest
-import releases
-import web
-from encoded import NEW, OLD, content, noise, slot
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, compress
-from mpota.release.build import Content
 from mpota.virtual import micropython
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
-from ota_board import compiled
 
-INSTALL = """
-import ota
-try:
-    ota.release.install("/frozen/release.bundle", reboot=False)
-    print("INSTALLED")
-except ota.OTAError as error:
-    print("REFUSED", error.code, error)
-"""
-FILE = """
-import ota
-try:
-    ota.update.from_file("/frozen/file", reboot=False, verbose=False)
-    print("INSTALLED")
-except ota.OTAError as error:
-    print("REFUSED", error.code, error)
-"""
+from tests.support import encoded, ota_board, releases, web
+from tests.support.encoded import FILE, INSTALL, NEW, OLD, content, give, is_old, noise, run, slot
+from tests.support.ota_package import compiled
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Board:
-    """A board that runs the older app; the files of tmp_path are in its /frozen."""
-    shutil.copytree(compiled(), tmp_path, dirs_exist_ok=True)
-    flash = VirtualFlash.create(len(encoded.base()), {0: encoded.base()})
-    return Board(flash, heap_size=120 * 1024, frozen=tmp_path)
-
-
-def run(board: Board, script: str) -> str:
-    done = board.run(script)
-    assert (done.end, done.traceback) == (End.IDLE, ""), done.console
-    return done.output
-
-
-def give(board: Board, *contents: Content) -> None:
-    data = releases.make(*contents).to_bytes()
-    (Path(str(board.frozen)) / "release.bundle").write_bytes(data)
-
-
-def is_old(board: Board) -> bool:
-    return board.run("").labels == ("ota_0",)
+    return encoded.board(tmp_path)
 
 
 def test_a_compressed_app_is_the_app(board: Board) -> None:
@@ -82,7 +43,7 @@ def test_a_compressed_file_may_be_passed_as_an_image_may(board: Board) -> None:
     [(NEW, 64), (compress(NEW).to_bytes(), 84), (make_delta(OLD, NEW).to_bytes(), 92)],
     ids=["image", "compressed", "delta"],
 )
-def test_the_heap_that_the_guide_names_is_enough(data: bytes, kib: int) -> None:
+def test_the_heap_that_the_readme_names_is_enough(data: bytes, kib: int) -> None:
     flash = VirtualFlash.create(len(encoded.base()), {0: encoded.base()})
     board = Board(flash, heap_size=kib * 1024, frozen=compiled())
     with flash, web.serving({"/file": web.File(data, '"one"')}) as server:
@@ -175,6 +136,9 @@ def test_content_that_grows_beyond_the_slot_is_refused_before_the_first_erase(
 
 FUZZ = """
 import sys, random
+class esp32:  # nothing of it is used
+    NVS = Partition = None
+sys.modules["esp32"] = esp32
 sys.path.insert(0, sys.argv[1])
 from ota.base import OTAError
 from ota.frames import Frames
@@ -253,17 +217,7 @@ def test_after_a_power_cut_a_release_goes_on_where_it_was(board: Board, form: st
     give(board, made)
     count = len(board.run(INSTALL).operations)
     board.flash.restore(encoded.base())
-    read = """
-import ota, ota.local
-seen = 0
-class Counted(ota.local.FileSource):
-    def readinto(self, buf):
-        global seen
-        count = super().readinto(buf)
-        seen += count
-        return count
-ota.local.FileSource = Counted
-""" + INSTALL + "print(seen)"  # fmt: skip
+    read = releases.COUNTED + INSTALL + "print(seen)"
     board.flash.cut = Cut(count * 9 // 10, CutMode.TORN)
     assert board.run(INSTALL).end is End.POWER_CUT
     board.flash.cut = None

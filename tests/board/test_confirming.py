@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import boards
-import ota_board
 import pytest
-import releases
 from mpota.formats.partition_table import Partition
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.call_faults import CallFault
-from releases import app, key, make, tree
+
+from tests.support import boards, ota_board, releases
+from tests.support.releases import app, key, make, tree
 
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
 COUNTER = "import ota; print(ota.keys.counter())"

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 
-import ota_board
 import pytest
-import releases
-import web
-from ota_board import NEW, output, slot_content, states
-from web import HOST, File, root, server_identity
+
+from tests.support import releases, web
+from tests.support.ota_board import NEW, output, slot_content, states
+from tests.support.web import HOST, File, root, server_identity
 
 SECRETS = ", auth=('me', 'secret'), headers={'X-Api-Key': 'k', 'Accept': '*/*'}, max_failures=1"
 ROOTS = f", cadata={root().der!r}"
 DOWNGRADE = ", allow_downgrade_to_http=True"
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 @pytest.fixture

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 import subprocess
 import zlib
 from pathlib import Path
 
-import encoded
 import pytest
-import releases
-from encoded import NEW, OLD, app, content, slot
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, deflate
 from mpota.formats.tar import Member, write_tar
@@ -20,18 +16,17 @@ from mpota.release.build import Content
 from mpota.release.serve import Served
 from mpota.virtual import micropython
 from mpota.virtual.board import Board, End
-from mpota.virtual.flash import VirtualFlash
-from ota_board import compiled
-from test_compressed import FILE, INSTALL, give, is_old, run
+
+from tests.support import encoded, releases
+from tests.support.desk_server import running
+from tests.support.encoded import FILE, INSTALL, NEW, OLD, app, content, give, is_old, run, slot
 
 DEVICE = Path(__file__).parents[2] / "device"
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Board:
-    shutil.copytree(compiled(), tmp_path, dirs_exist_ok=True)
-    flash = VirtualFlash.create(len(encoded.base()), {0: encoded.base()})
-    return Board(flash, heap_size=120 * 1024, frozen=tmp_path)
+    return encoded.board(tmp_path)
 
 
 def put(board: Board, name: str, data: bytes) -> None:
@@ -56,18 +51,7 @@ def test_the_smallest_form_that_fits_is_taken_and_the_others_are_not_read(board:
     made = content().compressed().with_delta(app("v1.25.0")).with_delta(OLD)
     assert [form.encoding for form in made.encoded] == ["delta", "delta", "deflate"]
     give(board, made)
-    count = """
-import ota.local
-seen = 0
-class Counted(ota.local.FileSource):
-    def readinto(self, buf):
-        global seen
-        count = super().readinto(buf)
-        seen += count
-        return count
-ota.local.FileSource = Counted
-"""
-    said = run(board, count + INSTALL + "print(seen)").split()
+    said = run(board, releases.COUNTED + INSTALL + "print(seen)").split()
     assert said[0] == "INSTALLED"
     total = sum(len(form.data) for form in made.encoded)
     assert int(said[1]) < total // 4  # the compressed image is most of it
@@ -101,8 +85,6 @@ def test_a_delta_that_leads_to_something_else_is_refused_by_the_digest(board: Bo
 def test_a_delta_is_fetched_over_http_and_the_rest_of_its_bundle_is_not(
     board: Board, tmp_path: Path
 ) -> None:
-    from test_serve import running
-
     pytest.importorskip("aiohttp")
     made = content().with_delta(OLD)
     data = releases.make(made).to_bytes()

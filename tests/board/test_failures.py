@@ -7,12 +7,12 @@ import socket
 import struct
 from collections.abc import Callable
 
-import boards
-import ota_board
 import pytest
-from boards import OTA_1
 from mpota.virtual.flash import FaultKind, FlashFault
-from ota_board import (
+
+from tests.support import boards, ota_board
+from tests.support.boards import OTA_1
+from tests.support.ota_board import (
     NEW,
     Connection,
     answer,
@@ -26,12 +26,6 @@ from ota_board import (
 
 # Where the data of segment 0 ends in NEW.
 DROM_END = 32 + struct.unpack_from("<I", NEW, 28)[0]
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import boards
 import pytest
-import releases
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support import boards, releases
 
 SMALL = boards.app("v1.28.0", 0x3000)
 
@@ -64,5 +64,6 @@ machine.reset()
 def test_the_app_of_a_dump_is_taken_from_a_file(tmp_path: Path, name: str) -> None:
     board = releases.board(tmp_path)
     (tmp_path / "dump.bin").write_bytes(dump(APPS[name]))
-    run = board.run("import ota.update; ota.update.from_file('/frozen/dump.bin', verbose=False)")
+    call = "from_file('/frozen/dump.bin', verbose=False, reboot=False)"
+    run = board.run(f"import machine, ota.update; ota.update.{call}; machine.reset()")
     assert run.labels == ("ota_0", "ota_1"), run.console

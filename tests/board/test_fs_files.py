@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import boards
 import pytest
 from mpota.cli import main
 from mpota.formats.partition_table import Partition
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support import boards
 
 FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x60000)
 SINGLE = (

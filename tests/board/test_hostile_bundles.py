@@ -9,9 +9,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import boards
 import pytest
-import releases
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle
 from mpota.formats.tar import Member, write_tar
@@ -19,7 +17,9 @@ from mpota.release.build import Content, verify
 from mpota.release.signing import sign
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Operation
-from releases import app, key, make, tree
+
+from tests.support import boards, releases
+from tests.support.releases import app, key, make, tree
 
 COUNTER = 5
 TRUSTED, OTHER, RETIRED = 0, 1, 2

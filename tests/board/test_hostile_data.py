@@ -6,76 +6,39 @@ it, or nothing; and until all of it is there, nothing could be mounted.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pytest
-import releases
-import web
 from littlefs import LittleFS, LittleFSError
-from mpota.formats.chain import FRAME_SIZE, head_last, make_chain
+from mpota.formats.chain import FRAME_SIZE, make_chain
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.partition_table import Partition
 from mpota.formats.tar import Member, write_tar
-from mpota.release.build import Content, Encoded
+from mpota.release.build import Content
 from mpota.release.signing import sign
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
 from mpota.virtual.flash import Cut, CutMode
-from releases import key
 
-ASSETS = Partition("assets", 1, 0x83, 0xD0000, 0x30000)
-TABLE = (*boards.OTA_TABLE, ASSETS)
-SECTOR = 4096
+from tests.support import boards, releases, web
+from tests.support.data_payloads import (
+    ASSETS,
+    NEW,
+    OLD,
+    SECTOR,
+    TABLE,
+    bundle_of,
+    data,
+    image,
+    parts,
+)
+from tests.support.releases import COUNTED, key
+
 BLANK = b"\xff" * SECTOR
-
-
-@functools.cache
-def image(text: str) -> bytes:
-    """A littlefs image that fills the partition but for some sectors; it compresses to a half."""
-    fs = LittleFS(block_size=SECTOR, block_count=ASSETS.size // SECTOR)
-    rng = random.Random(text)
-    for number in range(9):
-        with fs.open(f"file{number}", "wb") as file:
-            file.write(bytes(rng.choice(b"abcdefgh") for _ in range(0x3F00)) + text.encode())
-    return bytes(fs.context.buffer)
-
-
-OLD, NEW = image("old"), image("new")
-
-
-def data(content: bytes, *, is_packed: bool = False) -> Content:
-    form = Encoded.chained("chained", "assets.chained", head_last(content))
-    if is_packed:
-        stream = compress(head_last(content)).to_bytes()
-        form = Encoded.chained("chained-deflate", "assets.chained", stream)
-    return Content("data", "assets.bin", content, "assets", (form,), is_plain=False)
-
-
-def parts(content: Content, *, as_url: bool = False, **fields: object) -> tuple[bytes, bytes]:
-    """Manifest and signature of a release of data alone."""
-    payloads = (content.payload(as_url=as_url),)
-    manifest = Manifest("demo", "1.0", payloads, chip=None, **fields)  # type: ignore[arg-type]
-    text = manifest.to_bytes()
-    return text, sign(text, (key(),))
-
-
-def bundle_of(content: Content, body: bytes | None = None) -> bytes:
-    """A signed bundle in which ``body`` stands where the chain was."""
-    text, signature = parts(content)
-    form = content.encoded[0]
-    return write_tar(
-        [
-            Member("manifest.json", text),
-            Member("manifest.sig", signature),
-            Member(form.member, form.data if body is None else body),
-        ]
-    )
 
 
 # --- what an attacker may do to a chain ---------------------------------------------------------
@@ -223,12 +186,6 @@ def board(tmp_path: Path) -> Board:
     (tmp_path / "old.bin").write_bytes(OLD)
     made.flash.restart_count()
     return made
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[web.WebServer]:
-    with web.serving() as server:
-        yield server
 
 
 def frozen(board: Board) -> Path:
@@ -396,20 +353,6 @@ def test_at_every_cut_the_partition_is_whole_or_cannot_be_mounted(
         except (AssertionError, pytest.fail.Exception) as error:
             failures.append(f"--cut {point}\n{error}")
     assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:5])
-
-
-COUNTED = """
-import ota.local
-seen = 0
-class Counted(ota.local.FileSource):
-    def readinto(self, buf):
-        global seen
-        count = super().readinto(buf)
-        seen += count
-        return count
-    try_readinto = readinto
-ota.local.FileSource = Counted
-"""
 
 
 def cut_late(board: Board, script: str, sectors: int) -> Run:

@@ -2,59 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pytest
-import releases
-import web
-from boards import OTA_0, OTA_1, OTADATA
 from mpota.formats.bundle import Bundle
 from mpota.formats.frames import compress
 from mpota.formats.otadata import OtaRecord, OtaState
-from mpota.formats.partition_table import PartitionTable
 from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.call_faults import CallFault
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import Cut, CutMode, Operation
-from releases import key, make
 
-TRUSTED, FOREIGN, RETIRED = 0, 1, 2
-COUNTER = 9
-SECTOR = 4096
-HEAD = 32
-
-
-def noisy(version: str, size: int) -> bytes:
-    """As boards.app, but not two sectors are alike."""
-    desc = struct.pack("<IIII", 0xABCD5432, 0, 0, 0) + bytes(96) + b"v5.4.2".ljust(32, b"\0")
-    desc += hashlib.sha256(version.encode()).digest()  # app_elf_sha256
-    text = f"MicroPython {version} on 2025-09-11\0; Virtual board with ESP32\0".encode()
-    noise = random.Random(version).randbytes(size - 0x600)
-    rodata = desc.ljust(256, b"\0") + text.ljust(256, b"\0") + noise
-    return boards.image([(0x3F400020, rodata), (0x40080400, b"\0" * 0x200)])
-
-
-FALLBACK = noisy("v1.25.0", 0x12000)
-NEW = noisy("v1.27.0", 0x19000)
-OTHER = noisy("v1.28.0", 0x15000)
-
-TRY = """
-import ota
-try:
-    ota.{call}
-    print("INSTALLED")
-except ota.OTAError as error:
-    print("REFUSED", error.code, error)
-"""
-INSTALL = "release.install({!r}, reboot=False)"
-UPDATE = "update.from_file({!r}, verbose=False, reboot=False{})"
+from tests.support import boards, releases, web
+from tests.support.boards import OTA_0, OTA_1, OTADATA
+from tests.support.hostile import (
+    COUNTER,
+    FALLBACK,
+    FOREIGN,
+    HEAD,
+    INSTALL,
+    NEW,
+    OTHER,
+    RETIRED,
+    SECTOR,
+    TRUSTED,
+    TRY,
+    UPDATE,
+    after_damage,
+    put,
+    reseal,
+    said,
+    slot,
+    touched,
+)
+from tests.support.ota_board import merged_firmware
+from tests.support.releases import key, make
 
 
 @pytest.fixture
@@ -80,49 +66,6 @@ def board(tmp_path: Path) -> Board:
     return made
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[web.WebServer]:
-    with web.serving() as server:
-        yield server
-
-
-def put(board: Board, data: bytes, name: str = "file") -> str:
-    assert board.frozen is not None
-    (board.frozen / name).write_bytes(data)
-    return f"/frozen/{name}"
-
-
-def said(board: Board, call: str) -> str:
-    """What an attempt came to: its code, or INSTALLED."""
-    run = board.run(TRY.format(call=call))
-    assert (run.end, run.traceback) == (End.IDLE, ""), run.console
-    words = run.output.split()
-    return words[1] if words[0] == "REFUSED" else words[0]
-
-
-def slot(board: Board) -> bytes:
-    return board.flash.read(OTA_1.offset, OTA_1.size)
-
-
-def touched(operations: tuple[Operation, ...] | list[Operation]) -> list[Operation]:
-    """What was done to the other slot, or to otadata."""
-    return [
-        op
-        for op in operations
-        if OTA_1.offset <= op.offset < OTA_1.end or OTADATA.offset <= op.offset < OTADATA.end
-    ]
-
-
-def after_damage(board: Board) -> tuple[str | None, ...]:
-    """What boots when the app that ran is damaged; the flash is as before then."""
-    before = board.flash.snapshot()
-    board.flash.erase(OTA_0.offset, SECTOR)
-    try:
-        return board.run("").labels
-    finally:
-        board.flash.restore(before)
-
-
 # --- what cannot succeed costs nothing ----------------------------------------------------------
 
 
@@ -133,14 +76,6 @@ def app(data: bytes = NEW) -> Content:
 def bundle(*contents: Content, by: int | None = TRUSTED, **fields: object) -> bytes:
     given = {"counter": COUNTER, "version": "2.0"} | fields
     return make(*contents, keys=() if by is None else (key(by),), **given).to_bytes()
-
-
-def merged(data: bytes) -> bytes:
-    image = bytearray(b"\xff" * (0x10000 - 0x1000))
-    image[: len(boards.BOOTLOADER)] = boards.BOOTLOADER
-    table = PartitionTable(boards.OTA_TABLE).to_bytes()
-    image[0x7000 : 0x7000 + len(table)] = table
-    return bytes(image) + data
 
 
 def signature_of_another_manifest() -> bytes:
@@ -170,7 +105,7 @@ BEFORE: dict[str, Callable[[], tuple[bytes, str]]] = {
     "image": lambda: (NEW, "unsigned"),
     "signed image": lambda: (sign_app(NEW, "x", (key(TRUSTED),)), "unsigned"),
     "image signed by a foreign key": lambda: (sign_app(NEW, "x", (key(FOREIGN),)), "unsigned"),
-    "merged firmware": lambda: (merged(NEW), "unsigned"),
+    "merged firmware": lambda: (merged_firmware(NEW), "unsigned"),
     "compressed image": lambda: (compress(NEW).to_bytes(), "unsigned"),
     "bootloader": lambda: (boards.BOOTLOADER.ljust(8192, b"\xff"), "unsigned"),
     "blank file": lambda: (b"\xff" * 20000, "unsigned"),
@@ -195,9 +130,9 @@ def test_what_cannot_succeed_costs_neither_the_fallback_nor_otadata(
         call = {
             "file": UPDATE.format(path, ""),
             "http": UPDATE.format(url, ", max_failures=1"),
-            "asyncio": "errors\n    import asyncio\n"
+            "asyncio": "base\n    import asyncio\n"
             f"    asyncio.run(ota.update.fetch({url!r}, max_failures=1))",
-            "write": f"errors; u = ota.update.OTA(verbose=False)\n    f = open({path!r}, 'rb')\n"
+            "write": f"base; u = ota.update.OTA(verbose=False)\n    f = open({path!r}, 'rb')\n"
             "    while True:\n        data = f.read(1000)\n        if not data: break\n"
             "        u.write(data)\n    u.close()",
         }[how]
@@ -213,10 +148,6 @@ def test_what_cannot_succeed_costs_neither_the_fallback_nor_otadata(
 
 
 # --- what is refused late leaves nothing that boots ---------------------------------------------
-
-
-def reseal(image: bytes) -> bytes:
-    return image[:-32] + hashlib.sha256(image[:-32]).digest()
 
 
 def patched(image: bytes, at: int, data: bytes) -> bytes:
@@ -310,8 +241,8 @@ UNKEYED: dict[str, tuple[bytes, str]] = {
     "half": (NEW[: len(NEW) // 2], "truncated"),
     "first sector alone": (NEW[:SECTOR], "truncated"),
     "trailing": (NEW.ljust(0x1A000, b"\xff") + b"x" * 5000, "trailing"),
-    "merged, digest": (merged(patched(NEW, 0x9000, b"x")), "digest"),
-    "merged, truncated": (merged(NEW)[:-5000], "truncated"),
+    "merged, digest": (merged_firmware(patched(NEW, 0x9000, b"x")), "digest"),
+    "merged, truncated": (merged_firmware(NEW)[:-5000], "truncated"),
     "compressed, digest": (compress(patched(NEW, 0x9000, b"x")).to_bytes(), "digest"),
     "compressed, truncated": (compress(NEW).to_bytes()[:-9000], "truncated"),
 }
@@ -489,8 +420,8 @@ def test_what_stood_behind_the_image_does_not_matter_and_goes(
 
 FREE = """
 class Me: pass
-from ota import app
-app.acquire_slot(Me); app.release_slot(Me)
+from ota import slot
+slot.acquire_slot(Me); slot.release_slot(Me)
 print("free")
 """
 
@@ -609,19 +540,19 @@ asyncio.run(main())
 {FREE}
 import _thread, time
 calls = 100
-import ota.app
+import ota.pump
 def sleep_ms(ms):
     global calls
     calls -= 1
     if not calls:
         raise KeyboardInterrupt
     time.sleep_ms(ms)
-ota.app.sleep_ms = sleep_ms
+ota.pump.sleep_ms = sleep_ms
 try:
     ota.update.from_file({url!r}, verbose=False, reboot=False)
 except KeyboardInterrupt:
     print("interrupted")
-ota.app.sleep_ms = time.sleep_ms
+ota.pump.sleep_ms = time.sleep_ms
 {FREE}
 update = ota.update.OTA(verbose=False)
 with open("/frozen/file", "rb") as file:

@@ -6,12 +6,12 @@ import re
 import shlex
 from pathlib import Path
 
-import boards
 import pytest
-import releases
 from mpota import cli
 from mpota.release.signing import public_to_pem
 from mpota.virtual.board import Board, Run
+
+from tests.support import boards, releases
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)

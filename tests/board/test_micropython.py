@@ -135,6 +135,26 @@ def test_apt_fetches_one_once_and_the_cache_keeps_it(machine, monkeypatch):
     assert sorted(path.name for path in root.parent.iterdir()) == ["i386", "lock"]
 
 
+def test_another_is_of_another_version_and_fetched_once(machine, monkeypatch):
+    with_apt(machine)
+    debian_12(monkeypatch)
+    monkeypatch.setattr(micropython, "find", lambda: Interpreter(("mine",), (1, 26, 0), 4))
+    found = micropython.another()
+    assert found.version == (1, 25, 0)
+    assert found.command[-1].startswith(str(machine / "cache/mpota/micropython-other/i386"))
+    log = (machine / "log").read_text()
+    assert micropython.another() == found
+    assert (machine / "log").read_text() == log
+
+
+def test_another_of_the_same_version_is_none(machine, monkeypatch):
+    with_apt(machine)
+    debian_12(monkeypatch)
+    monkeypatch.setattr(micropython, "find", lambda: Interpreter(("mine",), (1, 25, 0), 4))
+    with pytest.raises(MpotaError, match=r"sid \(i386\): is MicroPython 1\.25\.0 too"):
+        micropython.another()
+
+
 def test_a_failing_apt_leaves_nothing_and_says_why(machine, monkeypatch):
     with_apt(machine)
     program(machine, "apt-get", "#!/bin/sh\necho 'E: no route to the mirror' >&2\nexit 100\n")

@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 import ssl
 
-import boards
-import ota_board
 import pytest
-import releases
-import web
 from mpota.release.build import Content
-from ota_board import NEW, OLD, output, states, try_update
-from web import DAY, HOST, NOW, File, drop, issue, reset, root, server_identity, stall, status
+
+from tests.support import boards, ota_board, releases, web
+from tests.support.ota_board import NEW, OLD, output, states, try_update
+from tests.support.web import (
+    DAY,
+    HOST,
+    NOW,
+    File,
+    drop,
+    issue,
+    reset,
+    root,
+    server_identity,
+    stall,
+    status,
+)
 
 PATIENT = ", max_failures=5, pause=0.01, timeout=0.3, log=print"
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 @pytest.fixture
@@ -260,7 +264,8 @@ def test_what_fails_five_times_in_a_row_ends_and_tells_of_all(board, server):
 
 def test_failures_are_in_a_row_only_while_nothing_comes(board, server):
     server.troubles = [drop(web.PIECE * 2)] * 12
-    lines, booted = update(board, server.url("/app.bin"), PATIENT.replace("=5", "=2"))
+    patient = PATIENT.replace("=5", "=2").replace("timeout=0.3", "timeout=10")
+    lines, booted = update(board, server.url("/app.bin"), patient)
     assert (lines[-1], booted) == (f"wrote {len(NEW)}", "ota_1")
     assert server.sent == len(NEW)
 
@@ -445,7 +450,7 @@ def test_several_files_come_over_one_connection(board, server):
         board,
         f"""
 from ota.http import Client
-from ota.app import open_source
+from ota.pump import open_source
 client = Client()
 buf = bytearray(4096)
 for path in ("/a", "/b", "/c", "/missing", "/a"):
@@ -479,7 +484,7 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_opened_anew(board,
         board,
         f"""
 from ota.http import Client
-from ota.app import open_source
+from ota.pump import open_source
 client = Client()
 for _ in range(2):
     source = open_source({server.url("/a")!r}, client=client, max_failures=1)

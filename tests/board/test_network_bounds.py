@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import time
 
-import boards
-import ota_board
 import pytest
-import releases
-import web
-from ota_board import NEW, output, states, try_update
-from web import HOST, File, root, server_identity
+
+from tests.support import boards, releases, web
+from tests.support.ota_board import NEW, output, states, try_update
+from tests.support.web import HOST, File, root, server_identity
 
 ONCE = ", max_failures=1"
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
-
-
-@pytest.fixture
-def server():
-    with web.serving() as server:
-        yield server
 
 
 # The ways to begin an update, each with a URL that a server answers.
@@ -152,7 +138,7 @@ def test_a_file_that_is_larger_than_its_limit_ends_there(board, server, name):
     printed = output(
         board,
         f"""
-from ota.app import open_source
+from ota.pump import open_source
 count = 0
 try:
     source = open_source({server.url("/app.bin")!r}, limit=20000, max_failures=1)
@@ -271,8 +257,8 @@ def test_all_waiting_together_is_bounded_by_the_size(board, server):
         handler.limit(0x10000 - sent)
 
     server.troubles = [slow_and_short] * 50
-    more = ", min_rate=50000, pause=0.01, max_failures=40"
-    printed = output(board, attempt("from_file", server.url("/app.bin"), more, 100))
+    more = ", min_rate=50000, pause=0.0001, max_failures=40"
+    printed = output(board, attempt("from_file", server.url("/app.bin"), more, 250))
     assert printed.startswith("slow: ")
     assert f" s of waiting are too long for {len(NEW)} bytes, min_rate is 50000" in printed
 

@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 import random
 
-import ota_board
 import pytest
-import web
-from ota_board import NEW, output, states
-from web import HOST, File, server_identity
+
+from tests.support import web
+from tests.support.ota_board import NEW, output, states
+from tests.support.web import HOST, File, server_identity
 
 BODY = bytes(range(256)) * 20
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
-
-
-@pytest.fixture
-def server():
-    with web.serving() as server:
-        yield server
 
 
 # Prints the code of what came out for each case, and the words where they hold what they must not.
 READ_ALL = """
 from ota.base import OTAError
-from ota.app import open_source
+from ota.pump import open_source
 def read(url, **more):
     source = open_source(url, max_failures=2, pause=0.001, limit=100000, **more)
     try:
@@ -194,7 +182,7 @@ def update(name):
 for number in range({len(bodies)}):
     name = {server.url("/")!r} + str(number) + ".json"
     if {is_file}:
-        from ota.app import open_source
+        from ota.pump import open_source
         source = open_source(name)
         buf = bytearray(4200)
         count = source.readinto(buf)
@@ -225,8 +213,8 @@ except ota.OTAError as error:
 """
     )
     assert output(board, script) == (
-        f"{server.url('/x.json')} is not what updates are named by: it is no JSON: it begins with "
-        "'<html>\\x1b[2J log in'\n"
+        f"{server.url('/x.json')} is not what updates are named by: it is no JSON object: "
+        "it begins with '<html>\\x1b[2J log in'\n"
     )
 
 
@@ -309,14 +297,14 @@ print(bad)
 
 
 def test_too_little_memory_is_said_with_what_was_wanted_and_what_is_free(board, server):
-    """From 8 KiB, half of what is needed, up to enough: an OTAError comes out, or the file."""
+    """From 3 KiB up to enough: an OTAError comes out, or the file."""
     server.files["/app.bin"] = File(NEW, chunked=True)
     printed = output(
         board,
         f"""
 import gc, ota
 from ota.base import OTAError
-from ota.app import open_source
+from ota.pump import open_source
 from ota.base import unload
 def hold(spare):
     gc.collect()
@@ -331,11 +319,12 @@ def hold(spare):
             count -= 1
             held[count] = None
     return held
-for spare in range(8, 28):
+buf = bytearray(512)
+for spare in range(3, 28):
     held = hold(spare)
     try:
         source = open_source({server.url("/app.bin")!r})
-        source.readinto(bytearray(512))
+        source.readinto(buf)
         source.close()
         code = "ok"
     except OTAError as error:

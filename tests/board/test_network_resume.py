@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import boards
-import encoded
-import ota_board
 import pytest
-import releases
-import web
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
-from ota_board import NEW, output, slot_content, states, try_update
-from test_update import merged_firmware
-from web import File
+
+from tests.support import boards, encoded, ota_board, ota_package, releases, web
+from tests.support.ota_board import NEW, merged_firmware, output, slot_content, states, try_update
+from tests.support.web import File
 
 KIB_64 = 0x10000
 PATIENT = ", max_failures=5, pause=0.01, timeout=0.4"
@@ -95,7 +91,7 @@ def test_power_cuts_at_each_64_kib_cost_64_kib_each_at_most(
         web.serving({"/app.bin": File(image, '"one"')}) as server,
         VirtualFlash.create(len(large_base), {0: large_base}) as flash,
     ):
-        board = Board(flash, heap_size=160 * 1024, frozen=ota_board.compiled())
+        board = Board(flash, heap_size=160 * 1024, frozen=ota_package.compiled())
         install_main(board, server.url("/app.bin"), f", block_size={block_size}")
         cuts = cut_until_updated(board, server, operations, mode)
         assert cuts >= 12
@@ -106,12 +102,6 @@ def test_power_cuts_at_each_64_kib_cost_64_kib_each_at_most(
         assert starts == sorted(starts)
         assert board.flash.read(LARGE_TABLE[3].offset, len(image)) == image
         assert board.run("").labels == ("ota_1",)  # confirmed
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 def break_off(board, server, options="", after=0x18000):
@@ -261,7 +251,8 @@ def test_heap_stays_within_24_kib_besides_the_package(board):
             board,
             f"""
 import gc, ota
-from ota import app, http, http_ask, http_connect, http_resume, tls_trust, update
+from ota import http, http_ask, http_connect, http_resume, image, pump, slot, tls_trust
+from ota import update
 gc.collect()
 free = least = gc.mem_free()
 def progress(done, total):
@@ -289,7 +280,7 @@ def test_a_bundle_goes_on_after_a_power_cut(content):
         web.serving({"/a.bundle": File(data, '"one"')}) as server,
         VirtualFlash.create(boards.FLASH_SIZE, {0: encoded.base()}) as flash,
     ):
-        board = Board(flash, frozen=ota_board.compiled())
+        board = Board(flash, frozen=ota_package.compiled())
         url = server.url("/a.bundle")
         flash.restart_count()
         flash.cut = Cut(100, CutMode.TORN)

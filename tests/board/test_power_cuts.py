@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import boards
-import ota_board
 import pytest
-from boards import OTA_0, OTA_1, OTADATA
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, Operation, VirtualFlash
-from ota_board import NEW, OLD, answer, serving, try_update
+
+from tests.support import boards, ota_board, ota_package
+from tests.support.boards import OTA_0, OTA_1, OTADATA
+from tests.support.ota_board import NEW, OLD, answer, serving, try_update
 
 THIRD = boards.app("v1.28.0", 0x1B000)
 APPS = {OTA_0.label: OTA_0, OTA_1.label: OTA_1}
@@ -180,7 +180,7 @@ def test_at_every_cut_an_app_boots_and_the_next_update_succeeds(
     more = ", force=True" if name == "update-of-failed" else ""
     failures = []
     with VirtualFlash.create(boards.FLASH_SIZE) as flash:
-        board = Board(flash, frozen=ota_board.compiled())
+        board = Board(flash, frozen=ota_package.compiled())
         operations = scenario.record(board)
         assert operations
         points = points_to_try(request.config, name, operations)

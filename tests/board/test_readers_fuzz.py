@@ -11,11 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pytest
-import releases
-import web
-from boards import OTA_1
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import Partition
@@ -23,8 +19,12 @@ from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Encoded, sign_app
 from mpota.release.signing import public_to_pem, sign
 from mpota.virtual.board import Board, End
-from releases import key, make
-from test_hostile_updates import merged, noisy
+
+from tests.support import amount, boards, releases, web
+from tests.support.boards import OTA_1
+from tests.support.hostile import noisy
+from tests.support.ota_board import merged_firmware
+from tests.support.releases import key, make
 
 ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "0"))
 ASSETS = Partition("assets", 1, 0x83, 0xD0000, 0x10000)
@@ -37,7 +37,7 @@ APP = noisy("v1.27.0", 0x3000)
 HARNESS = """
 import gc, io, os, random, sys
 import ota
-from ota import app, base
+from ota import base, slot
 from ota.base import OTAError
 from ota.update import OTA
 
@@ -92,8 +92,8 @@ def fuzz(read, rounds, seed=1, fix=None):
                 print("RAW", number)
                 sys.print_exception(error)
         try:
-            app.acquire_slot(Me)
-            app.release_slot(Me)
+            slot.acquire_slot(Me)
+            slot.release_slot(Me)
         except OTAError:
             print("BUSY", number)
             base.owner = None
@@ -118,7 +118,7 @@ def make_board(directory: Path) -> Board:
 
 
 def rounds(count: int) -> int:
-    return ROUNDS or count
+    return ROUNDS or amount.some(count)
 
 
 def run(board: Board, seeds: list[bytes], script: str) -> int:
@@ -175,14 +175,14 @@ def packed_bundle() -> bytes:
 
 READERS: dict[str, tuple[Callable[[], list[bytes]], str, int]] = {
     "app image": (lambda: [APP, OLD, sign_app(APP, "x", (key(),))], "fuzz(take, {})", 600),
-    "merged firmware": (lambda: [merged(APP)[:0x13000]], "fuzz(take, {})", 60),
+    "merged firmware": (lambda: [merged_firmware(APP)[:0x13000]], "fuzz(take, {})", 60),
     "frames": (lambda: [compress(APP).to_bytes()], "fuzz(take, {})", 600),
     "delta": (
         lambda: [make_delta(OLD, APP).to_bytes(), make_delta(OLD, OLD).to_bytes()],
         "fuzz(take, {})", 600),
     "nested frames": (
         lambda: [compress(compress(APP).to_bytes()).to_bytes(), compress(bundle()).to_bytes(),
-                 compress(merged(APP)).to_bytes()],
+                 compress(merged_firmware(APP)).to_bytes()],
         "fuzz(take, {})", 60),
     "bundle": (lambda: [bundle(), packed_bundle()], FIX_TAR + "fuzz(take, {}, fix=fix)", 400),
     "signed bundle": (lambda: [bundle(keys=(key(),))], FIX_TAR + f"""
@@ -196,7 +196,7 @@ trust = load()
 fuzz(lambda data: judge(read(data), trust, "member", (), False), {}, 1)""", 700),
     "tar": (lambda: [releases.tree("2").data, bundle()], FIX_TAR + """
 from ota.tar import TarReader
-from ota.app import Inlet
+from ota.pump import Inlet
 class Sink:
     def __init__(self, size): self.left = size
     def wanted(self): return self.left
@@ -396,7 +396,7 @@ def test_nested_frames_are_refused(board: Board, inner: str) -> None:
     data = {
         "compressed": compress(APP).to_bytes(),
         "bundle": bundle(),
-        "merged": merged(APP),
+        "merged": merged_firmware(APP),
         "delta": make_delta(OLD, APP).to_bytes(),
     }[inner]
     assert board.frozen is not None
@@ -423,7 +423,7 @@ try:
         print("INSTALLED")
     except ota.base.OTAError as error:
         print(error.code, error)
-    if "ota.app" in sys.modules:
+    if "ota.slot" in sys.modules:
         print("owner", sys.modules["ota.base"].owner)
 except MemoryError:
     print("the import of ota.update itself")

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import releases
 from mpota.errors import MpotaError
 from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.tar import read_tar, read_tree
 from mpota.release.signing import public_to_pem, sign
 
-ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "3000"))
+from tests.support import amount, releases
+
+ROUNDS = int(os.environ.get("MPOTA_FUZZ_ROUNDS", "0")) or amount.some(3000)
 
 # Mutates ``seeds`` and gives the result to ``read``; prints how many were taken, and refused.
 SCRIPT = """

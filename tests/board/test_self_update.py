@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 
-import boards
-import ota_files
 import pytest
-import releases
 from mpota.cli import main
 from mpota.formats.tar import read_tree, write_tar
 from mpota.release.build import Content
@@ -17,8 +13,10 @@ from mpota.release.ota_package import MARK
 from mpota.release.with_ota import with_ota
 from mpota.virtual.board import Board
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode
-from releases import app, key, make
+from mpota.virtual.flash import CutMode, VirtualFlash
+
+from tests.support import boards, once, ota_files, releases
+from tests.support.releases import app, key, make
 
 MAIN = """
 import sys, ota, code
@@ -44,7 +42,11 @@ def tree(version: str, main: str = MAIN, **files: str) -> Content:
 @functools.cache
 def prepared() -> tuple[Path, bytes]:
     """/frozen with the bundles, and a board with 0.1 and a key that has confirmed release 1.0."""
-    directory = Path(tempfile.mkdtemp(prefix="mpota-self-"))
+    directory = once.directory("bundles-for-0.1", prepare)
+    return directory, (directory / "flash.bin").read_bytes()
+
+
+def prepare(directory: Path) -> None:
     second = {"keys": (key(),), "version": "2.0", "counter": 2}
     bundles = {
         "1": make(releases.tree("1", MAIN), keys=(key(),), version="1.0", counter=1),
@@ -61,7 +63,7 @@ def prepared() -> tuple[Path, bytes]:
     digest = key().public.digest.hex()
     run = board.run(f"import ota; ota.keys.add({digest!r}); " + INSTALL.format("1", True))
     assert OLD_PAIR in run.output, run.console
-    return directory, board.flash.snapshot()
+    (directory / "flash.bin").write_bytes(board.flash.snapshot())
 
 
 @pytest.fixture
@@ -71,10 +73,7 @@ def board() -> Board:
 
 def fresh() -> Board:
     directory, start = prepared()
-    board = boards.formatted(table=ota_files.TABLE)
-    board.frozen = directory
-    board.flash.restore(start)
-    return board
+    return Board(VirtualFlash.create(len(start), {0: start}), frozen=directory)
 
 
 def package(board: Board, folder: str = "/lib/ota") -> dict[str, bytes] | None:

@@ -3,79 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import http.client
 import json
 import os
 import ssl
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import boards
-import encoded
 import pytest
-import releases
 from mpota.errors import UsageError
 from mpota.release.build import Content
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import Served, Server, serving
+from mpota.release.serve import Server, serving
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
+from tests.support import boards, encoded, ota_package, releases
+from tests.support.desk_server import DATA, LOOPBACK, connect, get, running
+
 pytest.importorskip("aiohttp")
-
-DATA = bytes(range(256)) * 1000
-LOOPBACK = "127.0.0.1"
-
-
-@contextlib.contextmanager
-def running(directory: Path, ca: LocalCa | None = None) -> Iterator[tuple[Server, list[Served]]]:
-    """A server in a thread of its own, and what it has served."""
-    served: list[Served] = []
-    started: list[Server] = []
-    is_up = threading.Event()
-    loop = asyncio.new_event_loop()
-    is_over = asyncio.Event()
-
-    async def main() -> None:
-        async with serving(directory, LOOPBACK, 0, ca, served.append) as server:
-            started.append(server)
-            is_up.set()
-            await is_over.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
-    thread.start()
-    assert is_up.wait(10)
-    try:
-        yield started[0], served
-    finally:
-        loop.call_soon_threadsafe(is_over.set)
-        thread.join()
-        loop.close()
-
-
-def connect(server: Server, ca: LocalCa | None = None) -> http.client.HTTPConnection:
-    parts = urlsplit(server.url)
-    assert parts.hostname is not None
-    if ca is None:
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
-    context = ssl.create_default_context(cadata=ca.der)
-    context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 and browsers do
-    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=10, context=context)
-
-
-def get(
-    connection: http.client.HTTPConnection, path: str, **headers: str
-) -> tuple[int, bytes, http.client.HTTPResponse]:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request("GET", path, headers=names)
-    response = connection.getresponse()
-    return response.status, response.read(), response
 
 
 def test_files_come_whole_and_in_ranges_on_one_connection(tmp_path: Path) -> None:
@@ -185,7 +133,7 @@ def test_a_heap_of_104_kib_is_enough_for_a_signed_bundle_over_http(
     bundle = releases.make(content, releases.tree("2"), keys=(releases.key(),))
     (public / "x.bundle").write_bytes(bundle.to_bytes())
     flash = VirtualFlash.create(boards.FLASH_SIZE, {0: encoded.base()})
-    board = Board(flash, heap_size=104 * 1024, frozen=encoded.compiled())
+    board = Board(flash, heap_size=104 * 1024, frozen=ota_package.compiled())
     board.run(f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
     with flash, running(public) as (server, _):
         run = board.run(f"import ota; ota.release.install('{server.url}x.bundle')")

@@ -16,12 +16,15 @@ import pytest
 from mpota.release import serve
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import Server
-from mpota.release.signing import PrivateKey
-from test_serve import DATA, connect, get, running
+
+from tests.support import releases
+from tests.support.desk_server import DATA, connect, get, running
+
+pytest.importorskip("aiohttp")
 
 HOST = b"Host: x\r\nConnection: close\r\n"
 SECRET = b"nobody may see this"
-KEY = PrivateKey.generate()
+KEY = releases.key()
 
 
 @pytest.fixture

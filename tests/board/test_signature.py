@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import releases
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 from mpota.errors import MpotaError
@@ -27,11 +26,16 @@ from mpota.release.signing import PrivateKey, check_signature, sign
 from mpota.resources import data_directory
 from mpota.virtual import micropython
 
+from tests.support import releases
+
 CONTENT = b'{"format": 1}\n'
 DIGEST = hashlib.sha256(padded(CONTENT)).digest()
 
 SCRIPT = """
 import sys
+class esp32:  # nothing of it is used
+    NVS = Partition = None
+sys.modules["esp32"] = esp32
 from hashlib import sha256
 sys.path.insert(0, sys.argv[1])
 from ota import keys
@@ -348,7 +352,11 @@ def test_verification_needs_less_than_12_kib_of_heap(tmp_path: Path) -> None:
     limit = 12 * 1024 * interpreter.word_size // 4
     (tmp_path / "sector").write_bytes(sign(CONTENT, (releases.key(),)))
     script = f"""
-import gc, sys, time
+import gc, time
+import sys
+class esp32:  # nothing of it is used
+    NVS = Partition = None
+sys.modules["esp32"] = esp32
 sys.path.insert(0, {str(data_directory("device"))!r})
 from ota import keys
 class Trust:

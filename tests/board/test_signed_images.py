@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pytest
-import releases
-import web
 from mpota.formats.frames import compress
 from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End
-from releases import key, make
-from test_hostile_updates import (
+
+from tests.support import boards, releases, web
+from tests.support.hostile import (
     FALLBACK,
     FOREIGN,
     HEAD,
@@ -27,7 +25,6 @@ from test_hostile_updates import (
     TRY,
     UPDATE,
     after_damage,
-    merged,
     noisy,
     put,
     reseal,
@@ -35,6 +32,8 @@ from test_hostile_updates import (
     slot,
     touched,
 )
+from tests.support.ota_board import merged_firmware
+from tests.support.releases import key, make
 
 COUNTER = 9
 TRUST = "import ota; t = ota.keys.load(); print(t.counter, t.name, t.version, len(t.trusted))"
@@ -94,13 +93,6 @@ def allowing(board: Board) -> Board:
     return board
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[web.WebServer]:
-    with web.serving() as server:
-        # `web` answers ranges from a byte on; the end of a file is asked for by "bytes=-4096".
-        yield server
-
-
 def give(server: web.WebServer, data: bytes, *, ranges: bool = True) -> str:
     def answer(handler: web.Handler) -> None:
         asked = handler.asked.headers.get("range", "")
@@ -120,14 +112,12 @@ def give(server: web.WebServer, data: bytes, *, ranges: bool = True) -> str:
 
 
 def stream(path: str) -> str:
-    return (
-        f"errors\n    with ota.update.OTA(verbose=False) as u: u.from_stream(open({path!r}, 'rb'))"
-    )
+    return f"base\n    with ota.update.OTA(verbose=False) as u: u.from_stream(open({path!r}, 'rb'))"
 
 
 def pieces(path: str) -> str:
     return (
-        f"errors\n    u = ota.update.OTA(verbose=False); f = open({path!r}, 'rb')\n"
+        f"base\n    u = ota.update.OTA(verbose=False); f = open({path!r}, 'rb')\n"
         "    while True:\n        data = f.read(1000)\n        if not data: break\n"
         "        u.write(data)\n    u.close()"
     )
@@ -162,7 +152,7 @@ def test_where_it_is_allowed_a_signed_image_is_taken_and_name_and_counter_stay(
     url = put(allowing, data) if how == "file" else give(server, data)
     call = UPDATE.format(url, "")
     if how == "asyncio":
-        call = f"errors\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}))"
+        call = f"base\n    import asyncio\n    asyncio.run(ota.update.fetch({url!r}))"
     assert said(allowing, call) == "INSTALLED"
     assert slot(allowing) == data + b"\xff" * (OTA_1.size - len(data))
     run = allowing.run(f"import ota; ota.rollback.cancel()\n{TRUST}")
@@ -212,7 +202,7 @@ FORGED: dict[str, tuple[bytes, str]] = {
     "bytes behind the signature": (signed(image(3)) + b"\0" * 16, "unsigned"),
     "secure_version falls": (signed(image(2)), "secure-version"),
     "secure_version 0": (signed(image(0)), "secure-version"),
-    "merged firmware": (merged(signed(image(3))), "unsigned"),
+    "merged firmware": (merged_firmware(signed(image(3))), "unsigned"),
     "compressed": (compress(signed(image(3))).to_bytes(), "unsigned"),
     "a signature alone": (signed(image(3))[-SECTOR:], "not-an-image"),
     "less than a sector": (signed(image(3))[-1216:], "unsigned"),
@@ -316,7 +306,9 @@ def test_without_keys_name_version_and_counter_survive_what_is_installed(
         "import ota; ota.release.install('/frozen/first.bundle')"
     )
     assert board.run(TRUST).output == "4 demo 1.5 0\n"
-    data = {"image": NEW, "merged": merged(NEW), "compressed": compress(NEW).to_bytes()}[kind]
+    data = {"image": NEW, "merged": merged_firmware(NEW), "compressed": compress(NEW).to_bytes()}[
+        kind
+    ]
     assert said(board, UPDATE.format(put(board, data), "")) == "INSTALLED"
     assert board.run().labels == ("ota_1",)  # and is confirmed
     assert board.run(TRUST).output == "4 demo 1.5 0\n"

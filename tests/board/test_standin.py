@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import boards
 import pytest
-from boards import OTA_0, OTA_1, OTADATA, VFS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import Partition
 from mpota.virtual.board import Board, End, ResetCause
 from mpota.virtual.call_faults import CallFault
 from mpota.virtual.flash import FlashError, Operation, VirtualFlash
+
+from tests.support import boards
+from tests.support.boards import OTA_0, OTA_1, OTADATA, VFS
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boards
-import ota_board
 import pytest
-import releases
 from mpota.formats.manifest import Manifest
 from mpota.formats.partition_table import Partition
 from mpota.formats.tar import Member, write_tar
@@ -22,7 +19,9 @@ from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Scenario, all_points
 from mpota.virtual.flash import CutMode
-from releases import app, key, make, tree
+
+from tests.support import boards, ota_board, releases
+from tests.support.releases import app, key, make, tree
 
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
 KEYS = "import ota; print(' '.join(k[:8] for k in ota.keys.trusted()), ota.keys.counter())"
@@ -768,12 +767,15 @@ def points_of(config: pytest.Config, made: Scenario, board: Board) -> list[CutPo
     one = config.getoption("--cut")
     if one:
         return [point for point in [CutPoint.parse(one)] if point.scenario == made.name]
-    # What AFTER leaves is what BEFORE leaves at the next operation.
-    modes = tuple(CutMode) if config.getoption("--all-cuts") else (CutMode.TORN, CutMode.AFTER)
-    points = all_points(made.name, made.record(board), modes)
+    points = all_points(made.name, made.record(board), tuple(CutMode))
     operations = board.flash.operations
     nvs = range(boards.NVS.offset, boards.NVS.end)  # test_bundles.py has the others
-    return [point for point in points if operations[point.op].offset in nvs]
+    points = [point for point in points if operations[point.op].offset in nvs]
+    if config.getoption("--all-cuts"):
+        return points
+    # What AFTER leaves is what BEFORE leaves at the next operation.
+    in_turn = (CutMode.TORN, CutMode.AFTER)
+    return [point for point in points if point.mode is in_turn[point.op % 2]]
 
 
 @pytest.mark.parametrize("name", STORIES)
@@ -783,13 +785,16 @@ def test_no_power_cut_disarms_the_board(
     request: pytest.FixtureRequest,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Each operation on NVS; ``--all-cuts`` in each way, ``--cut keys-second:5:after`` one."""
+    """Each operation on NVS, torn and whole in turn.
+
+    ``--all-cuts`` takes each in each way, ``--cut keys-second:5:after`` one.
+    """
     told = story(name)
     image = app("v1.29.0")
     put(board, "plain.bundle", make(image, counter=9, version="3").to_bytes())
-    for number, name in enumerate(("0", "1", "stranger")):
+    for number, signer in enumerate(("0", "1", "stranger")):
         made = make(image, keys=(key(number),), counter=9, version="3")
-        put(board, f"{name}.bundle", made.to_bytes())
+        put(board, f"{signer}.bundle", made.to_bytes())
     told.prepare(board)
     made = Scenario(name, board.flash.snapshot(), lambda board: board.run(told.play))
     points = points_of(request.config, made, board)

@@ -6,20 +6,24 @@ import hashlib
 import json
 import re
 
-import boards
-import ota_board
 import pytest
-from boards import OTA_0, OTA_1
-from mpota.formats.partition_table import PartitionTable
-from ota_board import NEW, OLD, answer, output, records, serving, slot_content, states, try_update
+
+from tests.support import boards, ota_board, ota_package
+from tests.support.boards import OTA_0, OTA_1
+from tests.support.ota_board import (
+    NEW,
+    OLD,
+    answer,
+    merged_firmware,
+    output,
+    records,
+    serving,
+    slot_content,
+    states,
+    try_update,
+)
 
 SHA = hashlib.sha256(NEW).hexdigest()
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +40,6 @@ def server():
     files["/fw/app.bin"] = NEW
     with serving({path: answer(body) for path, body in files.items()}) as server:
         yield server
-
-
-def merged_firmware(app: bytes) -> bytes:
-    """As MicroPython's makeimg.py makes it for an ESP32: from 0x1000 on."""
-    image = bytearray(b"\xff" * (0x10000 - 0x1000))
-    image[: len(boards.BOOTLOADER)] = boards.BOOTLOADER
-    table = PartitionTable(boards.OTA_TABLE).to_bytes()
-    image[0x7000 : 0x7000 + len(table)] = table
-    return bytes(image) + app
 
 
 # --- the drop-in API ---------------------------------------------------------------------------
@@ -195,12 +190,11 @@ def test_abort_and_progress(board, server):
         f"""
 import ota
 from ota.update import OTA
-update = OTA(verbose=False, block_size=4096)
 def progress(done, total):
     print(done, total)
     if done >= 3 * 4096:
         update.abort()
-update._progress = progress
+update = OTA(verbose=False, block_size=4096, progress=progress)
 try:
     update.from_firmware_file({server.url("/app.bin")!r})
 except ota.OTAError as error:
@@ -231,7 +225,7 @@ except AttributeError:
 """,
     )
     assert printed.splitlines() == [
-        "['ota']",
+        "['ota', 'ota.rollback']",
         "['ota', 'ota.rollback']",
         "True OTAError True",
         "no such thing",
@@ -306,8 +300,8 @@ def test_an_update_takes_nothing_that_the_network_needs(board, server):
     assert int(printed.split("least")[1]) >= 40 * 1024
 
 
-def test_a_heap_of_56_kib_is_enough_for_a_merged_firmware_too(server):
-    with ota_board.updating_board(heap_size=56 * 1024) as board:
+def test_a_heap_of_60_kib_is_enough_for_a_merged_firmware_too(server):
+    with ota_board.updating_board(heap_size=60 * 1024) as board:
         assert output(board, try_update(server.url("/merged.bin"))).startswith("wrote ")
         assert board.run().labels == ("ota_1",)
 
@@ -404,7 +398,7 @@ def test_cancel_does_not_confirm_an_app_that_has_not_run(board, server):
 def test_cancel_speaks_up_where_the_table_has_no_otadata():
     table = tuple(p for p in boards.OTA_TABLE if p is not boards.OTADATA)
     with boards.flash({OTA_0.offset: OLD}, table) as flash:
-        board = ota_board.Board(flash, frozen=ota_board.compiled())
+        board = ota_board.Board(flash, frozen=ota_package.compiled())
         printed = output(
             board,
             """
@@ -477,7 +471,7 @@ def test_force_goes_by_otadata_not_by_slot_number(server):
     )
     apps = {p.offset: OLD for p in ota} | {boards.OTADATA.offset: otadata}
     with boards.flash(apps, table) as flash:
-        board = ota_board.Board(flash, frozen=ota_board.compiled())
+        board = ota_board.Board(flash, frozen=ota_package.compiled())
         run = board.run("import ota\nota.rollback.force()\nimport machine\nmachine.reset()")
         assert run.labels == ("ota_2", "ota_0")
 

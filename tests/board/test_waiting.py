@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import boards
 import pytest
-import releases
 from mpota.release.build import Content
 from mpota.virtual.board import Board, Run
-from releases import app, make, tree
+
+from tests.support import boards, releases
+from tests.support.releases import app, make, tree
 
 WITHOUT_RESTART = "import ota\nota.release.install('/frozen/{}.bundle', reboot=False)\n"
 RESTART = "import machine; machine.reset()\n"

@@ -17,8 +17,6 @@ from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.rom_loader import LoaderPort
 from mpota.virtual.serial_port import SerialPort
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
-
 
 @dataclass
 class Cable:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cable_boards import CHIP, NVS_DATA, OLD_APP, SINGLE, firmware
 from mpota.filesystem.littlefs import build
 from mpota.flashing import backup as backups
 from mpota.storage.file import replacing
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.cable_boards import CHIP, NVS_DATA, OLD_APP, SINGLE, firmware
 
 
 @pytest.fixture

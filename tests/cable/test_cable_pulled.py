@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from cable_boards import CHIP, NEW_APP, NVS, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota.bootloader.boot import boot
 from mpota.filesystem.littlefs import build
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+
+from tests.support.cable_boards import CHIP, NEW_APP, NVS, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 
 SELECTED = OtaRecord.selecting(2, OtaState.VALID).to_bytes()
 OTA_CONTENTS = {"nvs": NVS_DATA, "vfs": b"files", "ota_1": OLD_APP, "otadata": SELECTED}

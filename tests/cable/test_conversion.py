@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from consoles import CHIP, app
 from mpota.firmware.sample import build_firmware
 from mpota.formats.chips import chip_by_name
 from mpota.push.repl import Session
@@ -14,6 +13,8 @@ from mpota.units import MiB
 from mpota.virtual.board import Board
 from mpota.virtual.cable import Ports, plugged_in
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.consoles import CHIP, app
 
 Run = Callable[..., str]
 

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from consoles import APP_SIZE, Bench, app, bench
 from mpota.firmware.sample import build_app
+
+from tests.support.consoles import APP_SIZE, Bench, app, bench
 
 Run = Callable[..., str]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from cable_boards import CHIP, OLD_APP, SINGLE, firmware
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+
+from tests.support.cable_boards import CHIP, OLD_APP, SINGLE, firmware
 
 VFS = SINGLE["vfs"]
 FILES = {"/lib": None, "/lib/a.py": b"a" * 9000, "/main.py": b"print(1)\n"}

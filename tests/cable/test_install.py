@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boards
-import ota_files
 import pytest
-from consoles import Bench, bench
 from mpota.push.install import _SWITCH, install
 from mpota.push.repl import Session
 from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, VirtualFlash
+
+from tests.support import boards, ota_files
+from tests.support.consoles import Bench, bench
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_differs_is_replaced_and_what_would_hide_it_removed(
     installed: Bench, mpota: Callable[..., str]
 ) -> None:
     board = installed
-    board.write("/lib/ota/app.mpy", "damaged")
+    board.write("/lib/ota/slot.mpy", "damaged")
     board.write("/lib/ota/status.py", "raise SystemExit")  # MicroPython looks for .py first
     board.write("/lib/ota/notes.txt", "mine")
     shown = mpota("install", board.port.path)
@@ -195,7 +195,7 @@ def test_parts_stay_and_others_come_along(installed: Bench, mpota: Callable[...,
     assert "parts: core, ble; " in mpota("install", board.port.path, "--with", "ble")
     assert "up to date: " in mpota("install", board.port.path)
     shown = mpota("install", board.port.path, "--with", "listen", "--with", "encoded")
-    assert "copied 4 files, " in shown  # listen, and what is encoded
+    assert "copied 3 files, " in shown  # listen, and what is encoded
     assert "parts: core, encoded, ble, listen; " in shown
     assert "parts: core, release, encoded, ble, listen\n" in mpota(
         "install", board.port.path, "--all"
@@ -291,12 +291,13 @@ def test_where_both_do_not_fit_the_old_one_stays_and_what_to_free_is_named(
 def test_at_every_cut_of_the_switch_a_whole_package_is_imported(
     request: pytest.FixtureRequest, record_property: pytest.RecordProperty
 ) -> None:
-    first = {"/lib/ota/__init__.py": b"__version__ = 'old'\nfrom . import errors\n"}
-    first["/lib/ota/errors.py"] = first["/lib/ota/judge.py"] = b""
+    first = {"/lib/ota/__init__.py": b"__version__ = 'old'\nfrom .errors import OTAError\n"}
+    first["/lib/ota/errors.py"] = b"OTAError = ValueError\n"
+    first["/lib/ota/judge.py"] = b""
     second = {f"/lib/ota.new/{name}": data for name, data in ota_files.new_files("ble").items()}
     whole = {path.rpartition("/")[2]: data for path, data in second.items()}
     others = {"/lib/ota.new/moving": b"", "/lib/ota/notes.txt": b"mine", "/app/main.py": b""}
-    look = "import ota, os; os.chdir('/app'); import ota.base\nprint(ota.__version__)"
+    look = "import ota, os; os.chdir('/app'); ota.OTAError\nprint(ota.__version__)"
     if_new = "\nif ota.__version__ != 'old': print(ota.status.ready(), ota.parts())"
     board = boards.formatted(table=ota_files.TABLE)
     start = ota_files.put(board.flash.snapshot(), first | second | others)

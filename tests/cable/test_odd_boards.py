@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from consoles import app, bench
 from mpota.push import repl as sessions
 from mpota.push.serial import push
 from mpota.push.update import Package, RefusedError
 from mpota.virtual.serial_port import SerialPort
+
+from tests.support.consoles import app, bench
 
 Run = Callable[..., str]
 Answer = Callable[[str], tuple[bytes, bytes]]
@@ -240,7 +241,7 @@ def test_what_a_board_says_of_an_update_is_a_visible_line(
     (tmp_path / "app.bin").write_bytes(app("v1.27.0"))
 
     def answer(code: str) -> tuple[bytes, bytes]:
-        if "serial_push" in code:
+        if "drop_in" in code:
             return f"\x1e{record}\n\x1eFAIL {EVIL} {EVIL}\n".encode(), b""
         return (b"{}" if "running()" in code else json.dumps(GOOD_STATUS).encode()), b""
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
-from cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 from mpota.bootloader.boot import boot
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build
@@ -21,6 +20,8 @@ from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual import rom_chips
 from mpota.virtual.flash import FaultKind, FlashFault, VirtualFlash
+
+from tests.support.cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 
 
 @pytest.fixture

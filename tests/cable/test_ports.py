@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from cable_boards import CHIP, OLD_APP, SINGLE, firmware
 from mpota.errors import MpotaError, UsageError
 from mpota.storage.board import open_board
 from mpota.storage.ports import find_port, is_port
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.cable_boards import CHIP, OLD_APP, SINGLE, firmware
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from consoles import Bench, bench
 from mpota.virtual.terminal import DEFAULT_BUFFER_SIZE
+
+from tests.support.consoles import Bench, bench
 
 TIMEOUT_S = 20
 

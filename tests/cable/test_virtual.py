@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from consoles import CHIP, OTA_TABLE, app
 from mpota.firmware.sample import build_firmware
 from mpota.units import MiB
+
+from tests.support.consoles import CHIP, OTA_TABLE, app
 
 Run = Callable[..., str]
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
-
-import boards
-import ota_board
-from ota_board import output
+from tests.support import boards, ota_board
+from tests.support.ota_board import output
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +21,7 @@ SIGNED = PADDED + b"\xe7\x02" + bytes(1214) + b"\xff" * 2880
 VALIDATE = """
 from esp32 import Partition
 from ota.base import ImageError
-from ota.app import AppImage, Board
+from ota.image import AppImage, Board
 from ota.local import MergedFirmware
 this = Board(Partition(Partition.RUNNING))
 class Sink:
@@ -104,8 +98,9 @@ def test_steady_writing_allocates_nothing(board):
     script = """
 import micropython
 from esp32 import Partition
-from ota.app import SlotWriter, SECTOR
-from ota.app import AppImage, Board
+from ota.image import SECTOR
+from ota.slot import SlotWriter
+from ota.image import AppImage, Board
 
 class Flash:  # a partition in which every sector is stored in the same place
     def __init__(self):

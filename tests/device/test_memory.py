@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
-
-import ota_board
 from mpota.bootloader.image_load import address_faults, bootloader_info
 from mpota.firmware import sample
 from mpota.formats.chips import CHIPS
@@ -17,7 +10,9 @@ from mpota.formats.image import Image, Segment
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
-from ota_board import answer, output, serving, try_update
+
+from tests.support import ota_package
+from tests.support.ota_board import answer, output, serving, try_update
 
 SLOT = 0x60000
 TABLE = PartitionTable(
@@ -43,7 +38,7 @@ def board_of(chip, revision):
         is_dump=True,
         flash_size=2 << 20,
     )
-    return Board(VirtualFlash.create(2 << 20, {0: firmware}), frozen=ota_board.compiled())
+    return Board(VirtualFlash.create(2 << 20, {0: firmware}), frozen=ota_package.compiled())
 
 
 def edges(info):
@@ -74,7 +69,7 @@ def test_no_segment_passes_that_the_bootloader_would_not_load(chip, revision):
             board,
             f"""
 from esp32 import Partition
-from ota.app import Board
+from ota.image import Board
 memory = Board(Partition(Partition.RUNNING)).memory
 for start, end in {segments!r}:
     print(memory.find_conflict(start, end))

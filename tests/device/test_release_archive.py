@@ -37,9 +37,9 @@ def test_the_same_files_give_the_same_archive(package: Path, tmp_path: Path) -> 
 
 
 def test_an_archive_that_lacks_a_module_is_no_release(package: Path, tmp_path: Path) -> None:
-    (package / "rollback.mpy").unlink()
+    (package / "update.mpy").unlink()
     release["pack"](package, tmp_path / "package.zip")
-    with pytest.raises(SystemExit, match=r"names \['rollback\.mpy'\]"):
+    with pytest.raises(SystemExit, match=r"names \['update\.mpy'\]"):
         release["check_archive"](tmp_path / "package.zip", mpota.__version__)
 
 

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
-
-import boards
-import ota_board
-import web
-from ota_board import answer, output, serving, slot_content, try_update
+from tests.support import boards, web
+from tests.support.ota_board import answer, output, serving, slot_content, try_update
 
 APP = boards.app("v1.27.0", 0x9000)
-
-
-@pytest.fixture
-def board():
-    with ota_board.updating_board() as board:
-        yield board
 
 
 @pytest.fixture
@@ -103,7 +91,7 @@ def test_what_is_no_url_is_said(board, url):
 
 SOURCE = """
 from ota.base import OTAError
-from ota.app import make_source, open_source
+from ota.pump import make_source, open_source
 def attempt(call, *args, **more):
     try:
         return call(*args, **more)

@@ -9,7 +9,15 @@ import struct
 from typing import Any
 
 import pytest
-from bootloader_images import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mpota.bootloader.boot import BootResult, Cause, boot, bootloader_info
+from mpota.formats.chips import CHIPS, Chip, chip_by_name
+from mpota.formats.otadata import OtaState
+from mpota.formats.partition_table import Partition
+from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
+
+from tests.support.bootloader_images import (
     FACTORY,
     FLASH_SIZE,
     OTA_0,
@@ -23,13 +31,6 @@ from bootloader_images import (
     make_table,
     record,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from mpota.bootloader.boot import BootResult, Cause, boot, bootloader_info
-from mpota.formats.chips import CHIPS, Chip, chip_by_name
-from mpota.formats.otadata import OtaState
-from mpota.formats.partition_table import Partition
-from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
 
 ESP32 = chip_by_name("esp32")
 BLANK = b"\xff" * 32

@@ -7,17 +7,6 @@ import struct
 from typing import Any
 
 import pytest
-from bootloader_images import (
-    APP_DESC,
-    SHARED,
-    SLOT_SIZE,
-    app_segments,
-    bootloader_segments,
-    make_app,
-    make_bootloader,
-    make_image,
-    with_digest,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.bootloader.boot import (
@@ -35,6 +24,18 @@ from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.image import Image, xor_bytes
 from mpota.formats.memory import Region, memory_map
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.bootloader_images import (
+    APP_DESC,
+    SLOT_SIZE,
+    app_segments,
+    bootloader_segments,
+    make_app,
+    make_bootloader,
+    make_image,
+    with_digest,
+)
+from tests.support.real_files import SHARED, real_firmware, skip_unless
 
 ESP32, ESP32C3, ESP32C6 = (chip_by_name(name) for name in ("esp32", "esp32c3", "esp32c6"))
 by_chip = pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
@@ -492,15 +493,16 @@ REAL = {
     "esp32s3": "Segment 0 0x3fce2820-0x3fce3cf0 invalid: overlaps bootloader stack",
 }
 FIRMWARE = {
-    "ESP32_GENERIC-20240602-v1.23.0.bin": (
+    "esp32 v1.25.0": (0xF000, "Segment 0 0x3fff0030-0x3fff134c invalid: overlaps bootloader data"),
+    "esp32": (
         0xF000,
         "Segment 0 0x3fff0030-0x3fff12a8 invalid: overlaps bootloader data",
     ),
-    "ESP32_GENERIC_S3-20250911-v1.26.1.bin": (
+    "esp32s3": (
         0x10000,
         "Segment 0 0x3fce2820-0x3fce3694 invalid: overlaps bootloader stack",
     ),
-    "ESP32_GENERIC_C3-4MiB-v1.22.2-custom.bin": (
+    "esp32c3": (
         0x10000,
         "Segment 0 0x3fcd5820-0x3fcd66ac invalid: overlaps bootloader stack",
     ),
@@ -510,8 +512,7 @@ FIRMWARE = {
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_bootloader_refuses_itself_in_its_own_words(name: str) -> None:
     path = SHARED / "bootloaders" / f"{name}-bootloader.bin"
-    if not path.exists():
-        pytest.skip("no ../shared/bootloaders")
+    skip_unless(path)
     data = path.read_bytes()
     info = bootloader_info(data)
     assert refused(data, info) == REAL[name]
@@ -529,10 +530,7 @@ def test_a_real_bootloader_refuses_itself_in_its_own_words(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIRMWARE)
 def test_real_firmware_is_refused_merged_and_accepted_as_an_app(name: str) -> None:
-    path = SHARED / "firmware" / name
-    if not path.exists():
-        pytest.skip("no ../shared/firmware")
-    merged = path.read_bytes()
+    merged = real_firmware(name).read_bytes()
     app_start, words = FIRMWARE[name]
     info = bootloader_info(merged)
     for image, console in ((merged, (f"esp_image: {words}",)), (merged[app_start:], ())):

@@ -11,12 +11,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import littlefs_damage as damage
 import pytest
 from mpota.filesystem.littlefs import build
 from mpota.formats.frames import MAGIC, MAX_PACKED
 from mpota.formats.tar import Member, write_tar
 from mpota.units import MiB
+
+from tests.support import littlefs_damage as damage
 
 MEMORY_LIMIT = 200 * MiB  # what a command takes for files of a few MB, and more
 _MEASURED = """

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firmware_files import (
-    OTA_TABLE,
-    TABLE,
-    Run,
-    assert_refused,
-    real_firmware,
-    run,
-    small_app,
-    small_firmware,
-)
 from mpota.bootloader.check import check_flash
 from mpota.firmware import sample
 from mpota.formats.image import Image
 from mpota.formats.partition_csv import table_to_csv
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
+
+from tests.support.firmware_files import (
+    OTA_TABLE,
+    TABLE,
+    Run,
+    assert_refused,
+    run,
+    small_app,
+    small_firmware,
+)
+from tests.support.real_files import REAL, real_firmware
 
 GOOD = small_firmware()
 APP = small_app()
@@ -133,10 +134,10 @@ def test_every_command_refuses_a_flipped_bit(positions: list[int], files: Path) 
         assert_every_command_refuses(bytes(data), files)
 
 
-@pytest.mark.parametrize("chip", ["esp32", "esp32s3", "esp32c3"])
-def test_every_command_refuses_real_firmware_with_a_flipped_bit(chip: str, files: Path) -> None:
-    good = real_firmware(chip).read_bytes()
-    base = 0x1000 if chip == "esp32" else 0
+@pytest.mark.parametrize("name", REAL)
+def test_every_command_refuses_real_firmware_with_a_flipped_bit(name: str, files: Path) -> None:
+    good = real_firmware(name).read_bytes()
+    base = 0x1000 if name.startswith("esp32 ") or name == "esp32" else 0
     for position in (3, 23, 0x400, 0x8004 - base, 0x8030 - base, 0x10017 - base, len(good) - 40):
         data = bytearray(good)
         data[position] ^= 0x10
@@ -370,7 +371,8 @@ def test_a_full_disk_under_standard_output_is_no_traceback(command: str, files: 
 
 
 _KILLED_AT_RENAME = """
-import os, pathlib
+import os, pathlib, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored from the start
 pathlib.Path.replace = lambda self, target: os.kill(os.getpid(), {signal})
 from mpota.cli import main
 main()

@@ -7,8 +7,6 @@ import random
 from contextlib import suppress
 
 import pytest
-from bootloader_images import make_app, make_bootloader, make_image
-from firmware_files import small_app, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.bootloader.check import check_app, check_flash
@@ -19,6 +17,9 @@ from mpota.firmware.firmware import Firmware, read_app
 from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, chip_by_name
 from mpota.formats.image import HEADER_SIZE, Image, ImageHeader, xor_bytes
 from mpota.storage.file import FileImage
+
+from tests.support.bootloader_images import make_app, make_bootloader, make_image
+from tests.support.firmware_files import small_app, small_firmware
 
 ESP32 = chip_by_name("esp32")
 APP = make_app(ESP32)

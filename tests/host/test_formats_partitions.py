@@ -7,7 +7,6 @@ import random
 import struct
 
 import pytest
-from firmware_files import NVS, OTA_TABLE, TABLE, small_firmware
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.bootloader.boot import boot
@@ -26,6 +25,8 @@ from mpota.formats.partition_table import (
 )
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.firmware_files import NVS, OTA_TABLE, TABLE, small_firmware
 
 NVS_ENTRY = bytes.fromhex("aa50 01 02 00900000 00600000 6e76730000000000 0000000000000000 00000000")
 

@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import littlefs
-import littlefs_damage as damage
 import pytest
-from firmware_files import TABLE, assert_refused, run, small_firmware
 from mpota.errors import MpotaError
 from mpota.filesystem.block_device import BlockDevice, MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build, migrate
@@ -21,16 +19,22 @@ from mpota.formats.partition_table import DATA, Partition, PartitionTable
 from mpota.units import KiB, MiB
 from mpota.virtual import micropython
 
+from tests.support import amount
+from tests.support import littlefs_damage as damage
+from tests.support.firmware_files import TABLE, assert_refused, run, small_firmware
+
 VFS = TABLE["vfs"]
-FORGERIES = int(os.environ.get("MPOTA_FORGERIES", "400"))  # damaged file systems that are tried
+# Damaged file systems that are tried.
+FORGERIES = int(os.environ.get("MPOTA_FORGERIES", "0")) or amount.some(400)
 
 _DEVICE = """
-import sys, vfs
+import os, sys, vfs
 class Device:
     def __init__(self, path):
         self.path = path
+        self.data = bytearray(os.stat(path)[6])
         with open(path, "rb") as f:
-            self.data = bytearray(f.read())
+            f.readinto(self.data)
     def readblocks(self, n, buf, off=0):
         start = n * 4096 + off
         buf[:] = memoryview(self.data)[start:start + len(buf)]

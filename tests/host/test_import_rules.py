@@ -14,7 +14,8 @@ from pathlib import Path
 
 import mpota
 import pytest
-from firmware_files import small_firmware
+
+from tests.support.firmware_files import small_firmware
 
 PACKAGE = Path(mpota.__file__).parent
 ROOT = PACKAGE.parents[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from firmware_files import OTA_TABLE, TABLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.errors import MpotaError, UsageError
@@ -17,6 +16,8 @@ from mpota.formats.partition_table import (
     PartitionTable,
 )
 from mpota.units import KiB, MiB
+
+from tests.support.firmware_files import OTA_TABLE, TABLE
 
 STOCK_APP = 1_672_800  # bytes of the ESP32_GENERIC app v1.23.0
 STOCK = PartitionTable(

@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from firmware_files import assert_refused, run, small_app
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
+
+from tests.support.firmware_files import assert_refused, run, small_app
 
 pytestmark = pytest.mark.skipif(
     find_spec("mp_image_tool_esp32") is None, reason="mp-image-tool-esp32 is not installed"

@@ -18,12 +18,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
-from firmware_files import REAL, assert_refused, real_firmware, run, small_app, small_firmware
 from mpota.formats.private_key import is_private_key
 from mpota.formats.tar import Member, write_tar
 from mpota.release.key_files import VARIABLE
 from mpota.release.local_ca import LocalCa
 from mpota.release.signing import PrivateKey, public_to_pem
+
+from tests.support.firmware_files import (
+    assert_refused,
+    run,
+    small_app,
+    small_firmware,
+)
+from tests.support.real_files import REAL, real_firmware
 
 PASSPHRASE = "correct horse, battery staple \N{GREEK SMALL LETTER ALPHA}"
 _PEM, _DER = serialization.Encoding.PEM, serialization.Encoding.DER

@@ -14,10 +14,8 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-import littlefs_damage as damage
 import mpota
 import pytest
-from firmware_files import run, small_app, small_firmware
 from mpota.commands import _report as report
 from mpota.filesystem.littlefs import build
 from mpota.formats.app_desc import APP_DESC_OFFSET
@@ -28,6 +26,9 @@ from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, bundle
 from mpota.text import shown
 from mpota.units import KiB
+
+from tests.support import littlefs_damage as damage
+from tests.support.firmware_files import run, small_app, small_firmware
 
 PACKAGE = Path(mpota.__file__).parent
 EVIL = {

@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from firmware_files import small_firmware
+
+from tests.support.firmware_files import small_firmware
 
 REPOSITORY = Path(__file__).parents[2]
 

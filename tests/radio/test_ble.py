@@ -8,9 +8,7 @@ import os
 import struct
 from collections.abc import Awaitable, Callable
 
-import ota_board
 import pytest
-import releases
 from mpota import cli
 from mpota.errors import MpotaError
 from mpota.push import ble
@@ -19,8 +17,20 @@ from mpota.push.wire import Update
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Cut, CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
-from plain import AGAIN, DONE, END, READY, STATUS, WELCOME, Plain, code, text
-from reach import (
+
+from tests.support import ota_board, releases
+from tests.support.protocol_client import (
+    AGAIN,
+    DONE,
+    END,
+    READY,
+    STATUS,
+    WELCOME,
+    Plain,
+    code,
+    text,
+)
+from tests.support.radio import (
     LARGE_SIZE,
     NAME,
     Powered,
@@ -440,7 +450,7 @@ asyncio.run(main())
 def heap_peak(board: Board, radio: Radio, what: Update) -> int:
     """Bytes above idle that an update takes, modules that it needs at first left out."""
     script = f"""
-import gc, ota.ble, ota.update, ota.app, ota.push_intake
+import gc, ota.ble, ota.update, ota.pump, ota.update, ota.push_intake
 gc.collect()
 base = gc.mem_alloc()
 peak = 0

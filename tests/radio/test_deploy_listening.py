@@ -7,19 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ota_board
 import pytest
 from mpota import cli
 from mpota.push import ble
 from mpota.push.update import Options
-from reach import (
+
+from tests.support import ota_board
+from tests.support.network import free_port, listener
+from tests.support.radio import (
     NAME,
     SECRET,
     Powered,
     backend,
-    free_port,
     in_reach,
-    listener,
     peripheral,
     update,
 )

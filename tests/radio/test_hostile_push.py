@@ -15,10 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-import boards
-import ota_board
 import pytest
-import releases
 from bleak.exc import BleakError
 from mpota.errors import MpotaError
 from mpota.push import ble, tcp
@@ -26,9 +23,22 @@ from mpota.push.update import LostLinkError
 from mpota.push.wire import Update
 from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
-from plain import AGAIN, BEGIN, DONE, END, HELLO, READY, STATUS, WELCOME, Plain, code
-from reach import NAME, SECRET, Powered, backend, in_reach, peripheral, push, push_tcp, update
-from test_listen import BOTH, listening, wait_for
+
+from tests.support import boards, ota_board, releases
+from tests.support.network import BOTH, listening, push_tcp, wait_for, wait_for_keyed
+from tests.support.protocol_client import (
+    AGAIN,
+    BEGIN,
+    DONE,
+    END,
+    HELLO,
+    READY,
+    STATUS,
+    WELCOME,
+    Plain,
+    code,
+)
+from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral, push, update
 
 NEW = update(0x12000).data
 KEY = SECRET.encode()
@@ -219,6 +229,14 @@ def test_a_flood_of_wrong_proofs_keeps_nobody_out() -> None:
     assert (run.labels, run.traceback) == (BOTH, "")
 
 
+def first_answer(line: socket.socket) -> bytes:
+    """What the board says first. (Then it waits for us to hang up.)"""
+    with line.makefile("rb") as answers:
+        size, channel = struct.unpack("<HB", answers.read(3))
+        assert channel == 0
+        return answers.read(size)
+
+
 def test_a_session_that_was_heard_is_of_no_use_to_who_says_it_again() -> None:
     heard: list[bytes] = []
 
@@ -259,7 +277,7 @@ def test_a_session_that_was_heard_is_of_no_use_to_who_says_it_again() -> None:
             with socket.create_connection(("127.0.0.1", port)) as line:
                 line.sendall(message)
                 if message[3] != HELLO or message[2]:
-                    assert b"protocol" in line.makefile("rb").read()
+                    assert code(first_answer(line)) == "protocol"
         assert board.flash.operations == []
         push_tcp(port, good())
         assert powered.wait().labels == BOTH
@@ -379,11 +397,6 @@ def test_where_keys_are_installed_who_begins_and_does_nothing_holds_nobody(signe
         assert (run_.labels, run_.traceback) == (BOTH, "")
 
 
-def wait_for_keyed(port: int) -> None:
-    with pytest.raises(MpotaError):
-        push_tcp(port, Update("nothing", b"", chip_id=99), secret=None, attempts=100)
-
-
 def test_where_keys_are_installed_nothing_of_a_stranger_s_reaches_the_flash(signed: Update) -> None:
     other = releases.make(releases.app(size=0x12000), keys=(releases.key(3),)).to_bytes()
     unsigned = releases.make(releases.app(size=0x12000)).to_bytes()
@@ -460,7 +473,7 @@ async def main():
     task.cancel()
 asyncio.run(main())
 """
-    from reach import free_port
+    from tests.support.network import free_port
 
     with ota_board.updating_board() as board:
         ota_board.output(board, f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")

@@ -10,10 +10,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import boards
-import ota_board
 import pytest
-import releases
 from mpota import cli
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import padded
@@ -21,34 +18,15 @@ from mpota.push import tcp
 from mpota.push.update import LostLinkError, RefusedError
 from mpota.push.wire import Update
 from mpota.release import signing
-from mpota.virtual.board import Board, End
-from plain import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
-from reach import LARGE_SIZE, SECRET, Powered, free_port, large_flash, listener, push_tcp, update
+from mpota.virtual.board import End
 
-BOTH = ("ota_0", "ota_1")
+from tests.support import boards, ota_board, releases
+from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop, wait_for
+from tests.support.protocol_client import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
+from tests.support.radio import LARGE_SIZE, SECRET, Powered, large_flash, update
+
 NEW = update().data
 KEY = SECRET.encode()
-
-
-@contextmanager
-def listening(
-    options: str = f", secret={SECRET!r}", content: bytes | None = None, trusts: str = ""
-) -> Iterator[tuple[Powered, Board, int]]:
-    """A board that listens; what it is left doing at the end fails the test."""
-    port = free_port()
-    with ota_board.updating_board(content) as board:
-        if trusts:
-            ota_board.output(board, f"import ota; ota.keys.add({trusts!r})")
-        board.flash.restart_count()
-        powered = Powered(board, listener(port, options))
-        yield powered, board, port
-        powered.wait()
-
-
-def stop(port: int) -> None:
-    """Have the listener's script end."""
-    with pytest.raises(RefusedError, match="does not want version stop"):
-        push_tcp(port, Update("stop", b"stop", version="stop"))
 
 
 def test_a_real_firmware_arrives_and_boots() -> None:
@@ -396,12 +374,6 @@ def mpota(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
     return int(end.value.code or 0)
-
-
-def wait_for(port: int) -> None:
-    """Until the board listens."""
-    with pytest.raises(RefusedError):
-        push_tcp(port, Update("nothing", b"", chip_id=99), attempts=100)
 
 
 def talk(port: int, client: Callable[[Plain], Awaitable[None]]) -> None:

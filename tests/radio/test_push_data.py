@@ -7,21 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import boards
-import ota_board
 import pytest
-import releases
 from mpota.formats.bundle import Bundle
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.push.update import RefusedError
 from mpota.push.wire import Update
 from mpota.release.build import data_content
+from mpota.units import KiB
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Radio
-from reach import Powered, in_reach, peripheral, push, push_tcp
-from test_hostile_push import wait_for_keyed
-from test_listen import listening
+
+from tests.support import boards, ota_board, releases
+from tests.support.network import listening, push_tcp, wait_for_keyed
+from tests.support.radio import Powered, in_reach, peripheral, push
 
 ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x20000)
 DATA = bytes(range(251)) * 400  # 24.5 sectors
@@ -61,6 +60,7 @@ def by_ble() -> Iterator[tuple[Powered, Board, Send]]:
         push(radio, Update("x.bundle", data), attempts=1)
 
     with in_reach(content=content()) as (radio, board):
+        board.heap_size = 128 * KiB  # BLE, a signed release and data take the most of all
         trusted = releases.key().public.digest.hex()
         ota_board.output(board, f"import ota; ota.keys.add({trusted!r})")
         script = peripheral("").replace("rest -= is_stopped", "rest -= p.receiver.is_done")

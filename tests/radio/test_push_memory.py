@@ -6,16 +6,16 @@ import functools
 import re
 from collections.abc import Callable
 
-import encoded
-import ota_board
 import pytest
-import releases
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import compress
 from mpota.push.update import Pushed, RefusedError
 from mpota.push.wire import Update
 from mpota.virtual.board import Board, End
-from reach import SECRET, Powered, free_port, in_reach, listener, peripheral, push, push_tcp
+
+from tests.support import encoded, ota_board, releases
+from tests.support.network import free_port, listener, push_tcp
+from tests.support.radio import SECRET, Powered, in_reach, peripheral, push
 
 SMALLEST, LARGEST = 44, 116  # KiB
 Push = Callable[[Update], Pushed]

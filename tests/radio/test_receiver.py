@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ota_board
 import pytest
 from mpota.virtual.board import Board
+
+from tests.support import ota_board
 
 PRELUDE = """
 import gc, os, random, struct
@@ -364,7 +365,7 @@ SIZE = {size}
 data = os.urandom(SIZE)
 class Parts:
     is_vouched, needs_reset = True, False
-    def __init__(self, sha, size, end=None):
+    def __init__(self, sha, size, **options):
         self.at, self.taken = 0, 0
         self.place = memoryview(bytearray(4096))
         self.left_over = 0
@@ -500,7 +501,7 @@ def test_keys_that_are_installed_meanwhile_count(
 import ota, ota.push_intake
 class Whole:
     is_vouched, needs_reset = False, True
-    def __init__(self, sha, size, end=None):
+    def __init__(self, sha, size, **options):
         self.place = memoryview(bytearray(4096))
     def buffer(self):
         return self.place

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import reach
 from mpota import cli
 from mpota.push import ble
-from reach import SECRET, Powered, backend, in_reach, peripheral, stop
+
+from tests.support import radio as reach
+from tests.support.radio import SECRET, Powered, backend, in_reach, peripheral, stop
 
 HOSTILE = "\x1b]0;own\x07\r\n\u202ex\x9b2J"
 

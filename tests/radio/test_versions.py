@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import old_package
-import ota_board
 import pytest
 from mpota.errors import MpotaError
 from mpota.push import ble, tcp
-from plain import WELCOME, Plain, code, text
-from reach import (
-    NAME,
-    SECRET,
-    Powered,
-    backend,
-    free_port,
-    in_reach,
-    listener,
-    peripheral,
-    push,
-    push_tcp,
-    update,
-)
-from test_listen import BOTH, listening, stop, wait_for
+
+from tests.support import old_package, ota_board
+from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop, wait_for
+from tests.support.protocol_client import WELCOME, Plain, code, text
+from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral, push, update
 
 
 @pytest.mark.parametrize("secret", [SECRET, "eight by"])

@@ -21,6 +21,7 @@ from mpota.formats.app_desc import find_micropython
 from mpota.formats.chips import CHIPS
 from mpota.resources import data_directory
 from mpota.units import KiB, MiB, format_flash_size
+from mpota.virtual import stock
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
@@ -50,13 +51,14 @@ else:
 
 
 def run(data: bytes | None, name: str, table_offset: int) -> None:
-    """Tell the story with the firmware in ``data`` (None: one that is made), printing it.
+    """Tell the story with the firmware in ``data``, printing it.
+
+    None: the stock one that `make demo` has fetched, else one that is made.
 
     Raises MpotaError for a firmware that cannot be used, or if the story does not end well.
     """
     if data is None:
-        report.say("No firmware given: building one with esptool's image writer")
-        data = sample.build_firmware("esp32")
+        name, data = _some_firmware(name)
     firmware = _prepare(Firmware.from_bytes(data, name, table_offset))
     app = extract(firmware)
     good = sample.next_version(app)
@@ -77,6 +79,17 @@ def run(data: bytes | None, name: str, table_offset: int) -> None:
         _Story(board, url).tell(_version(broken))
     report.say()
     report.say("Every boot started a complete, verified app.")
+
+
+def _some_firmware(name: str) -> tuple[str, bytes]:
+    found = stock.find()
+    if found is not None:
+        report.say("No firmware given: taking the stock MicroPython that `make demo` has fetched")
+        return found.name, found.read_bytes()
+    report.say(
+        "No firmware given, and no stock one at hand: building one with esptool's image writer"
+    )
+    return name, sample.build_firmware("esp32")
 
 
 class _Story:

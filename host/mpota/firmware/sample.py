@@ -315,5 +315,6 @@ def _code(name: str, version: str, size: int) -> bytes:
 
 def _noise(seed: str, size: int) -> bytes:
     rng = random.Random(seed)
-    words = [rng.randbytes(_WORD_SIZE) for _ in range(_WORDS)]
+    data = rng.randbytes(_WORDS * _WORD_SIZE)
+    words = [data[at : at + _WORD_SIZE] for at in range(0, len(data), _WORD_SIZE)]
     return b"".join(rng.choices(words, k=size // _WORD_SIZE + 1))[:size]

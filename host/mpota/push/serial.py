@@ -256,13 +256,20 @@ if release is None:
     import ota.files
     release = ota.files.running()
 """
-# The module has another name in ota 0.1.
+# The module has another name in ota 0.1. Once it is loaded, it says itself what lacks memory.
 _RECEIVER = """\
 try:
- import ota.drop_in as push
-except ImportError:
- import ota.repl as push
-push."""
+ try:
+  import ota.drop_in as push
+ except ImportError:
+  import ota.repl as push
+except MemoryError as error:
+ import gc
+ gc.collect()
+ text = "\x1eFAIL memory not enough memory for ota.drop_in: %s, %d bytes are free"
+ print(text % (error, gc.mem_free()))
+else:
+ push."""
 
 
 def _transfer(session: Session, package: Package, options: Options) -> tuple[str, int]:

@@ -335,14 +335,22 @@ def _hint(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_esptool() -> Iterator[None]:
-    """esptool prints what it does; here only what goes wrong is told, as an error."""
+    """esptool prints what it does; here only what goes wrong is told, as an error.
+
+    Its trace of each packet it formats even if it traces nothing (5.6: loader.py, slip_reader),
+    which takes more time than all else in a read: here it is left empty.
+    """
+    from esptool import loader
     from esptool.logger import log
 
+    formatter = getattr(loader, "HexFormatter", None)
+    loader.HexFormatter = lambda *args: ""
     log.set_verbosity("silent")
     try:
         yield
     finally:
         log.set_verbosity("auto")
+        loader.HexFormatter = formatter
 
 
 def _update_behind(update: Callable[[int], object], behind: int, done: int) -> None:

@@ -511,7 +511,7 @@ class _Process:
             self._print("MPY: soft reboot\n")
             raise _Reset(ResetCause.SOFT)
         # On a board the functions of the stand-ins are C code, which no traceback shows.
-        own = tuple(f'  File "{path.name}"' for path in STANDIN.glob("*.py"))
+        own = tuple(f'  File "{path.stem}.py"' for path in STANDIN.glob("*.*py"))
         lines = traceback.splitlines(keepends=True)
         self.traceback = "".join(line for line in lines if not line.startswith(own))
         self._print(self.traceback)

@@ -87,6 +87,22 @@ def find() -> Interpreter:
         ) from error
 
 
+def another() -> Interpreter:
+    """One of another version than `find` finds, fetched into the user's cache: to test with both.
+
+    Raises MpotaError if there is none in this machine's suites.
+    """
+    mine = find().version
+    directory = cache_dir() / "micropython-other"
+    architectures = _candidate_architectures()
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory / "lock"):
+        found = _first_usable(directory, architectures)
+        if found is not None and found.version != mine:
+            return found
+        return _fetch(directory, architectures, other_than=mine)
+
+
 def cache_dir() -> Path:
     """The directory for what mpota may fetch again at any time."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -165,7 +181,11 @@ def _command_in(root: Path) -> tuple[str, ...]:
     return (str(loaders[0]), "--library-path", ":".join(libraries), str(program))
 
 
-def _fetch(directory: Path, architectures: tuple[str, ...]) -> Interpreter:
+def _fetch(
+    directory: Path,
+    architectures: tuple[str, ...],
+    other_than: tuple[int, int, int] | None = None,
+) -> Interpreter:
     """Fetch and unpack the first package that runs here. The caller holds the lock."""
     failures = []
     for suite, suffix, sources in _newer_sources():
@@ -173,7 +193,9 @@ def _fetch(directory: Path, architectures: tuple[str, ...]) -> Interpreter:
             with tempfile.TemporaryDirectory(dir=directory, prefix="fetch-") as scratch:
                 try:
                     root = _unpack_package(Path(scratch), suffix, sources, architecture)
-                    _checked(_command_in(root), f"micropython of {suite} ({architecture})")
+                    made = _checked(_command_in(root), f"micropython of {suite} ({architecture})")
+                    if made.version == other_than:
+                        raise MpotaError(f"is MicroPython {_text(made.version)} too")
                 except MpotaError as error:
                     failures.append(f"{suite} ({architecture}): {error}")
                     continue

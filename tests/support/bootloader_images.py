@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import xor
-from pathlib import Path
 from typing import Any
 
 from mpota.formats.chips import Chip, chip_by_name
 from mpota.formats.memory import memory_map
-from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.otadata import OtaRecord, OtaState, seq_crc
 from mpota.formats.partition_table import Partition
 from mpota.virtual.flash import VirtualFlash
-
-SHARED = Path(os.environ.get("MPOTA_SHARED", Path(__file__).parents[3] / "shared"))
 
 FLASH_SIZE = 0x50000  # as little as holds two slots; the header can say no less than 1 MiB
 SLOT_SIZE = 0x10000
@@ -111,7 +107,8 @@ def make_table(partitions: Sequence[Partition], *, has_md5: bool = True) -> byte
 
 
 def record(ota_seq: int, state: OtaState | int) -> bytes:
-    return OtaRecord.selecting(ota_seq, state).to_bytes()
+    """``state`` may be one that there is not."""
+    return OtaRecord(ota_seq, b"\xff" * 20, int(state), seq_crc(ota_seq)).to_bytes()
 
 
 def make_flash(

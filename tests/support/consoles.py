@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from mpota.firmware.sample import build_app, build_firmware
 from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
-from mpota.mpy_cross import MpyFormat
-from mpota.release.ota_package import package
 from mpota.units import KiB, MiB
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.repl import ConsolePort
 from mpota.virtual.serial_port import SerialPort
 from mpota.virtual.terminal import RING_SIZE
+
+from tests.support import ota_package
 
 CHIP = "esp32"
 APP_SIZE = 112 * KiB
@@ -34,18 +31,6 @@ OTA_TABLE = PartitionTable(
         Partition("vfs", DATA, 0x81, 0x90000, 0x100000),
     )
 )
-
-
-@cache
-def compiled() -> Path:
-    """A directory with the ota package compiled: "frozen" as source it would take the heap."""
-    directory = tempfile.TemporaryDirectory(prefix="mpota-ota-")
-    atexit.register(directory.cleanup)
-    folder = Path(directory.name, "ota")
-    folder.mkdir()
-    for name, data in package(MpyFormat(6, 3, None), is_compiled=True).items():
-        (folder / name).write_bytes(data)
-    return folder.parent
 
 
 def app(version: str = "v1.26.1", size: int = APP_SIZE) -> bytes:
@@ -139,7 +124,7 @@ def bench(
     flash: VirtualFlash | None = None, *, has_ota: bool = False, buffer_size: int = RING_SIZE
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
-    board = Board(flash or ota_flash(), frozen=compiled() if has_ota else None)
+    board = Board(flash or ota_flash(), frozen=ota_package.compiled() if has_ota else None)
     board.run("from esp32 import NVS; NVS('ota')")  # makes the file system, and the namespace
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)

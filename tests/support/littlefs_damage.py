@@ -145,7 +145,7 @@ def is_metadata(block: bytes) -> bool:
 def forged(image: bytes, choose: random.Random) -> bytes:
     """``image`` with some of its metadata changed, under checksums that are right."""
     data = bytearray(image)
-    starts = [n for n in range(0, len(data), BLOCK) if is_metadata(data[n : n + BLOCK])]
+    starts = [n for n in range(0, len(data), BLOCK) if is_metadata(bytes(data[n : n + BLOCK]))]
     for _ in range(choose.choice((1, 1, 2, 4))):
         start = choose.choice(starts)
         block = bytes(data[start : start + BLOCK])

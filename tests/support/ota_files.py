@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import boards
-import old_package
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
 from mpota.formats.partition_table import Partition
 from mpota.mpy_cross import MpyFormat
 from mpota.release.ota_package import package
 from mpota.virtual.board import Board
+
+from tests.support import boards, old_package
 
 VFS = Partition("vfs", 1, 0x81, 0x90000, 0x100000)  # both packages fit
 TABLE = (*boards.OTA_TABLE[:-1], VFS)

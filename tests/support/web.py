@@ -17,13 +17,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 HOST = "localhost"
+ADDRESS = "127.0.0.1"
 PIECE = 4096
+
+
+def check_localhost() -> None:
+    """Servers are at 127.0.0.1, and boards reach them by name, which certificates have.
+
+    Raises pytest.UsageError where that name leads elsewhere.
+    """
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(HOST, None, socket.AF_INET)}
+    except OSError as error:
+        found = {str(error)}
+    if ADDRESS not in found:
+        raise pytest.UsageError(
+            f"the tests need the name {HOST} to lead to {ADDRESS}, here it leads to "
+            f"{', '.join(sorted(found))}: put a line '{ADDRESS} {HOST}' into /etc/hosts"
+        )
 
 
 @dataclass

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import boards
-import ota_board
 import pytest
 from mpota.formats.partition_table import Partition, PartitionTable
-from mpota.push import ble, tcp
+from mpota.push import ble
 from mpota.push.update import Options, Pushed, RefusedError
 from mpota.push.wire import Update
 from mpota.virtual.board import Board, Run
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Noise, Radio
+
+from tests.support import boards, ota_board
 
 NAME = "greenhouse"
 SECRET = "correct horse battery staple"
@@ -137,37 +136,3 @@ def push(radio: Radio, what: Update, *, pair: bool = False, **changes: Any) -> P
         NAME, what, options(**changes), pair=pair, timeout_s=2, backend=backend(radio)
     )
     return asyncio.run(sending)
-
-
-# --- the network
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def listener(port: int, options: str) -> str:
-    """A script that listens until an update is complete, or one of version "stop" comes."""
-    return f"""
-import asyncio, ota.listen
-def accept(size, chip, version):
-    if version == "stop":
-        task.cancel()
-        return False
-async def main():
-    global task
-    l = ota.listen.Listener(host="127.0.0.1", port={port}, accept=accept{options})
-    task = asyncio.create_task(l.serve())
-    try:
-        await task
-    except asyncio.CancelledError:
-        await asyncio.sleep_ms(300)
-asyncio.run(main())
-"""
-
-
-def push_tcp(port: int, what: Update, **changes: Any) -> Pushed:
-    changes = {"secret": SECRET.encode(), "attempts": 20} | changes
-    return tcp.push(f"tcp://127.0.0.1:{port}", what, options(**changes))

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
 from mpota.cli import main
 from mpota.firmware import sample
-from mpota.formats.chips import CHIPS
 from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
-
-SHARED = Path(os.environ.get("MPOTA_SHARED", Path(__file__).parents[3] / "shared"))
-REAL = {
-    "esp32": SHARED / "firmware" / "ESP32_GENERIC-20240602-v1.23.0.bin",
-    "esp32s3": SHARED / "firmware" / "ESP32_GENERIC_S3-20250911-v1.26.1.bin",
-    "esp32c3": SHARED / "firmware" / "ESP32_GENERIC_C3-4MiB-v1.22.2-custom.bin",
-}
-BOOTLOADERS = {
-    "esp32p4": "esp32p4-v0-bootloader.bin",
-    **{c.name: f"{c.name}-bootloader.bin" for c in CHIPS if c.name != "esp32p4"},
-    "esp32p4 revision 3": "esp32p4-v3-bootloader.bin",
-}
 
 SMALL_APP = 100_000 // 16 * 16
 NVS = Partition("nvs", DATA, 0x02, 0x9000, 0x6000)
@@ -42,20 +27,6 @@ OTA_TABLE = PartitionTable(
         Partition("vfs", DATA, 0x81, 0x70000, 0x390000),
     )
 )
-
-
-def real_firmware(chip: str) -> Path:
-    """A released firmware; the test is skipped where it is not at hand."""
-    if not REAL[chip].exists():
-        pytest.skip(f"no {REAL[chip]}: MPOTA_SHARED names the directory with real firmware")
-    return REAL[chip]
-
-
-def real_bootloader(name: str) -> bytes:
-    path = SHARED / "bootloaders" / BOOTLOADERS[name]
-    if not path.exists():
-        pytest.skip(f"no {path}: MPOTA_SHARED names the directory with real bootloaders")
-    return path.read_bytes()
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mpota.firmware import sample
 from mpota.formats.partition_table import APP, DATA, FACTORY, OTA_0, Partition, PartitionTable
 from mpota.units import MiB
@@ -32,5 +34,10 @@ NEW_APP = sample.build_app(CHIP, version="v1.26.1", size=APP_SIZE, flash_size=2 
 NVS_DATA = b"\xfe\xff\xff\xff" + bytes(28) + b"settings"  # an active nvs page
 
 
-def firmware(table=SINGLE, app=OLD_APP, flash_size=2 * MiB, **contents) -> bytes:
-    return sample.build_firmware(CHIP, table=table, app=app, flash_size=flash_size, **contents)
+def firmware(
+    table: PartitionTable = SINGLE,
+    app: bytes = OLD_APP,
+    flash_size: int = 2 * MiB,
+    **more: Any,
+) -> bytes:
+    return sample.build_firmware(CHIP, table=table, app=app, flash_size=flash_size, **more)

@@ -1,0 +1,15 @@
+"""How many of very many cases are tried: some by default, all with ``--all-cuts``."""
+
+from __future__ import annotations
+
+is_all = False  # set from the options, before tests are collected
+
+
+def some(count: int, share: int = 4) -> int:
+    """``count`` cases, one in ``share`` of them by default; the same ones each time."""
+    return count if is_all else max(1, count // share)
+
+
+def is_chosen(number: int, share: int = 4) -> bool:
+    """Whether case ``number`` is one of those that are tried."""
+    return is_all or number % share == 0

@@ -1,0 +1,32 @@
+"""The `ota` package as boards have it: compiled. As source it would take their heap."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from mpota.mpy_cross import MpyFormat, compile_module
+
+from tests.support import once
+from tests.support.real_files import ROOT
+
+DEVICE = ROOT / "device"
+FORMAT = MpyFormat(6, 3, None)
+
+
+@cache
+def compiled() -> Path:
+    """A directory with the package in ``ota``, for `Board.frozen`."""
+
+    def fill(target: Path) -> None:
+        compile_all(DEVICE / "ota", target / "ota", "ota/")
+
+    return once.directory("ota-package", fill)
+
+
+def compile_all(sources: Path, target: Path, prefix: str) -> None:
+    """Compile the modules in ``sources``. Tracebacks name them ``prefix`` and the file."""
+    target.mkdir(exist_ok=True)
+    for source in sorted(sources.glob("*.py")):
+        made = compile_module(source.read_bytes(), f"{prefix}{source.name}", FORMAT)
+        (target / f"{source.stem}.mpy").write_bytes(made)
