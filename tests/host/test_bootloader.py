@@ -26,6 +26,7 @@ from tests.support.bootloader_images import (
     OTADATA,
     SLOT_SIZE,
     TEST,
+    make_app,
     make_bootloader,
     make_flash,
     make_table,
@@ -614,3 +615,21 @@ def test_a_bootloader_that_does_not_know_32_mb_takes_it_for_2(
     chip = chip_by_name(name)
     bootloader = make_bootloader(chip, idf_version=idf_version, spi_size=5)
     assert bootloader_info(bootloader).flash_size == megabytes << 20
+
+
+@pytest.mark.parametrize(
+    ("state", "starts"), [(OtaState.NEW, "ota_0"), (OtaState.VALID, None)], ids=["new", "valid"]
+)
+def test_a_bootloader_that_overwrites_itself_comes_back_only_by_rollback(
+    state: OtaState, starts: str | None
+) -> None:
+    """On chips with one bus the loader's own code is not defended (verify_load_addresses)."""
+    chip = chip_by_name("esp32c6")
+    app = make_app(chip, [(memory_map("esp32c6").loader_iram.start, b"\0" * 0x1000)])
+    records = (record(1, OtaState.VALID), record(2, state))
+    with make_flash(chip=chip, records=records, apps={"ota_1": app}) as flash:
+        result = boot(flash)
+    assert (result.starts.label if result.starts else None) == starts
+    assert result.selected == OTA_1
+    assert result.console == ()
+    assert Cause.OVERWRITES_LOADER in [fault.cause for fault in result.faults]

@@ -159,7 +159,8 @@ def boot(
     `bootloader_info`. With ``bootloader`` the ROM's look at the flash is left out.
 
     Where no app starts, the chip resets for ever: the result tells of the first run, and otadata
-    is left as the last one leaves it.
+    is left as the last one leaves it. Where the first run ends in an app that the bootloader does
+    not survive, and rollback leads out of it, the result tells of both runs.
     """
 
     def run() -> BootResult:
@@ -174,10 +175,22 @@ def boot(
     # gives up an app that the run before selected. After that nothing changes any more.
     for _ in range(_RESETS if first.starts is None else 0):
         again = run()
-        if again.otadata_after == result.otadata_after:
+        if again.otadata_after == result.otadata_after and again.starts == result.starts:
             break
         result = again
-    return replace(first, otadata_after=result.otadata_after)
+        if result.starts is not None:
+            break
+    if result.starts is None:
+        return replace(first, otadata_after=result.otadata_after)
+    if result is first:
+        return first
+    return replace(
+        result,
+        selected=first.selected,
+        verdicts=first.verdicts + result.verdicts,
+        lines=first.lines + result.lines,
+        faults=first.faults + result.faults,
+    )
 
 
 @dataclass
@@ -230,8 +243,10 @@ class _PowerOn:
         )
 
     def read(self, offset: int, size: int) -> bytes:
-        limit = self.bootloader.memory.flash_limit if self.bootloader else self.flash.size
-        return read_mapped(self.flash, offset, size, limit)
+        memory = self.bootloader.memory if self.bootloader else None
+        limit = memory.flash_limit if memory else self.flash.size
+        unmapped = memory.unmapped if memory else bytes(4)
+        return read_mapped(self.flash, offset, size, limit, unmapped)
 
     # The mask ROM
 
@@ -502,7 +517,10 @@ class _PowerOn:
             partition = self.state.partition(index)
             if partition is None:
                 continue
-            if self.try_load_partition(info, partition):
+            verdict = self.try_load_partition(info, partition)
+            if verdict.never_returns:
+                return
+            if verdict.is_bootable:
                 self.set_actual_ota_seq(index)
                 self.load_image(info, partition)
                 return
@@ -511,7 +529,10 @@ class _PowerOn:
                 name = f"OTA app partition slot {index}"
             self.log.error("boot", f"{name} is not bootable")
         test = self.state.test
-        if test is not None and test.size and self.try_load_partition(info, test):
+        verdict_of_test = self.try_load_partition(info, test) if test and test.size else None
+        if verdict_of_test and verdict_of_test.never_returns:
+            return
+        if test and verdict_of_test and verdict_of_test.is_bootable:
             self.log.warning("boot", "Falling back to test app as only bootable partition")
             self.load_image(info, test)
             return
@@ -519,7 +540,7 @@ class _PowerOn:
             Cause.NO_BOOTABLE_APP, "boot", "No bootable app partitions in the partition table"
         )
 
-    def try_load_partition(self, info: BootloaderInfo, partition: Partition) -> bool:
+    def try_load_partition(self, info: BootloaderInfo, partition: Partition) -> ImageVerdict:
         verdict = verify_image(self.flash, partition.offset, partition.size, info)
         self.verdicts.append((partition, verdict))
         self.log.lines += verdict.lines
@@ -527,7 +548,7 @@ class _PowerOn:
         if verdict.is_bootable:
             text = f"Loaded app from partition at offset 0x{partition.offset:x}"
             self.log.info("boot", text)
-        return verdict.is_bootable
+        return verdict
 
     def set_actual_ota_seq(self, index: int) -> None:
         """Blank otadata, and no factory: select the slot that was found to boot."""
@@ -540,7 +561,7 @@ class _PowerOn:
         """load_image and unpack_load_app: map the flash segments, and jump."""
         self.log.info("boot", "Disabling RNG early entropy source...")
         self.starts = partition
-        if info.memory.dram == info.memory.iram:
+        if info.memory.is_one_bus:
             return  # DROM and IROM are one range there, and nothing is said
         segments = self.verdicts[-1][1].segments
         mapped = {

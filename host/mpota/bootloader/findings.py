@@ -102,6 +102,21 @@ _WORDS = {
         "segment {segment} would load to {start:#x}, where the chip has no memory for it",
         DOWNLOAD,
     ),
+    Cause.OVERWRITES_LOADER: (
+        "segment {segment} would load over the bootloader's own code {region_start:#x}-"
+        "{region_end:#x}: it overwrites itself and never comes back",
+        "link the app below it, or use the bootloader that the app was built with",
+    ),
+    Cause.OVERWRITES_ROM_DATA: (
+        "segment {segment} would load over the data of the chip's ROM {region_start:#x}-"
+        "{region_end:#x}: the bootloader hangs",
+        "link the app above it",
+    ),
+    Cause.MMU_PAGES: (
+        "the app was built for MMU pages of {page_size:#x} bytes, which this bootloader cannot "
+        "map at this place: it aborts, and the chip resets for ever",
+        "put the app further down in the flash, or build it for pages of 0x10000 bytes",
+    ),
     Cause.CHECKSUM: (
         "the segments give checksum {calculated:#04x}, the image says {found:#04x}: "
         "bytes were lost or changed",
@@ -127,6 +142,8 @@ _MEMORY_CAUSES = (
     Cause.OVERLAPS_DATA,
     Cause.OVERLAPS_LOADER,
     Cause.BAD_ADDRESS,
+    Cause.OVERWRITES_LOADER,
+    Cause.OVERWRITES_ROM_DATA,
     Cause.APP_DESC,
 )
 

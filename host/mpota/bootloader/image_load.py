@@ -7,9 +7,8 @@ between chips and releases: `BootloaderInfo` holds that, read from the bootloade
 
 Not modelled: secure boot, flash encryption, anti-rollback, an attached debugger, the watchdog
 that resets a chip whose bootloader reads for more than 9 s (a segment of some hundred MiB, which
-only bootloaders without a limit of 16 MiB begin to read), and the assertions of builds that have
-them, which MicroPython's do not: a segment across 0x80000000, or beyond what the MMU reaches,
-resets the chip there.
+only bootloaders without a limit of 16 MiB begin to read), and the assertion about a segment across
+0x80000000.
 """
 
 from __future__ import annotations
@@ -47,9 +46,12 @@ _BLK_REV = struct.Struct("<HHB")  # esp_app_desc_t: min/max_efuse_blk_rev_full, 
 _BLK_REV_OFFSET = 176
 _WORD = 0xFFFFFFFF
 
-# What the ESP32 reads through a cache page that maps no flash. A real chip with less flash than
-# the address says may answer with other bytes of it; neither is ever an image.
-_UNMAPPED = b"\xad\xba\xad\xba"
+_MIN_C2_PAGE_SIZE = 0x4000
+_PAGE_SIZES = (0x2000, 0x4000, 0x8000, 0x10000)  # mmu_types.h: those that these chips have
+
+# What of the loader's code an app may overwrite unpunished: real bootloaders of C6, C61 and H2
+# boot an app that covers its first 16 bytes, which have done their work by then.
+_LOADER_HEAD = 16
 
 _STACK_HEADROOM = 32768  # esp_image_format.c: STACK_LOAD_HEADROOM
 # How far below the top of the ROM's stack the bootloader's stack pointer stands when it checks a
@@ -121,6 +123,9 @@ class Cause(Enum):
     OVERLAPS_DATA = "overlaps-data"
     OVERLAPS_LOADER = "overlaps-loader"
     BAD_ADDRESS = "bad-address"
+    OVERWRITES_LOADER = "overwrites-loader"
+    OVERWRITES_ROM_DATA = "overwrites-rom-data"
+    MMU_PAGES = "mmu-pages"
     CHECKSUM = "checksum"
     LENGTH = "length"
     DIGEST = "digest"
@@ -129,9 +134,17 @@ class Cause(Enum):
     NO_BOOTABLE_APP = "no-bootable-app"
 
 
+# The bootloader does not refuse these: it stops in the middle, without a word, until its watchdog
+# or the assertion resets the chip.
+NEVER_RETURNS = (Cause.OVERWRITES_LOADER, Cause.OVERWRITES_ROM_DATA, Cause.MMU_PAGES)
+
+
 @dataclass(frozen=True)
 class Fault:
-    """A cause, the words on the console, and their numbers by name; sizes in bytes."""
+    """A cause, the words on the console, and their numbers by name; sizes in bytes.
+
+    Of a cause in `NEVER_RETURNS` the text is ours: the console stays silent.
+    """
 
     cause: Cause
     text: str
@@ -148,6 +161,10 @@ class Log:
     def fail(self, cause: Cause, tag: str, text: str, **values: int) -> None:
         """An error line with its cause."""
         self.error(tag, text)
+        self.faults.append(Fault(cause, f"{tag}: {text}", values))
+
+    def note(self, cause: Cause, tag: str, text: str, **values: int) -> None:
+        """A cause of which the console says nothing."""
         self.faults.append(Fault(cause, f"{tag}: {text}", values))
 
     def error(self, tag: str, text: str) -> None:
@@ -192,8 +209,8 @@ class BootloaderInfo:
     segment may touch.
     ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it runs on;
     None skips the check. ``flash_size`` is what its header declares (bytes): the bootloader
-    believes that, not the flash. Whether it was built with app rollback, nothing in a binary
-    shows soundly.
+    believes that, not the flash. ``page_size`` (bytes) is that of the MMU that it was built for.
+    Whether it was built with app rollback, nothing in a binary shows soundly.
     """
 
     chip: Chip
@@ -207,6 +224,7 @@ class BootloaderInfo:
     stack: Region
     release: tuple[int, ...]
     rules: Rules
+    page_size: int = BLOCK_SIZE
 
 
 # bootloader_common_loader.c: bootloader_common_check_chip_validity; v4.4, v5.0, v5.5.
@@ -256,11 +274,14 @@ def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
     )
 
 
-def bootloader_info(data: bytes, chip_revision: int | None = None) -> BootloaderInfo:
+def bootloader_info(
+    data: bytes, chip_revision: int | None = None, block_revision: int = 0
+) -> BootloaderInfo:
     """What the bootloader image that starts ``data`` will do.
 
     ``chip_revision`` (major * 100 + minor) is the chip's; None takes the lowest that the
-    bootloader itself runs on. Raises MpotaError if ``data`` does not start with a whole image.
+    bootloader itself runs on. ``block_revision`` is that of its eFuse block 2, 0 the lowest.
+    Raises MpotaError if ``data`` does not start with a whole image.
     """
     image = Image.from_bytes(data)
     chip, minimum = image.chip, image.header.min_chip_rev_full
@@ -273,17 +294,25 @@ def bootloader_info(data: bytes, chip_revision: int | None = None) -> Bootloader
     if chip.name == "esp32" and b"Unicore bootloader" in image.data:
         # esp_ptr_in_iram: the other core's cache is memory then.
         memory = replace(memory, iram=Region(memory.loader_iram.start, memory.iram.end))
+    if chip.name == "esp32c61":
+        # bootloader.ld of v5.4 to v6.1: the stack's top moved (v5.5.5, v6.0.1) and the loader with
+        # it, always 64 KiB below.
+        memory = replace(memory, rom_stack_start=loader.start + 0x10000)
     if chip_revision is None:
         chip_revision = minimum if minimum != 0xFFFF else 0
+    flash_size = _declared_flash_size(image.header, release)
     info = replace(
         known_bootloader(chip, minimum),
         memory=memory,
         idf_version=desc.idf_ver if desc else None,
-        flash_size=_declared_flash_size(image.header, release),
+        flash_size=flash_size,
         chip_revision=chip_revision,
+        block_revision=block_revision,
         data=region,
         loader_iram=loader,
+        stack=_stack(memory),
         release=release,
+        page_size=_page_size(memory, flash_size),
     )
     return replace(info, rules=_rules_of(image.data)) if _has_texts(image.data) else info
 
@@ -338,6 +367,13 @@ def _declared_flash_size(header: ImageHeader, release: tuple[int, ...]) -> int:
     return 2 * MiB if size is None or (size > 16 * MiB and not is_big_known) else size
 
 
+def _page_size(memory: Memory, flash_size: int) -> int:
+    """Kconfig of the ESP32-C2: the smallest page with which the MMU reaches all of the flash."""
+    if memory.chip != "esp32c2":
+        return BLOCK_SIZE
+    return max(min(flash_size // memory.mmu_pages, BLOCK_SIZE), _MIN_C2_PAGE_SIZE)
+
+
 def _stack(memory: Memory) -> Region:
     """esp_image_format.c: verify_load_addresses, from sp - STACK_LOAD_HEADROOM up."""
     top = memory.rom_stack_start
@@ -360,6 +396,11 @@ class ImageVerdict:
     def console(self) -> tuple[str, ...]:
         """The error lines, in order."""
         return error_lines(self.lines)
+
+    @property
+    def never_returns(self) -> bool:
+        """The bootloader does not come back from this image: no other one is tried."""
+        return any(fault.cause in NEVER_RETURNS for fault in self.faults)
 
 
 def verify_image(
@@ -387,15 +428,19 @@ def set_boot_error(flash: ReadOnlyFlash, offset: int, size: int, bootloader: Boo
     return 0 if verdict.is_bootable else ESP_ERR_OTA_VALIDATE_FAILED
 
 
-def read_mapped(flash: ReadOnlyFlash, offset: int, size: int, limit: int) -> bytes:
-    """Flash as the cache shows it; what lies beyond the chip, or ``limit``, is unmapped."""
+def read_mapped(flash: ReadOnlyFlash, offset: int, size: int, limit: int, unmapped: bytes) -> bytes:
+    """Flash as the cache shows it; beyond the chip, or ``limit``, it shows the word ``unmapped``.
+
+    A real chip with less flash than the address says may answer with other bytes of it; neither
+    is ever an image.
+    """
     end = min(flash.size, limit)
     inside = max(0, min(size, end - offset))
     data = flash.read(offset, inside) if inside else b""
     if inside == size:
         return data
     phase = (offset + inside) % 4
-    return data + (_UNMAPPED * (size // 4 + 2))[phase : phase + size - inside]
+    return data + (unmapped * (size // 4 + 2))[phase : phase + size - inside]
 
 
 @dataclass(frozen=True)
@@ -407,7 +452,8 @@ class _Collision:
     region: Region
 
     def text(self, index: int) -> str:
-        return f"Segment {index} {self.load} invalid: {_COLLISION_TEXTS[self.cause]}"
+        refused = "" if self.cause in NEVER_RETURNS else "invalid: "
+        return f"Segment {index} {self.load} {refused}{_COLLISION_TEXTS[self.cause]}"
 
     def values(self) -> dict[str, int]:
         load, region = self.load, self.region
@@ -424,11 +470,13 @@ _COLLISION_TEXTS = {
     Cause.OVERLAPS_DATA: "overlaps bootloader data",
     Cause.OVERLAPS_LOADER: "overlaps loader IRAM",
     Cause.BAD_ADDRESS: "bad load address range",
+    Cause.OVERWRITES_LOADER: "overwrites the loader itself",
+    Cause.OVERWRITES_ROM_DATA: "overwrites the ROM's data",
 }
 
 
 def address_faults(segments: Sequence[Segment], bootloader: BootloaderInfo) -> tuple[Fault, ...]:
-    """Every segment that ``bootloader`` would not load, in its words.
+    """Every segment that ``bootloader`` would not load, in its words, or would not survive.
 
     The bootloader itself stops at the first thing that is wrong, which may be another one.
     """
@@ -455,7 +503,8 @@ def _verify_load_addresses(segment: Segment, bootloader: BootloaderInfo) -> _Col
 def _find_collision(load: Region, bootloader: BootloaderInfo, is_alias: bool) -> _Collision | None:
     """verify_load_addresses: what would be overwritten that the bootloader needs.
 
-    What lies in D/IRAM is checked once more at its address on the other bus.
+    What lies in D/IRAM is checked once more at its address on the other bus. Where both are one
+    bus it checks stack and data alone, and overwrites itself.
     """
     memory = bootloader.memory
     if memory.dram.holds(load):
@@ -465,6 +514,10 @@ def _find_collision(load: Region, bootloader: BootloaderInfo, is_alias: bool) ->
         ):
             if region.overlaps(load):
                 return _Collision(cause, load, region)
+        if memory.rom_data is not None and memory.rom_data.overlaps(load):
+            return _Collision(Cause.OVERWRITES_ROM_DATA, load, memory.rom_data)
+        if memory.is_one_bus:
+            return _find_overwritten_loader(load, bootloader.loader_iram)
         bus, convert = memory.diram_dram, memory.to_iram
     elif memory.iram.holds(load):
         if bootloader.loader_iram.overlaps(load):
@@ -481,6 +534,11 @@ def _find_collision(load: Region, bootloader: BootloaderInfo, is_alias: bool) ->
         convert(load.end if load.end - 1 in bus else bus.end),
     )
     return _find_collision(Region(min(ends), max(ends)), bootloader, is_alias=True)
+
+
+def _find_overwritten_loader(load: Region, loader: Region) -> _Collision | None:
+    needed = Region(loader.start + _LOADER_HEAD, loader.end)
+    return _Collision(Cause.OVERWRITES_LOADER, load, loader) if needed.overlaps(load) else None
 
 
 class _Stop(Exception):
@@ -539,6 +597,8 @@ class _Load:
             self.process_segment(index)
         self.process_checksum()
         self.process_appended_hash(bool(header.hash_appended))
+        if self.is_boot:
+            self.check_mapping()
 
     def fail(self, cause: Cause, text: str, *, tag: str = "esp_image", **values: int) -> None:
         self.log.fail(cause, tag, text, **values)
@@ -546,7 +606,8 @@ class _Load:
 
     def read(self, offset: int, size: int) -> bytes:
         """bootloader_flash.c: bootloader_flash_read and bootloader_mmap, through the cache."""
-        return read_mapped(self.flash, offset, size, self.memory.flash_limit)
+        memory = self.memory
+        return read_mapped(self.flash, offset, size, memory.flash_limit, memory.unmapped)
 
     def process_image_header(self) -> ImageHeader:
         if self.offset % 4:
@@ -601,7 +662,8 @@ class _Load:
             found = _verify_load_addresses(segment, self.bootloader)
             if found is not None:
                 values = {"segment": index, **found.values()}
-                self.log.fail(found.cause, "esp_image", found.text(index), **values)
+                say = self.log.note if found.cause in NEVER_RETURNS else self.log.fail
+                say(found.cause, "esp_image", found.text(index), **values)
                 raise _Stop
         self.segments.append(segment)
         self.image_size = segment.data_offset + length
@@ -703,6 +765,32 @@ class _Load:
             )
         if is_appended and self.is_app and stored != self.digest.digest():
             self.fail(Cause.DIGEST, "Image hash failed - image is corrupt")
+
+    def check_mapping(self) -> None:
+        """mmu_hal.c: mmu_hal_map_region's assertions, for another page size than 64 KiB.
+
+        The MMU has so many pages that they reach all of the largest flash only at 64 KiB each
+        (mmu_ll_check_valid_paddr_region); on the ESP32-C2 the page that shows the app its own
+        place has no entry if the bootloader was built for larger pages (mmu_ll_write_entry).
+        """
+        page, pages = self.page_size, self.memory.mmu_pages
+        if page not in _PAGE_SIZES or not pages:
+            return
+        ends = [
+            self.offset + segment.data_offset + segment.data_size
+            for segment in self.segments
+            if self.memory.is_mapped(segment.load_addr)
+        ]
+        end = max(ends, default=0)
+        built_for = self.bootloader.page_size
+        if self.memory.chip == "esp32c2" and page < built_for:
+            text = f"MMU pages of 0x{page:x}, this bootloader maps pages of 0x{built_for:x}"
+        elif end > page * pages:
+            text = f"{pages} MMU pages of 0x{page:x} do not reach up to 0x{end:x}"
+        else:
+            return
+        self.log.note(Cause.MMU_PAGES, "boot", text, page_size=page)
+        raise _Stop
 
 
 def check_chip_validity(

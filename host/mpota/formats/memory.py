@@ -50,8 +50,10 @@ class Memory:
     and ``loader_iram``: dram_seg and iram_loader_seg of the newest linker script, for when no
     bootloader is at hand. ``mmap_size``: bytes that bootloader_mmap maps at once.
     ``flash_limit``: bytes of flash that the cache reaches. ``has_mmu_page_sizes``:
-    SOC_MMU_PAGE_SIZE_CONFIGURABLE. ``has_big_images``: SOC_SPI_MEM_SUPPORT_CACHE_32BIT_ADDR_MAP,
-    an app may be larger than 16 MiB.
+    SOC_MMU_PAGE_SIZE_CONFIGURABLE, ``mmu_pages`` is then SOC_MMU_MAX_PADDR_PAGE_NUM.
+    ``has_big_images``: SOC_SPI_MEM_SUPPORT_CACHE_32BIT_ADDR_MAP, an app may be larger than 16 MiB.
+    ``rom_data``: what the ROM's functions keep in DRAM, which no check defends. ``unmapped``: the
+    word that a cache page shows which maps no flash.
     """
 
     chip: str
@@ -69,6 +71,14 @@ class Memory:
     is_diram_inverted: bool = False
     has_mmu_page_sizes: bool = False
     has_big_images: bool = False
+    mmu_pages: int = 0
+    rom_data: Region | None = None
+    unmapped: bytes = bytes(4)
+
+    @property
+    def is_one_bus(self) -> bool:
+        """Data and code have one address each, as on the newer RISC-V chips."""
+        return self.dram == self.iram
 
     def is_mapped(self, address: int) -> bool:
         """esp_image_format.c: should_map."""
@@ -100,7 +110,7 @@ class Memory:
         runs = _merged(segments)
         data = [run for run in runs if self.dram.holds(run)]
         code = [run for run in runs if self.iram.holds(run) or run.start in self.loader_iram]
-        if self.dram == self.iram:  # one bus: the data lies on top, above the loader
+        if self.is_one_bus:  # one bus: the data lies on top, above the loader
             data, code = data[-1:], code[:-1]
         # .iram_loader.text is the larger part of the code, and never holds the entry point.
         code = [run for run in code if entry_addr not in run]
@@ -141,6 +151,7 @@ def _unified(
     flash_limit: int = 16 * MiB,
     has_mmu_page_sizes: bool = False,
     has_big_images: bool = False,
+    mmu_pages: int = 0,
 ) -> Memory:
     """A RISC-V chip on which data and code share one bus, and DROM and IROM one range."""
     data_start = loader_start + loader_size
@@ -159,6 +170,7 @@ def _unified(
         flash_limit,
         has_mmu_page_sizes=has_mmu_page_sizes,
         has_big_images=has_big_images,
+        mmu_pages=mmu_pages,
     )
 
 
@@ -180,6 +192,8 @@ _ROWS = (
         Region(0x40078000, 0x40080000),  # bootloader.ld: iram_loader_seg
         0x320000,
         is_diram_inverted=True,
+        rom_data=Region(0x3FFAE000, 0x3FFAE6E0),  # heap/port/esp32/memory_layout.c: rom_data
+        unmapped=b"\xad\xba\xad\xba",
     ),
     Memory(
         "esp32s2",
@@ -227,6 +241,7 @@ _ROWS = (
         4 * MiB,
         flash_limit=4 * MiB,
         has_mmu_page_sizes=True,
+        mmu_pages=64,
     ),
     Memory(
         "esp32c3",
@@ -261,18 +276,20 @@ _ROWS = (
         0x4086E610,
         16 * MiB,
         has_mmu_page_sizes=True,
+        mmu_pages=256,
     ),
     _unified(
         "esp32c61",
         Region(0x40800000, 0x40850000),
         Region(0x42000000, 0x44000000),
         (),
-        0x4084EA70,
+        0x4084E670,  # 0x4084EA70 before v5.5.5 and v6.0.1: the bootloader in hand tells
         0x4083E670,
         32 * MiB,
         flash_limit=32 * MiB,
         has_mmu_page_sizes=True,
         has_big_images=True,
+        mmu_pages=512,
     ),
     _unified(
         "esp32h2",
@@ -283,6 +300,7 @@ _ROWS = (
         0x4083EFD0,
         16 * MiB,
         has_mmu_page_sizes=True,
+        mmu_pages=256,
     ),
 )
 # SOC_ROM_STACK_START and SOC_ROM_STACK_START_REV2, bootloader.ld.in and bootloader.rev3.ld.in
