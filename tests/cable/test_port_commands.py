@@ -78,6 +78,20 @@ def test_flash_puts_a_firmware_on_a_blank_board_of_every_chip(plug_in, mpota, tm
     assert cable.events == ["halt", "boot"]
 
 
+def test_flash_refuses_what_needs_another_chip_revision(plug_in, mpota, tmp_path):
+    """The virtual ESP32-P4 is v1.3; builds for v3 keep their memory elsewhere."""
+    app = sample.build_app("esp32p4", size=98_304, min_chip_rev=300)
+    bootloader = sample.build_bootloader("esp32p4", min_chip_rev=300, flash_size=2 * MiB)
+    data = sample.build_firmware(
+        "esp32p4", table=SINGLE, app=app, bootloader=bootloader, flash_size=2 * MiB
+    )
+    (tmp_path / "new.bin").write_bytes(data)
+    cable = plug_in(chip="esp32p4", size=2 * MiB)
+    output = mpota("flash", "new.bin", cable.path, exit_code=1)
+    assert "needs chip revision v3.0, the chip is v1.3" in output
+    assert cable.flash.operations == []
+
+
 def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged):
     records = {"otadata": OtaRecord.selecting(2, OtaState.VALID).to_bytes(), "ota_1": OLD_APP}
     cable = board(OTA, contents={**records, "vfs": b"files"})

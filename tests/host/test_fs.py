@@ -520,6 +520,8 @@ class PulledError(MpotaError):
 class CutFlash:
     """Flash that loses power in its operation number ``cut``, half-way through."""
 
+    chip_revision = None
+
     def __init__(self, data: bytes, cut: int) -> None:
         self.data = bytearray(data)
         self.size = len(data)

@@ -156,7 +156,8 @@ def boot(
     ``chip`` is the chip that is there, None: the one whose bootloader the flash holds.
     ``table_offset`` and ``rollback`` were fixed when the bootloader was built, and no binary
     shows them; MicroPython's builds have rollback since v1.21. ``chip_revision`` is as in
-    `bootloader_info`. With ``bootloader`` the ROM's look at the flash is left out.
+    `bootloader_info`; None takes that of the chip that the flash belongs to, if there is one.
+    With ``bootloader`` the ROM's look at the flash is left out.
 
     Where no app starts, the chip resets for ever: the result tells of the first run, and otadata
     is left as the last one leaves it. Where the first run ends in an app that the bootloader does
@@ -165,7 +166,8 @@ def boot(
 
     def run() -> BootResult:
         power_on = _PowerOn(flash, table_offset, rollback)
-        info = bootloader or power_on.load_bootloader(chip, chip_revision)
+        revision = flash.chip_revision if chip_revision is None else chip_revision
+        info = bootloader or power_on.load_bootloader(chip, revision)
         if info is not None:
             power_on.bootloader_start(info)
         return power_on.result()

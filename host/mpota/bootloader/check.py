@@ -97,18 +97,24 @@ def check_flash(
     flash_size: int | None = None,
     table_offset: int = DEFAULT_TABLE_OFFSET,
     is_file: bool = True,
+    chip_revision: int | None = None,
 ) -> Check:
     """What happens at power-on of a board with these flash contents.
 
     ``flash_size`` in bytes; None: what the bootloader's header declares, or as much as there is.
-    ``flash`` is only read. No content raises anything.
+    ``chip_revision`` as in `boot`. ``flash`` is only read. No content raises anything.
     """
     size = _flash_size(flash, flash_size)
     memory = MemoryFlash(flash, size)
-    result = boot(memory, table_offset=table_offset)
+    result = boot(memory, table_offset=table_offset, chip_revision=chip_revision)
     slots = tuple(_slots(memory, result))
     if any(has_rollback(slot.version) is False for slot in slots):
-        result = boot(MemoryFlash(flash, size), table_offset=table_offset, rollback=False)
+        result = boot(
+            MemoryFlash(flash, size),
+            table_offset=table_offset,
+            rollback=False,
+            chip_revision=chip_revision,
+        )
     of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
     findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
     for slot in slots:
@@ -140,7 +146,7 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
     known chip and there is no ``against``.
     """
     if against is not None:
-        info = bootloader_info(against.bootloader.data)
+        info = bootloader_info(against.bootloader.data, against.flash.chip_revision)
         slot = slot or update_slot(against)
     else:
         info = likely_bootloader(data)
@@ -205,7 +211,7 @@ def likely_bootloader(data: bytes) -> BootloaderInfo:
         except MpotaError:
             pass  # not even a whole bootloader
     header = ImageHeader.from_bytes(data[:HEADER_SIZE])
-    return known_bootloader(header.chip, header.min_chip_rev_full)
+    return known_bootloader(header.chip, header.min_revision)
 
 
 def _flash_size(flash: FlashContents, flash_size: int | None) -> int:

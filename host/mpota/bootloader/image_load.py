@@ -284,7 +284,7 @@ def bootloader_info(
     Raises MpotaError if ``data`` does not start with a whole image.
     """
     image = Image.from_bytes(data)
-    chip, minimum = image.chip, image.header.min_chip_rev_full
+    chip, minimum = image.chip, image.header.min_revision
     memory = memory_map(chip.name, minimum)
     region, loader = memory.bootloader_regions(image.segments, image.header.entry_addr)
     desc = find_bootloader_desc(image.data)
@@ -813,9 +813,12 @@ def check_chip_validity(
         return
     low_text, high_text = _REVISION_TEXTS[bootloader.rules.revision_style]
     if bootloader.rules.revision_style == "major":
-        if revision // 100 < header.min_chip_rev:
-            text = low_text.format(chip=revision // 100, limit=header.min_chip_rev)
-            limit = header.min_chip_rev * 100
+        # Its one number: ImageHeader.min_revision.
+        unit = 1 if bootloader.chip.name == "esp32c3" else 100
+        number = revision % 100 if unit == 1 else revision // 100
+        if number < header.min_chip_rev:
+            text = low_text.format(chip=number, limit=header.min_chip_rev)
+            limit = header.min_chip_rev * unit
             log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=limit)
         return
     minimum, maximum = header.min_chip_rev_full, header.max_chip_rev_full

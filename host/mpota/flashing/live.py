@@ -144,7 +144,9 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
             f"the board has {format_flash_size(board.size)}",
             "use --fit to resize it on the fly",
         )
-    check = check_flash(firmware.flash, table_offset=firmware.table_offset)
+    check = check_flash(
+        firmware.flash, table_offset=firmware.table_offset, chip_revision=board.chip_revision
+    )
     if not check.is_ok and not force:
         cause = check.findings[0].cause if check.findings else "nothing boots"
         raise MpotaError(

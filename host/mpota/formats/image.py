@@ -82,6 +82,17 @@ class ImageHeader(NamedTuple):
         )
 
     @property
+    def min_revision(self) -> int:
+        """The lowest chip revision that the image runs on, major * 100 + minor; 0xFFFF: not set.
+
+        ESP-IDF before v4.4.3 knew one number alone (``min_chip_rev``), the minor revision on the
+        ESP32-C3, the major one elsewhere, and left both full fields 0.
+        """
+        if self.min_chip_rev_full or self.max_chip_rev_full:
+            return self.min_chip_rev_full
+        return self.min_chip_rev * (1 if self.chip.name == "esp32c3" else 100)
+
+    @property
     def chip(self) -> Chip:
         """Raises MpotaError for a chip id that no row of the chip table has."""
         return chip_by_id(self.chip_id)

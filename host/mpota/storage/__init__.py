@@ -11,6 +11,10 @@ class Reader(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``; 0xFF where nothing is known."""
 
+    @property
+    def chip_revision(self) -> int | None:
+        """Of the chip that the flash belongs to, major * 100 + minor; None: no chip is known."""
+
 
 class FlashContents(Reader, Protocol):
     """What a firmware is read from: a file knows a part of the flash, a board all of it."""

@@ -50,8 +50,8 @@ def quiet(description: str, total: int, /) -> AbstractContextManager[Callable[[i
 class BoardFlash:
     """A board's flash. Follows `mpota.storage.Flash` and `mpota.storage.FlashContents`.
 
-    ``name`` is the port, ``mac`` the chip's in hex. What was read once is kept; blank flash is
-    recognised by its MD5 and never read.
+    ``name`` is the port, ``mac`` the chip's in hex, ``chip_revision`` major * 100 + minor.
+    What was read once is kept; blank flash is recognised by its MD5 and never read.
     """
 
     base = 0
@@ -62,6 +62,7 @@ class BoardFlash:
         self.chip = chip
         self.size = size
         self.mac = bytes(esp.read_mac()).hex()
+        self.chip_revision: int | None = esp.get_chip_revision()
         self._progress = progress
         self._cache: dict[int, bytes] = {}
         has_32bit = getattr(esp, "FLASH_32BIT_ADDR_SUPPORTED", False)

@@ -23,6 +23,10 @@ class FileImage:
     data: bytes
 
     @property
+    def chip_revision(self) -> None:
+        """A file belongs to no chip."""
+
+    @property
     def end(self) -> int:
         """The first flash address behind the data."""
         return self.base + len(self.data)

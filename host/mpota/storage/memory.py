@@ -18,6 +18,7 @@ class MemoryFlash:
     def __init__(self, reader: Reader, size: int) -> None:
         self.size = size
         self.written_end = 0
+        self.chip_revision = reader.chip_revision
         self._reader = reader
         self._sectors: dict[int, bytes] = {}
 

@@ -15,6 +15,7 @@ from mpota.units import format_flash_size
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.repl import ConsolePort
+from mpota.virtual.rom_chips import rom_chip
 from mpota.virtual.rom_loader import LoaderPort
 from mpota.virtual.serial_port import SerialPort
 
@@ -59,8 +60,10 @@ def plugged_in(board: Board, chip: Chip) -> Iterator[Ports]:
     """Power the board, and connect both of its ports until the block ends.
 
     Whoever gets hold of the ROM loader resets the board into it; it boots again when that port is
-    closed.
+    closed. The chip is of the revision that its loader shows, and boots nothing that needs more.
     """
+    if board.chip_revision is None:
+        board.chip_revision = rom_chip(chip.name).chip_revision
     console = ConsolePort(board)
     loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on)
     with SerialPort(console) as console_port, SerialPort(loader) as loader_port, console:

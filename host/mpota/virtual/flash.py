@@ -118,6 +118,7 @@ class VirtualFlash:
         except OSError as error:
             raise MpotaError(f"flash file {self.path}: {error.strerror}") from error
         self.size = size
+        self.chip_revision: int | None = None  # a board's own counts: mpota.virtual.board
         self.cut: Cut | None = None
         self.operations: list[Operation] = []
         self._faults: list[_ActiveFault] = []

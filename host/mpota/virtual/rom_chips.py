@@ -58,6 +58,12 @@ class RomChip:
     magic: int = 0
     spi: SpiRegisters = _SPI
 
+    @property
+    def chip_revision(self) -> int:
+        """``revision`` as a number, major * 100 + minor."""
+        major, minor = self.revision.removeprefix("v").split(".")
+        return int(major) * 100 + int(minor)
+
 
 def _values(**registers: int) -> MappingProxyType[int, int]:
     """``_values(r60008850=4 << 18)``: registers by their address in hex."""
