@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from bootloader_images import SHARED, make_app, make_bootloader, make_table
-from firmware_files import run
+from firmware_files import SMALL_APP, run
 from mpota.bootloader.check import check_flash
+from mpota.firmware import sample
 from mpota.formats.chips import chip_by_name
+from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_table import Partition
 from mpota.storage.file import FileImage
 
@@ -78,3 +80,43 @@ def test_the_old_revision_number_is_the_minor_one_on_the_c3_and_the_major_one_el
 def test_a_c3_firmware_of_esp_idf_4_4_boots_on_the_chips_that_it_is_for() -> None:
     checked = as_json("check", user_file("c3_legacy_min_rev3.bin"))
     assert (checked["boots"], checked["ok"], checked["findings"]) == ("factory", True, [])
+
+
+# Bootloaders without rollback
+
+OTA_TABLE = (
+    Partition("otadata", 1, 0x00, 0xD000, 0x2000),
+    Partition("ota_0", 0, 0x10, 0x10000, 0x20000),
+    Partition("ota_1", 0, 0x11, 0x30000, 0x20000),
+)
+
+
+@pytest.mark.parametrize(
+    ("app_release", "bootloader_release", "rollback", "boots"),
+    [
+        ("v5.4.2", "v5.4.2", True, "ota_0"),
+        ("v5.4.2", "v6.1", None, "ota_0"),  # another build's: nothing tells
+        ("v5.0.4", "", True, "ota_0"),
+    ],
+)
+def test_check_predicts_for_both_where_nothing_tells_whether_there_is_rollback(
+    app_release: str, bootloader_release: str, rollback: bool | None, boots: str
+) -> None:
+    """An update that was not confirmed: rolled back, or booted again."""
+    app = sample.build_app("esp32c3", size=SMALL_APP, idf_version=app_release)
+    bootloader = make_bootloader(chip_by_name("esp32c3"), idf_version=bootloader_release, min_rev=3)
+    data = bytearray(b"\xff" * 0x50000)
+    for offset, part in (
+        (0, bootloader),
+        (0x8000, make_table(OTA_TABLE)),
+        (0xD000, OtaRecord.selecting(1, OtaState.VALID).to_bytes()),
+        (0xE000, OtaRecord.selecting(2, OtaState.PENDING_VERIFY).to_bytes()),
+        (0x10000, app),
+        (0x30000, app),
+    ):
+        data[offset : offset + len(part)] = part
+    check = check_flash(FileImage(0, bytes(data)))
+    assert (check.rollback, check.boots) == (rollback, boots)
+    assert check.boots_without_rollback == (None if rollback else "ota_1")
+    told = [f.cause for f in check.findings if "without it, 'ota_1' boots" in f.cause]
+    assert bool(told) == (rollback is None)

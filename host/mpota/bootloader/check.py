@@ -69,7 +69,9 @@ class Check:
     """The verdict: ``boots`` is the label of the app that would start, None if none would.
 
     ``console`` are the bootloader's error lines, ``otadata_after`` the two records as it leaves
-    them. ``is_ok`` is False for contents that do not boot, or boot by luck.
+    them. ``rollback`` tells whether the bootloader was built with app rollback, None where nothing
+    tells: then all this holds with it, and ``boots_without_rollback`` without it. ``is_ok`` is
+    False for contents that do not boot, or boot by luck.
     """
 
     boots: str | None
@@ -79,11 +81,15 @@ class Check:
     findings: tuple[Finding, ...]
     is_ok: bool
     log: tuple[str, ...] = field(default=(), repr=False)
+    rollback: bool | None = None
+    boots_without_rollback: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "boots": self.boots,
             "ok": self.is_ok,
+            "rollback": self.rollback,
+            "boots_without_rollback": self.boots_without_rollback,
             "console": list(self.console),
             "otadata_after": self.otadata_after and [r.hex() for r in self.otadata_after],
             "slots": [_slot_json(slot) for slot in self.slots],
@@ -108,13 +114,17 @@ def check_flash(
     memory = MemoryFlash(flash, size)
     result = boot(memory, table_offset=table_offset, chip_revision=chip_revision)
     slots = tuple(_slots(memory, result))
-    if any(has_rollback(slot.version) is False for slot in slots):
-        result = boot(
+    rollback = _rollback(result.bootloader, slots)
+    plain = result
+    if not rollback:
+        plain = boot(
             MemoryFlash(flash, size),
             table_offset=table_offset,
             rollback=False,
             chip_revision=chip_revision,
         )
+    if rollback is False:
+        result = plain
     of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
     findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
     for slot in slots:
@@ -123,17 +133,21 @@ def check_flash(
                 finding(f, slot.partition.label, has_app_desc=slot.has_app_desc)
                 for f in slot.verdict.faults
             ]
+    if _label(plain) != _label(result):
+        findings.append(_without_rollback(_label(plain)))
     damage = _damage(flash, memory, result, table_offset) if is_file else None
     if damage is not None:
         findings.append(damage)
     return Check(
-        result.starts.label if result.starts else None,
+        _label(result),
         result.console,
         result.otadata_after,
         slots,
         tuple(findings),
         result.starts is not None and damage is None,
         result.printed,
+        rollback,
+        _label(plain) if not rollback else None,
     )
 
 
@@ -212,6 +226,36 @@ def likely_bootloader(data: bytes) -> BootloaderInfo:
             pass  # not even a whole bootloader
     header = ImageHeader.from_bytes(data[:HEADER_SIZE])
     return known_bootloader(header.chip, header.min_revision)
+
+
+def _label(result: BootResult) -> str | None:
+    return result.starts.label if result.starts else None
+
+
+def _rollback(bootloader: BootloaderInfo | None, slots: tuple[Slot, ...]) -> bool | None:
+    """Whether the bootloader was built with app rollback, as far as anything tells.
+
+    MicroPython's builds tell by their version, and a bootloader that names the ESP-IDF release of
+    such an app came with it. One that names none is older than v5.2: no other build goes with it.
+    """
+    known = None
+    for slot in slots:
+        has, desc = has_rollback(slot.version), find_app_desc(slot.data)
+        if has is False:
+            return False
+        named = bootloader.idf_version if bootloader else None
+        if has and (named is None or (desc is not None and desc.idf_ver == named)):
+            known = True
+    return known
+
+
+def _without_rollback(boots: str | None) -> Finding:
+    verdict = f"'{boots}' boots" if boots else "nothing boots"
+    return Finding(
+        "boot",
+        "nothing tells whether this bootloader was built with app rollback: without it, " + verdict,
+        "erase otadata, or mark what it selects: `mpota slots PORT --mark valid`",
+    )
 
 
 def _flash_size(flash: FlashContents, flash_size: int | None) -> int:
