@@ -139,6 +139,12 @@ def test_a_firmware_cut_anywhere_is_refused(at: int) -> None:
         Firmware.from_bytes(small_firmware()[:at])
 
 
+def described(data: bytes, name: str) -> None:
+    """`describe`, with what is wrong raised."""
+    for problem in describe(data, name).problems:
+        raise problem
+
+
 def test_10000_mutated_images_raise_nothing_but_the_projects_errors() -> None:
     rng = random.Random(3)
     for number in range(10_000):
@@ -150,7 +156,7 @@ def test_10000_mutated_images_raise_nothing_but_the_projects_errors() -> None:
             at = rng.randrange(min(len(image), 64 if number % 2 else len(image)))
             image[at : at + rng.randrange(1, 5)] = rng.randbytes(rng.randrange(1, 5))
         data = bytes(image)
-        for read in (describe, read_app):
+        for read in (described, read_app):
             with pytest.raises(MpotaError):
                 read(data, "mutated")
         if number % 20 == 0:
@@ -170,6 +176,6 @@ def test_mutated_firmware_raises_nothing_but_the_projects_errors() -> None:
         if data == good:
             continue
         with pytest.raises(MpotaError):
-            describe(data, "mutated")
+            described(data, "mutated")
         if data[0] == 0xE9:
             assert not check_flash(FileImage(0x1000, data)).is_ok

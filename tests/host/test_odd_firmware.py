@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bootloader_images import SHARED, make_app, make_bootloader, make_table
-from firmware_files import SMALL_APP, run
+from bootloader_images import (
+    SHARED,
+    app_segments,
+    make_app,
+    make_bootloader,
+    make_image,
+    make_table,
+)
+from firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
 from mpota.bootloader.check import check_flash
+from mpota.errors import MpotaError
 from mpota.firmware import sample
-from mpota.formats.chips import chip_by_name
+from mpota.firmware.firmware import App
+from mpota.formats.chips import CHIPS, Chip, chip_by_name
+from mpota.formats.memory import is_app
 from mpota.formats.otadata import OtaRecord, OtaState
-from mpota.formats.partition_table import Partition
+from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
 
 INPUTS = SHARED / "inputs"
@@ -120,3 +130,111 @@ def test_check_predicts_for_both_where_nothing_tells_whether_there_is_rollback(
     assert check.boots_without_rollback == (None if rollback else "ota_1")
     told = [f.cause for f in check.findings if "without it, 'ota_1' boots" in f.cause]
     assert bool(told) == (rollback is None)
+
+
+# Apps without a description
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.name)
+def test_an_app_is_known_by_its_mapped_segments_and_a_bootloader_by_having_none(
+    chip: Chip,
+) -> None:
+    (address, desc), *others = app_segments(chip)
+    app = make_image(chip, [(address, bytes(len(desc))), *others])
+    assert is_app(app)
+    assert is_app(app[:64])
+    assert App.from_bytes(app).to_bytes() == app
+    bootloader = make_bootloader(chip)
+    assert not is_app(bootloader)
+    with pytest.raises(MpotaError, match="all of its segments go to RAM"):
+        App.from_bytes(bootloader)
+
+
+def test_an_app_without_description_is_shown_extracted_and_checked_alone(tmp_path: Path) -> None:
+    path = user_file("no_app_desc.bin")
+    facts = as_json("show", path)
+    assert (facts["app"]["partition"], facts["app"]["size"]) == ("factory", 1104)
+    assert as_json("check", path)["boots"] == "factory"
+    app = tmp_path / "app.bin"
+    assert run("extract", path, "-o", app).code == 0
+    assert app.stat().st_size == 1104
+    for args in ((), ("--as-app",), ("--as-app", "--against", path)):
+        assert as_json("check", app, *args)["ok"]
+
+
+# Apps larger than their slot
+
+LARGE_TABLE = PartitionTable(
+    (
+        Partition("nvs", 1, 2, 0x9000, 0x4000),
+        Partition("otadata", 1, 0, 0xD000, 0x2000),
+        Partition("phy_init", 1, 1, 0xF000, 0x1000),
+        Partition("ota_0", 0, 0x10, 0x10000, 0x10000),
+        Partition("ota_1", 0, 0x11, 0x20000, 0x10000),
+    )
+)
+
+
+@pytest.fixture
+def too_large(tmp_path: Path) -> Path:
+    """A whole app of 0x18690 bytes in a slot of 0x10000; its end stands in the next slot."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(sample.build_firmware("esp32", table=LARGE_TABLE, app=small_app()))
+    return path
+
+
+def test_an_app_larger_than_its_slot_does_not_fit_and_is_not_truncated(too_large: Path) -> None:
+    checked = as_json("check", too_large, code=1)
+    assert "the app does not fit" in next(
+        f["cause"] for f in checked["findings"] if f["where"] == "ota_0"
+    )
+    shown = run("show", too_large)
+    assert shown.code == 1
+    assert "% of ota_0, " in shown.out
+    assert "the app does not fit" in shown.err
+    assert "--app-size 0x20000" in shown.err
+
+
+def test_resize_mends_an_app_larger_than_its_slot(too_large: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.bin"
+    result = run("resize", too_large, "--app-size", "0x20000", "-o", made)
+    assert result.code == 0, result.err
+    checked = as_json("check", made)
+    assert checked["boots"] == "ota_0"
+    assert [slot["blank"] for slot in checked["slots"]] == [False, True]
+    out = tmp_path / "app.bin"
+    assert run("extract", made, "-o", out).code == 0
+    assert out.read_bytes() == small_app()
+    assert_refused(run("resize", too_large, "--app-size", "0x10000", "-o", tmp_path / "no"))
+
+
+# Damaged firmware
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "shown", "problem"),
+    [
+        (0x1100, None, ["ESP32", "factory"], "bootloader"),
+        (0x8010, None, ["ESP32", "ESP-IDF v5.4.2"], "partition table has MD5"),
+        (0x10200, None, ["ESP32", "ESP-IDF v5.4.2", "vfs"], "factory"),
+        (None, 0x12000, ["ESP32", "ESP-IDF v5.4.2", "vfs"], "image is truncated"),
+        (None, 0x6000, ["ESP32", "ESP-IDF v5.4.2"], "partition table starts with"),
+    ],
+    ids=["bootloader", "table", "app", "short", "shorter"],
+)
+def test_show_tells_what_can_be_read_of_a_damaged_firmware_then_what_is_wrong(
+    offset: int | None, size: int | None, shown: list[str], problem: str, tmp_path: Path
+) -> None:
+    data = bytearray(small_firmware())
+    if offset is not None:
+        data[offset - 0x1000] ^= 0x10
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(data if size is None else data[: size - 0x1000])
+    result = run("show", path)
+    assert_refused(result, 1)
+    for words in shown:
+        assert words in result.out
+    assert problem in result.err
+    facts = json.loads(run("show", path, "--json").out)
+    assert facts["chip"] == "esp32"
+    assert problem in facts["problems"][0]

@@ -31,6 +31,7 @@ from mpota.formats.app_desc import (
     has_rollback,
 )
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
+from mpota.formats.memory import is_app
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import FlashContents
 from mpota.storage.file import FileImage
@@ -55,8 +56,8 @@ class Slot:
         return not self.data.strip(b"\xff")
 
     @property
-    def has_app_desc(self) -> bool:
-        return find_app_desc(self.data) is not None
+    def is_app(self) -> bool:
+        return is_app(self.data)
 
     @property
     def version(self) -> str | None:
@@ -130,8 +131,7 @@ def check_flash(
     for slot in slots:
         if not slot.is_blank or (slot.partition == result.selected and not result.starts):
             findings += [
-                finding(f, slot.partition.label, has_app_desc=slot.has_app_desc)
-                for f in slot.verdict.faults
+                finding(f, slot.partition.label, is_app=slot.is_app) for f in slot.verdict.faults
             ]
     if _label(plain) != _label(result):
         findings.append(_without_rollback(_label(plain)))
@@ -169,10 +169,8 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
     flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT))
     verdict = verify_image(flash, slot.offset, slot.size, info)
     checked = Slot(slot, verdict, data)
-    findings = [
-        finding(fault, slot.label, has_app_desc=checked.has_app_desc) for fault in verdict.faults
-    ]
-    if not checked.has_app_desc:
+    findings = [finding(fault, slot.label, is_app=checked.is_app) for fault in verdict.faults]
+    if not checked.is_app:
         findings += _collisions(data, info, checked)
     if verdict.is_bootable:
         findings += _tail_findings(data, slot)
@@ -219,7 +217,7 @@ def likely_bootloader(data: bytes) -> BootloaderInfo:
             f"{len(data):,} bytes that start with {data[:4].hex(' ')}, images start with e9",
             "an app image is what `mpota extract` takes out of a firmware",
         )
-    if find_app_desc(data) is None:
+    if not is_app(data):
         try:
             return bootloader_info(data)
         except MpotaError:

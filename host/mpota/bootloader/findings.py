@@ -79,7 +79,10 @@ _WORDS = {
         "the image is truncated, shifted or partly erased",
         DOWNLOAD,
     ),
-    Cause.APP_DESC: ("the image has no app description: it is no app", EXTRACT),
+    Cause.APP_DESC: (
+        "the image has no app description, which this bootloader demands",
+        "build the app with ESP-IDF's own description, or use an older bootloader",
+    ),
     Cause.MAP_ALIGNMENT: (
         "segment {segment} maps {load_addr:#x} onto flash {data_offset:#x}, which differ within a "
         "page of {page_size:#x}: the image is shifted, or stands at the wrong offset",
@@ -123,7 +126,7 @@ _WORDS = {
         DOWNLOAD,
     ),
     Cause.LENGTH: (
-        "the image is {length:,} bytes, the partition holds {limit:,}",
+        "the app does not fit: it is {length:,} bytes, the partition holds {limit:,}",
         "make the app partitions larger: `mpota resize --app-size`",
     ),
     Cause.DIGEST: ("the appended SHA-256 does not fit: bytes were lost or changed", DOWNLOAD),
@@ -148,8 +151,8 @@ _MEMORY_CAUSES = (
 )
 
 
-def finding(fault: Fault, where: str, *, has_app_desc: bool = True) -> Finding:
-    """The cause and remedy of a fault. ``has_app_desc``: whether the image says it is an app."""
+def finding(fault: Fault, where: str, *, is_app: bool = True) -> Finding:
+    """The cause and remedy of a fault. ``is_app``: whether the image is one by its structure."""
     values: dict[str, object] = dict(fault.values)
     values["end"] = fault.values.get("offset", 0) + fault.values.get("size", 0)
     for key in ("found", "limit", "expected"):
@@ -159,7 +162,7 @@ def finding(fault: Fault, where: str, *, has_app_desc: bool = True) -> Finding:
         values[f"{key}_revision"] = f"v{number // 100}.{number % 100}"
     cause, remedy = _WORDS[fault.cause]
     cause = cause.format(**values)
-    if fault.cause in _MEMORY_CAUSES and not has_app_desc:
+    if fault.cause in _MEMORY_CAUSES and not is_app:
         cause = f"this is a merged firmware or a bootloader, not an app image: {cause}"
         remedy = EXTRACT
     return Finding(where, cause, remedy.format(**values))

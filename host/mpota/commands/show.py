@@ -36,7 +36,10 @@ from mpota.units import format_flash_size, format_size
 @table_offset_option
 @baud_option
 def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None:
-    """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions."""
+    """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions.
+
+    Of what is damaged it shows what can be read, then what is wrong; exit 1.
+    """
     found: dict[str, Any] | None = None
     if is_port(firmware):
         from mpota.commands._live import connected_firmware
@@ -48,11 +51,13 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None
         description = describe(read_file(firmware), firmware.name, table_offset)
     if as_json:
         report.print_json(description.to_json() | ({"board": found} if found else {}))
-        return
-    if found:
-        chip_size = format_flash_size(found["flash_size"])
-        report.say(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
-    _print_description(description)
+    else:
+        if found:
+            chip_size = format_flash_size(found["flash_size"])
+            report.say(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
+        _print_description(description)
+    if description.problems:
+        raise description.problems[0]
 
 
 _ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unknown"}
@@ -114,8 +119,9 @@ def _app_numbers(facts: AppFacts) -> str:
     image = facts.app.image
     parts = [f"{facts.app.size:,} bytes"]
     if facts.partition is not None and facts.fill is not None:
-        free = format_size(facts.partition.size - facts.app.size)
-        parts.append(f"{facts.fill:.0%} of {facts.partition.label}, {free} free")
+        room = facts.partition.size - facts.app.size
+        free = f"{format_size(room)} free" if room >= 0 else f"{-room:,} bytes too many"
+        parts.append(f"{facts.fill:.0%} of {facts.partition.label}, {free}")
     parts.append(f"digest {digest_state(image)}")
     if image.digest:
         parts.append(f"{image.digest.hex()[:16]}...")

@@ -10,8 +10,8 @@ from mpota.errors import MpotaError
 from mpota.firmware.changes import BOOTLOADER, bootloader_change, changes_for
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Layout
-from mpota.formats.app_desc import find_app_desc
 from mpota.formats.image import Image
+from mpota.formats.memory import is_app
 
 
 def write_contents(firmware: Firmware, contents: Mapping[str, bytes]) -> FirmwareChange:
@@ -54,7 +54,7 @@ def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
     if data[image.size :].strip(b"\xff"):
         image = Firmware.from_bytes(data, BOOTLOADER).bootloader
     image.check(BOOTLOADER)
-    if find_app_desc(image.data) is not None:
+    if is_app(image.data):
         raise MpotaError("bootloader: the file is an app image")
     if image.chip != firmware.chip:
         raise MpotaError(

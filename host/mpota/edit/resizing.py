@@ -30,6 +30,7 @@ def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Fir
     if edits.flash_size is not None:
         firmware.chip.flash_size_code(edits.flash_size)
     layout = edits.apply(firmware.layout())
+    _check_oversized(firmware, layout)
     kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
     notes = tuple(_file_notes(firmware, layout, edits))
     return replace(_change(firmware, layout, kept), notes=notes)
@@ -61,6 +62,13 @@ def resize_on_board(
     )
     notes = tuple(_board_notes(firmware, change.differences))
     return replace(change, changes=ordered, notes=notes)
+
+
+def _check_oversized(firmware: Firmware, layout: Layout) -> None:
+    """Raises MpotaError for an app that did not fit its partition and does not fit it now."""
+    for label, old in layout.sources.items():
+        if old in firmware.oversized and layout.table[label].size < firmware.app(old).size:
+            firmware.check_fits(old)
 
 
 def _change(firmware: Firmware, layout: Layout, kept: Kept) -> FirmwareChange:

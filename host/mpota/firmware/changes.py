@@ -149,7 +149,8 @@ def _partition_changes(
             yield _write(new, contents[new.label])
         elif new.is_otadata or old is None or _is_reset(old, new):
             yield _write(new, b"")
-        elif old.offset != new.offset or new.size < old.size:
+        elif old.offset != new.offset or new.size != old.size:
+            # Grown where it is: its bytes stand there, unless its app ran over the end.
             content = source.content(old)
             if len(content) > new.size:
                 raise MpotaError(
@@ -157,7 +158,7 @@ def _partition_changes(
                     f"partition '{new.label}' would hold {new.size:,}",
                     f"give it {align_up(len(content), BLOCK_SIZE):#x} bytes or more",
                 )
-            if old.offset != new.offset:
+            if old.offset != new.offset or len(content) > old.size:
                 yield _write(new, content)
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.firmware.firmware import App, Firmware, is_app_image, is_table, read_app, read_table
+from mpota.firmware.firmware import (
+    App,
+    Firmware,
+    find_base,
+    is_app_image,
+    is_table,
+    read_app,
+    read_table,
+)
 from mpota.formats.app_desc import (
     AppDesc,
     MicroPythonText,
@@ -15,13 +24,15 @@ from mpota.formats.app_desc import (
     find_micropython,
     has_rollback,
 )
-from mpota.formats.chips import FLASH_MODES
-from mpota.formats.image import Image, ImageHeader
+from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
+    TABLE_SIZE,
     Partition,
     PartitionTable,
 )
+from mpota.storage.file import FileImage
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class AppFacts:
 
     @property
     def fill(self) -> float | None:
-        """How full its partition is, 0 to 1."""
+        """How full its partition is, 0 to 1; more for an app that does not fit."""
         return self.app.size / self.partition.size if self.partition else None
 
 
@@ -44,6 +55,7 @@ class Description:
     """``header`` is the bootloader's, or that of an app image alone; a table alone has none.
 
     ``broken`` are app partitions that hold something else than an intact app, with the reason.
+    ``problems`` are what is wrong with the whole: it is shown as far as it can be read.
     """
 
     name: str
@@ -55,6 +67,7 @@ class Description:
     blank: tuple[Partition, ...]
     broken: tuple[tuple[Partition, str], ...]
     app: AppFacts | None
+    problems: tuple[MpotaError, ...] = ()
 
     @property
     def rollback(self) -> bool | None:
@@ -75,6 +88,7 @@ class Description:
             "bootloader": _bootloader_json(self.bootloader) if self.bootloader else None,
             "table_offset": self.table_offset if self.table is not None else None,
             "partitions": [partition_json(p) for p in self.table or ()],
+            "problems": [str(problem) for problem in self.problems],
             "ota": {
                 "capable": self.table.is_ota_capable if self.table else None,
                 "rollback": self.rollback,
@@ -85,30 +99,44 @@ class Description:
 def describe(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -> Description:
     """Facts about a file's bytes: a firmware, an app image, or a partition table (binary or CSV).
 
-    Raises MpotaError if it is none of these, or damaged.
+    What is damaged is described as far as it can be read, with its `Description.problems`. Raises
+    MpotaError if it is none of these, or a table alone that cannot be read.
     """
     if is_app_image(data):
-        app = _facts(read_app(data, name), None)
-        header = app.app.image.header
-        return Description(name, header, None, None, table_offset, (app,), (), (), app)
+        return _describe_app(data, name, table_offset)
     if is_table(data):
         table = read_table(data, name, table_offset)
         return Description(name, None, None, table, table_offset, (), (), (), None)
-    return describe_firmware(Firmware.from_bytes(data, name, table_offset))
+    flash = FileImage(find_base(data, name), data)
+    try:
+        firmware = Firmware.from_flash(flash, name, table_offset)
+    except MpotaError as error:
+        return _describe_parts(flash, name, table_offset, error)
+    return describe_firmware(firmware, is_file=True)
 
 
-def describe_firmware(firmware: Firmware) -> Description:
+def describe_firmware(firmware: Firmware, *, is_file: bool = False) -> Description:
     """Facts about a firmware that is open already, in a file or on a board."""
     apps, blank, broken = [], [], []
+    problems: list[MpotaError] = []
     for partition in firmware.table.apps:
         if firmware.is_blank(partition):
             blank.append(partition)
             continue
         try:
             apps.append(_facts(firmware.app(partition), partition))
+            firmware.check_fits(partition)
         except MpotaError as error:
-            broken.append((partition, str(error)))
-    main = next((a for a in apps if a.partition == firmware.app_partition), None)
+            if apps and apps[-1].partition == partition:
+                problems.append(error)
+            else:
+                broken.append((partition, str(error)))
+    if is_file:
+        try:
+            firmware.check_contents()
+        except MpotaError as error:
+            problems.append(error)
+    main = next((a for a in apps if a.partition == _app_partition(firmware)), None)
     return Description(
         firmware.name,
         firmware.bootloader.header,
@@ -119,7 +147,71 @@ def describe_firmware(firmware: Firmware) -> Description:
         tuple(blank),
         tuple(broken),
         main,
+        tuple(problems),
     )
+
+
+def _app_partition(firmware: Firmware) -> Partition | None:
+    try:
+        return firmware.app_partition
+    except MpotaError:
+        return None
+
+
+def _describe_app(data: bytes, name: str, table_offset: int) -> Description:
+    header = ImageHeader.from_bytes(data[:HEADER_SIZE])
+    facts, problems = None, []
+    try:
+        facts = _facts(read_app(data, name), None)
+    except MpotaError as error:
+        problems.append(error)
+        with suppress(MpotaError):
+            facts = _facts(App.from_bytes(data), None)
+    apps = (facts,) if facts else ()
+    return Description(name, header, None, None, table_offset, apps, (), (), facts, tuple(problems))
+
+
+def _describe_parts(
+    flash: FileImage, name: str, table_offset: int, problem: MpotaError
+) -> Description:
+    """A firmware whose bootloader or table is damaged: the rest of it."""
+    chip = next(c for c in CHIPS if _header(flash, c) is not None)
+    start = chip.bootloader_offset
+    bootloader, table = None, None
+    with suppress(MpotaError):
+        bootloader = Image.from_bytes(flash.read(start, max(0, table_offset - start)))
+    with suppress(MpotaError):
+        table = PartitionTable.from_bytes(flash.read(table_offset, TABLE_SIZE))
+    apps, broken = [], []
+    for partition in table.apps if table else ():
+        size = max(0, min(partition.size, flash.end - partition.offset))
+        try:
+            app = App.from_bytes(flash.read(partition.offset, size))
+            app.image.check("app")
+            apps.append(_facts(app, partition))
+        except MpotaError as error:
+            broken.append((partition, str(error)))
+    return Description(
+        name,
+        _header(flash, chip),
+        bootloader,
+        table,
+        table_offset,
+        tuple(apps),
+        (),
+        tuple(broken),
+        apps[0] if apps else None,
+        (problem,),
+    )
+
+
+def _header(flash: FileImage, chip: Chip) -> ImageHeader | None:
+    """The header where this chip has its bootloader, None if it is of another chip or none."""
+    data = flash.read(chip.bootloader_offset, HEADER_SIZE)
+    if data[0] != IMAGE_MAGIC:
+        return None
+    header = ImageHeader.from_bytes(data)
+    return header if header.chip_id == chip.chip_id else None
 
 
 def flash_mode(header: ImageHeader) -> str:

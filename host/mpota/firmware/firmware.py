@@ -9,13 +9,13 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from mpota.errors import MpotaError
 from mpota.firmware.layout import Layout
-from mpota.formats.app_desc import find_app_desc
 from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, find_chip
 from mpota.formats.image import (
     DIGEST_SIZE,
@@ -23,8 +23,10 @@ from mpota.formats.image import (
     IMAGE_MAGIC,
     Image,
     ImageHeader,
+    TruncatedError,
     signature_size,
 )
+from mpota.formats.memory import is_app
 from mpota.formats.otadata import OtaRecord, active_record, parse_otadata, selected_slot
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
@@ -36,7 +38,7 @@ from mpota.formats.partition_table import (
 )
 from mpota.storage import FlashContents
 from mpota.storage.file import FileImage, read_file
-from mpota.units import SECTOR_SIZE, KiB, align_up
+from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, align_up
 
 _MAX_CSV_SIZE = 64 * KiB
 _DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
@@ -54,9 +56,10 @@ class App:
     def from_bytes(cls, data: bytes | memoryview) -> App:
         """The app at the start of ``data``. Raises MpotaError if it is broken or no app."""
         image = Image.from_bytes(data)
-        if find_app_desc(image.data) is None:
+        if not is_app(image.data):
             raise MpotaError(
-                "image has no app description: it is a bootloader or a merged firmware, not an app"
+                "image is a bootloader or a merged firmware, not an app: all of its segments "
+                "go to RAM"
             )
         size = signature_size(data, image.size)
         return cls(image, bytes(data[image.size : image.size + size]))
@@ -147,7 +150,13 @@ class Firmware:
         return self.flash.read(partition.offset, partition.size)
 
     def content(self, partition: Partition) -> bytes:
-        """What is in a partition: the app, or all bytes up to the blank end."""
+        """What is in a partition: the app, or all bytes up to the blank end; of an app that does
+        not fit all of it, and nothing of what it runs into.
+        """
+        if self._is_run_into(partition):
+            return b""
+        if partition in self.oversized:
+            return self.app(partition).to_bytes()
         known = max(0, min(partition.size, self.flash.end - partition.offset))
         data = self.flash.read(partition.offset, known)
         if partition.is_app:
@@ -180,7 +189,7 @@ class Firmware:
                 raise MpotaError(f"the file ends at flash offset {self.flash.end:#x}, before it")
             if self.is_blank(partition):
                 raise MpotaError("the partition is blank")
-            app = App.from_bytes(self.flash.read(partition.offset, known))
+            app = self._read_app(partition.offset, known)
             if app.image.chip != self.chip:
                 raise MpotaError(
                     f"app is for {app.image.chip.title}, the bootloader for {self.chip.title}"
@@ -191,6 +200,44 @@ class Firmware:
             raise MpotaError(f"{self.name}: {partition.label}: {error}", error.hint) from None
         self._apps[partition] = app
         return app
+
+    def _read_app(self, offset: int, known: int) -> App:
+        """The app at ``offset``, where ``known`` bytes are its partition's: an app that is larger
+        stands whole in a file all the same.
+        """
+        while True:
+            try:
+                return App.from_bytes(self.flash.read(offset, known))
+            except TruncatedError as error:
+                if error.needed > self.flash.end - offset:
+                    raise
+                known = error.needed
+
+    def check_fits(self, partition: Partition) -> None:
+        """Raises MpotaError if the app in a partition is whole, but larger than it."""
+        size = self.app(partition).size
+        if size > partition.size:
+            raise MpotaError(
+                f"{self.name}: {partition.label}: the app does not fit: it is {size:,} bytes, the "
+                f"partition holds {partition.size:,}",
+                f"mpota resize {self.name} --app-size {align_up(size, BLOCK_SIZE):#x}",
+            )
+
+    @cached_property
+    def oversized(self) -> tuple[Partition, ...]:
+        """The app partitions whose app runs over their end."""
+        found = []
+        for partition in self.table.apps:
+            with suppress(MpotaError):
+                if self.app(partition).size > partition.size:
+                    found.append(partition)
+        return tuple(found)
+
+    def _is_run_into(self, partition: Partition) -> bool:
+        return any(
+            large.end <= partition.offset < large.offset + self.app(large).size
+            for large in self.oversized
+        )
 
     @property
     def otadata(self) -> tuple[OtaRecord, OtaRecord] | None:
@@ -226,7 +273,11 @@ class Firmware:
         if self.is_dump:
             return
         self.bootloader.check(f"{self.name}: bootloader")
-        written = [p for p in self.table.apps if p == app_partition or not self.is_blank(p)]
+        written = [
+            p
+            for p in self.table.apps
+            if p == app_partition or not (self.is_blank(p) or self._is_run_into(p))
+        ]
         self.check_ends(written)
 
     def check_ends(self, apps: Iterable[Partition]) -> None:
@@ -246,7 +297,7 @@ class Firmware:
         """Blank is the rest of the last sector, and the place where a digest would be."""
         end = offset + size
         rest = max(align_up(size, SECTOR_SIZE), align_up(size + DIGEST_SIZE, 16)) - size
-        tail = self.flash.read(end, min(rest, room - size))
+        tail = self.flash.read(end, max(0, min(rest, room - size)))
         if tail.strip(b"\xff") and tail.strip(b"\0"):
             raise MpotaError(
                 f"{self.name}: {name} ends at {end:#x}, but bytes that belong to nothing follow: "
@@ -305,7 +356,7 @@ def find_base(data: bytes, name: str = "file") -> int:
 
 def is_app_image(data: bytes) -> bool:
     """``data`` starts with an app image, intact or not, instead of a bootloader."""
-    return data[:1] == bytes([IMAGE_MAGIC]) and find_app_desc(data) is not None
+    return is_app(data)
 
 
 def _read_bootloader(flash: FlashContents, name: str, table_offset: int) -> Image:

@@ -37,6 +37,16 @@ SIGNATURE_BLOCK_SIZE = 1216  # esp_secure_boot.h, ets_secure_boot_sig_block_t
 _SIGNATURE_CRC_OFFSET = 1196
 
 
+class TruncatedError(MpotaError):
+    """The bytes end before the image does. ``needed``: bytes that it has at least."""
+
+    def __init__(self, needed: int, found: int) -> None:
+        super().__init__(
+            f"image is truncated: {found:,} bytes, it goes on for at least {needed - found:,} more"
+        )
+        self.needed = needed
+
+
 class ImageHeader(NamedTuple):
     """``esp_image_header_t`` without its magic byte. Sizes in bytes, addresses as loaded."""
 
@@ -144,7 +154,7 @@ class Image:
             position = segment.data_offset + segment.data_size
         size = align_up(position + 1, 16) + (DIGEST_SIZE if header.hash_appended else 0)
         if size > len(data):
-            raise _truncated(size, len(data))
+            raise TruncatedError(size, len(data))
         return cls(bytes(data[:size]), header, tuple(segments))
 
     @property
@@ -212,7 +222,7 @@ class Image:
 def _parse_segment(data: bytes | memoryview, position: int, index: int) -> Segment:
     data_offset = position + SEGMENT_HEADER_SIZE
     if data_offset > len(data):
-        raise _truncated(data_offset, len(data))
+        raise TruncatedError(data_offset, len(data))
     load_addr, data_size = _SEGMENT.unpack_from(data, position)
     if data_size >= MAX_SEGMENT_SIZE or data_size % 4:
         limit = "a multiple of 4" if data_size < MAX_SEGMENT_SIZE else "below 16 MiB"
@@ -221,14 +231,8 @@ def _parse_segment(data: bytes | memoryview, position: int, index: int) -> Segme
             "usually a truncated or shifted download"
         )
     if data_offset + data_size > len(data):
-        raise _truncated(data_offset + data_size, len(data))
+        raise TruncatedError(data_offset + data_size, len(data))
     return Segment(load_addr, data_offset, data_size)
-
-
-def _truncated(needed: int, found: int) -> MpotaError:
-    return MpotaError(
-        f"image is truncated: {found:,} bytes, it goes on for at least {needed - found:,} more"
-    )
 
 
 def xor_bytes(data: bytes | memoryview) -> int:

@@ -7,10 +7,13 @@ and so on), ``soc_caps.h``, and the bootloader's linker scripts
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpota.formats.image import Segment
+from mpota.formats.app_desc import find_app_desc
+from mpota.formats.chips import find_chip
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, ImageHeader, Segment
 from mpota.units import MiB, align_down
 
 # soc.h of ESP32 moved SOC_IRAM_HIGH in this release: below it no D/IRAM address is IRAM.
@@ -338,3 +341,30 @@ def memory_map(chip: str, min_chip_rev: int = 0) -> Memory:
             return _esp32p4(_P4_STACK_REV3, _P4_LOADER_REV3)
         return _esp32p4(_P4_STACK, _P4_LOADER)
     return _BY_CHIP[chip]
+
+
+def is_app(data: bytes | memoryview) -> bool:
+    """``data`` starts with an app image, intact or not: no bootloader, and so no merged firmware.
+
+    An app says so by its description, which other frameworks leave out; or it has a segment that
+    flash is mapped for: bootloaders run from RAM alone.
+    """
+    if len(data) < HEADER_SIZE or data[0] != IMAGE_MAGIC:
+        return False
+    header = ImageHeader.from_bytes(bytes(data[:HEADER_SIZE]))
+    chip = find_chip(header.chip_id)
+    if chip is None or find_app_desc(data) is not None:
+        return chip is not None
+    memory = memory_map(chip.name, header.min_revision)
+    position = HEADER_SIZE
+    for _ in range(header.segment_count):
+        if position + _SEGMENT.size > len(data):
+            break
+        load_addr, data_size = _SEGMENT.unpack_from(data, position)
+        if memory.is_mapped(load_addr) and data_size:
+            return True
+        position += _SEGMENT.size + data_size
+    return False
+
+
+_SEGMENT = struct.Struct("<II")
