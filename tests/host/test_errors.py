@@ -496,6 +496,9 @@ def test_a_name_out_of_a_damaged_table_cannot_break_the_line(tmp_path: Path) -> 
     bad = tmp_path / "bad.bin"
     bad.write_bytes(data)
     result = run("show", bad)
+    assert (result.code, result.err) == (0, "")
+    assert "\nmpota: fine" not in result.out
+    result = run("resize", bad, "-f", "8M", "-o", tmp_path / "made.bin")
     assert_refused(result, 1)
     assert "nvs\\nmpota: fine\\n" in result.err
 

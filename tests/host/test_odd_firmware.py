@@ -26,6 +26,7 @@ from mpota.firmware.firmware import App
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.memory import is_app
 from mpota.formats.otadata import OtaRecord, OtaState
+from mpota.formats.partition_csv import table_from_csv
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
 
@@ -238,3 +239,58 @@ def test_show_tells_what_can_be_read_of_a_damaged_firmware_then_what_is_wrong(
     facts = json.loads(run("show", path, "--json").out)
     assert facts["chip"] == "esp32"
     assert problem in facts["problems"][0]
+
+
+# Tables that break rules and boot
+
+NVS = Partition("nvs", 1, 2, 0x9000, 0x4000)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (Partition("sixteen_letters_", 1, 0x99, 0x40000, 0x1000), None),
+        (Partition("", 1, 0x99, 0x40000, 0x1000), "the name is 0 bytes"),
+        (Partition("\ufeffnvs2", 1, 0x99, 0x40000, 0x1000), "the name is 7 bytes"),
+        (Partition("\udcff\udcfe", 1, 0x99, 0x40000, 0x1000), "the name is 2 bytes"),
+        (Partition("empty", 1, 0x99, 0x40000, 0), "has size 0"),
+        (Partition("nvs2", 1, 2, 0x40000, 0x1000), "nvs that is written needs"),
+        (Partition("factory", 1, 0x99, 0x40000, 0x1000), "2 partitions have the name 'factory'"),
+    ],
+    ids=["16 bytes", "empty", "BOM", "not UTF-8", "size 0", "small nvs", "twice"],
+)
+def test_an_odd_table_that_boots_is_read_and_what_is_odd_is_said(
+    odd: Partition, words: str | None, tmp_path: Path
+) -> None:
+    table = PartitionTable((NVS, FACTORY, odd))
+    path = tmp_path / "odd.bin"
+    path.write_bytes(sample.build_firmware("esp32", table=table, app=small_app()))
+    checked = as_json("check", path)
+    assert (checked["boots"], checked["ok"]) == ("factory", True)
+    facts = as_json("show", path)
+    assert facts["partitions"][2]["offset"] == 0x40000
+    for said in (facts["oddities"], [f["cause"] for f in checked["findings"]]):
+        assert len(said) == (words is not None)
+        assert words is None or words in said[0]
+    app = tmp_path / "app.bin"
+    assert run("extract", path, "-o", app).code == 0
+    assert app.read_bytes() == small_app()
+    if words is not None:
+        assert_refused(run("resize", path, "-f", "8M", "-o", tmp_path / "no.bin"), 1)
+
+
+def test_bootloader_and_table_rows_of_the_newer_csv_dialect_are_read() -> None:
+    text = (
+        "bootloader, bootloader, primary, 0x1000, N/A\n"
+        "table, partition_table, primary, N/A, N/A\n"
+        "factory, app, factory, , 1M\n"
+    )
+    table = table_from_csv(text)
+    assert [(p.offset, p.size) for p in table] == [
+        (0x1000, 0x7000),
+        (0x8000, 0x1000),
+        (0x10000, 0x100000),
+    ]
+    table.check()
+    with pytest.raises(MpotaError, match="depends on the chip"):
+        table_from_csv("bootloader, bootloader, primary, N/A, N/A\n")

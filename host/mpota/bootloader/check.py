@@ -20,7 +20,7 @@ from mpota.bootloader.boot import (
     known_bootloader,
     verify_image,
 )
-from mpota.bootloader.findings import DOWNLOAD, EXTRACT, Finding, finding
+from mpota.bootloader.findings import DOWNLOAD, EXTRACT, TABLE, Finding, finding
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware
 from mpota.formats.app_desc import (
@@ -32,7 +32,7 @@ from mpota.formats.app_desc import (
 )
 from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
 from mpota.formats.memory import is_app
-from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
+from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition, PartitionTable
 from mpota.storage import FlashContents
 from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
@@ -135,6 +135,9 @@ def check_flash(
             ]
     if _label(plain) != _label(result):
         findings.append(_without_rollback(_label(plain)))
+    if result.partitions:
+        table = PartitionTable(result.partitions)
+        findings += [Finding("table", f"odd: {o}", TABLE) for o in table.oddities(table_offset)]
     damage = _damage(flash, memory, result, table_offset) if is_file else None
     if damage is not None:
         findings.append(damage)

@@ -19,7 +19,7 @@ class Finding:
 
 EXTRACT = "write the app image alone: `mpota extract FIRMWARE` takes it out of a merged file"
 DOWNLOAD = "download or build the file again and compare its SHA-256"
-_TABLE = "write a table that validates: `mpota table` checks it, `mpota resize` makes one"
+TABLE = "write a table that validates: `mpota table` checks it, `mpota resize` makes one"
 
 # Cause in plain words and remedy; the numbers of the fault fill the braces.
 _WORDS = {
@@ -31,16 +31,16 @@ _WORDS = {
     Cause.TABLE_MAGIC: (
         "entry {index} of the partition table starts with {found:#06x}: there is no table, "
         "or one that is damaged",
-        _TABLE,
+        TABLE,
     ),
-    Cause.TABLE_MD5: ("the partition table was changed without its MD5", _TABLE),
-    Cause.TABLE_TWO_MD5: ("the partition table has two MD5 entries", _TABLE),
+    Cause.TABLE_MD5: ("the partition table was changed without its MD5", TABLE),
+    Cause.TABLE_TWO_MD5: ("the partition table has two MD5 entries", TABLE),
     Cause.TABLE_FLASH_SIZE: (
         "partition {index} goes to {end:#x}, the bootloader takes the flash for {limit:#x} bytes",
         "set the flash size: `mpota resize -f`",
     ),
-    Cause.TABLE_NO_END: ("the partition table has no end", _TABLE),
-    Cause.OTADATA_SIZE: ("otadata has {size:#x} bytes, the bootloader wants {limit:#x}", _TABLE),
+    Cause.TABLE_NO_END: ("the partition table has no end", TABLE),
+    Cause.OTADATA_SIZE: ("otadata has {size:#x} bytes, the bootloader wants {limit:#x}", TABLE),
     Cause.OTADATA_WRITE: ("otadata at {offset:#x} could not be written", "replace the flash chip"),
     Cause.OTADATA_INVALID: (
         "no otadata record selects a slot",
@@ -50,7 +50,7 @@ _WORDS = {
         "the partition has {size:#x} bytes, more than this bootloader can map",
         "make it 16 MiB at most",
     ),
-    Cause.OFFSET_ALIGNMENT: ("the partition starts at {offset:#x}, no multiple of 4", _TABLE),
+    Cause.OFFSET_ALIGNMENT: ("the partition starts at {offset:#x}, no multiple of 4", TABLE),
     Cause.MAGIC: ("there is no image: it starts with {found:#04x}, images with 0xe9", EXTRACT),
     Cause.CHIP: (
         "the image is for {found_chip}, the bootloader for {expected_chip}",

@@ -98,6 +98,8 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
         yield "broken", f"{partition.label}: {reason}"
     for partition in facts.blank:
         yield "blank", f"{partition.label} ({format_size(partition.size)})"
+    for oddity in facts.oddities:
+        yield "odd", oddity
     if facts.table is not None and facts.app is not None:
         yield "OTA", _ota_line(facts)
 

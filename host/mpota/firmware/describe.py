@@ -70,6 +70,11 @@ class Description:
     problems: tuple[MpotaError, ...] = ()
 
     @property
+    def oddities(self) -> tuple[str, ...]:
+        """What is odd in the table, though it can be read."""
+        return self.table.oddities(self.table_offset) if self.table is not None else ()
+
+    @property
     def rollback(self) -> bool | None:
         """Whether the bootloader rolls back, as far as MicroPython's version tells; else None."""
         return has_rollback(self.app.micropython.version if self.app else None)
@@ -88,6 +93,7 @@ class Description:
             "bootloader": _bootloader_json(self.bootloader) if self.bootloader else None,
             "table_offset": self.table_offset if self.table is not None else None,
             "partitions": [partition_json(p) for p in self.table or ()],
+            "oddities": list(self.oddities),
             "problems": [str(problem) for problem in self.problems],
             "ota": {
                 "capable": self.table.is_ota_capable if self.table else None,
@@ -105,7 +111,7 @@ def describe(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -
     if is_app_image(data):
         return _describe_app(data, name, table_offset)
     if is_table(data):
-        table = read_table(data, name, table_offset)
+        table = read_table(data, name, table_offset, is_strict=False)
         return Description(name, None, None, table, table_offset, (), (), (), None)
     flash = FileImage(find_base(data, name), data)
     try:

@@ -388,7 +388,8 @@ def _read_table(flash: FlashContents, name: str, table_offset: int) -> Partition
         table = PartitionTable.from_bytes(data)
         # A damaged table may speak of gigabytes. What the header declares is no limit: it may be
         # what has to be mended.
-        table.check(FLASH_SIZES[-1], table_offset)
+        # Tables that break other rules boot: what is odd in them is for `oddities` to say.
+        table.check_readable(FLASH_SIZES[-1])
     except MpotaError as error:
         hint = error.hint
         if data[:2] != ENTRY_MAGIC:
@@ -429,10 +430,16 @@ def read_app(data: bytes, name: str, offset_of_table: int = DEFAULT_TABLE_OFFSET
     return firmware.app(firmware.app_partition)
 
 
-def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -> PartitionTable:
+def read_table(
+    data: bytes,
+    name: str,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    *,
+    is_strict: bool = True,
+) -> PartitionTable:
     """The table in the bytes of a file: a binary table, a CSV or a firmware.
 
-    Raises MpotaError if there is none in it, or one that breaks the rules.
+    Raises MpotaError if there is none in it or, if ``is_strict``, one that breaks the rules.
     """
     from mpota.formats.partition_csv import table_from_csv
 
@@ -449,7 +456,8 @@ def read_table(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET)
             table = PartitionTable.from_bytes(data)
         else:
             table = table_from_csv(_text(data) or "", table_offset)
-        table.check(table_offset=table_offset)
+        if is_strict:
+            table.check(table_offset=table_offset)
     except MpotaError as error:
         raise MpotaError(f"{name}: {error}", error.hint) from None
     return table

@@ -19,7 +19,7 @@ from mpota.formats.partition_table import (
     DATA_OTA,
     DEFAULT_TABLE_OFFSET,
     FACTORY,
-    MAX_LABEL_SIZE,
+    MAX_NEW_LABEL_SIZE,
     NVS_MIN_SIZE,
     OTA_0,
     SUBTYPES,
@@ -438,9 +438,9 @@ def _by_offset(partition: Partition) -> int:
 
 def _check_label(label: str) -> None:
     size = len(label.encode("utf-8", "surrogateescape"))
-    if not 1 <= size <= MAX_LABEL_SIZE or not label.isprintable():
+    if not 1 <= size <= MAX_NEW_LABEL_SIZE or not label.isprintable():
         raise UsageError(
-            f"partition name '{label}' is {size} bytes, 1 to {MAX_LABEL_SIZE} printable ones "
+            f"partition name '{label}' is {size} bytes, 1 to {MAX_NEW_LABEL_SIZE} printable ones "
             "are allowed"
         )
 

@@ -85,6 +85,7 @@ def _parse_line(line: str, end: int, table_offset: int) -> Partition:
     label, comma, rest = line.partition(",")  # a name may have a # in it
     line = label + comma + rest.split("#", 1)[0]
     fields = [field.strip() for field in line.split(",")]
+    fields = ["" if field.upper() == "N/A" else field for field in fields]
     if len(fields) > 6 and any(fields[6:]):
         raise MpotaError(f"{len(fields)} fields, a partition has 6 at most")
     label, kind_text, subtype_text, offset_text, size_text, flags_text = (fields + [""] * 6)[:6]
@@ -95,11 +96,18 @@ def _parse_line(line: str, end: int, table_offset: int) -> Partition:
         offset = _parse_number(offset_text, "offset", _U32)
         if offset < end and not is_primary:
             raise MpotaError(f"offset {offset:#x} is below {end:#x}, where the one before ends")
+    elif kind == BOOTLOADER:
+        raise MpotaError(
+            "where a bootloader stands depends on the chip: write its offset "
+            "(0x1000 on ESP32 and ESP32-S2, 0x2000 on ESP32-P4 and ESP32-C5, else 0x0)"
+        )
     else:
         is_table = kind == TABLE and is_primary
         offset = table_offset if is_table else align_up(end, offset_alignment(kind))
     if kind == TABLE and not size_text:
         size_text = hex(SECTOR_SIZE)
+    if kind == BOOTLOADER and not size_text and offset < table_offset:
+        size_text = hex(table_offset - offset)
     size = _parse_number(size_text, "size", _U32, minimum=-_U32)
     if size < 0:
         size = -size - offset

@@ -23,7 +23,8 @@ ENTRY_SIZE = 32
 # flash_partitions.c: esp_partition_table_verify wants a blank row behind the last one, which is
 # the MD5 entry where there is one.
 MAX_ROWS = TABLE_SIZE // ENTRY_SIZE - 1
-MAX_LABEL_SIZE = 15  # 16 with the NUL that ends it
+MAX_LABEL_SIZE = 16  # esp_partition.c keeps 16, with or without a NUL behind them
+MAX_NEW_LABEL_SIZE = 15  # for names that users give: some tools want the NUL
 NVS_MIN_SIZE = 0x3000  # gen_esp32part.py, NVS_RW_MIN_PARTITION_SIZE
 
 ENTRY_MAGIC = b"\xaa\x50"
@@ -287,6 +288,32 @@ class PartitionTable:
             if [(p.type, p.subtype) for p in self].count((DATA, subtype)) > 1:
                 raise MpotaError(f"the table has more than one {name} partition, one is the limit")
         self._check_places(flash_size, table_offset)
+
+    def oddities(self, table_offset: int = DEFAULT_TABLE_OFFSET) -> tuple[str, ...]:
+        """The rules that the table breaks, a line each. Real bootloaders boot many such tables:
+        they check the MD5, the end, and that nothing lies beyond the flash.
+        """
+        found = []
+        for partition in self:
+            try:
+                partition.check()
+            except MpotaError as error:
+                found.append(str(error))
+        if not found:
+            try:
+                self.check(table_offset=table_offset)
+            except MpotaError as error:
+                found.append(str(error))
+        return tuple(found)
+
+    def check_readable(self, flash_size: int) -> None:
+        """Raises MpotaError if the table speaks of more than ``flash_size`` bytes of flash."""
+        for partition in self:
+            if partition.end > flash_size:
+                raise MpotaError(
+                    f"partition '{partition.label}' ends at {partition.end:#x}, "
+                    f"the flash at {flash_size:#x}"
+                )
 
     def _check_count(self) -> None:
         limit = MAX_ROWS - self.has_md5
