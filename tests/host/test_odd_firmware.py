@@ -6,9 +6,12 @@ The files in ``../shared/inputs`` are of users; without them what needs them is 
 from __future__ import annotations
 
 import json
+import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import espsecure
 import pytest
 from bootloader_images import (
     SHARED,
@@ -18,6 +21,8 @@ from bootloader_images import (
     make_image,
     make_table,
 )
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
 from mpota.bootloader.check import check_flash
 from mpota.errors import MpotaError
@@ -29,6 +34,7 @@ from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_csv import table_from_csv
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
+from mpota.units import align_up
 
 INPUTS = SHARED / "inputs"
 FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x20000)
@@ -294,3 +300,77 @@ def test_bootloader_and_table_rows_of_the_newer_csv_dialect_are_read() -> None:
     table.check()
     with pytest.raises(MpotaError, match="depends on the chip"):
         table_from_csv("bootloader, bootloader, primary, N/A, N/A\n")
+
+
+# Signatures by ECDSA
+
+SIGNED_APP = Path(__file__).parents[1] / "data" / "c6_ecdsa_signed.app"
+
+
+def ecdsa_key(curve: ec.EllipticCurve) -> tuple[bytes, bytes]:
+    """A private key and its public one, in PEM."""
+    key = ec.generate_private_key(curve)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return private, public
+
+
+def signed_by_espsecure(content: bytes, private_pem: bytes) -> bytes:
+    content = content.ljust(align_up(len(content), 0x1000), b"\xff")
+    blocks = espsecure.generate_signature_block_using_private_key([BytesIO(private_pem)], content)
+    return content + blocks.ljust(0x1000, b"\xff")
+
+
+def test_an_app_signed_by_ecdsa_is_shown_as_signed_and_kept_with_its_signature() -> None:
+    facts = as_json("show", SIGNED_APP)
+    assert facts["app"]["signed"]
+    assert facts["app"]["signature_scheme"] == "ECDSA P-256"
+    assert "signed (ECDSA P-256)" in run("show", SIGNED_APP).out
+    assert App.from_bytes(SIGNED_APP.read_bytes()).to_bytes() == SIGNED_APP.read_bytes()
+    assert as_json("check", SIGNED_APP)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "scheme"),
+    [(ec.SECP256R1(), "ECDSA P-256"), (ec.SECP384R1(), "ECDSA P-384")],
+    ids=["P-256", "P-384"],
+)
+def test_what_espsecure_signs_by_ecdsa_is_verified(
+    curve: ec.EllipticCurve, scheme: str, tmp_path: Path
+) -> None:
+    private, public = ecdsa_key(curve)
+    _, other = ecdsa_key(curve)
+    signed = signed_by_espsecure(small_app("esp32c6"), private)
+    app, key, other_key = (tmp_path / name for name in ("app.bin", "key.pem", "other.pem"))
+    app.write_bytes(signed)
+    key.write_bytes(public)
+    other_key.write_bytes(other)
+    assert as_json("show", app)["app"]["signature_scheme"] == scheme
+    digest = espsecure._digest_sbv2_public_key(BytesIO(public)).hex()
+    assert as_json("verify", app, "--key", key)["signed_by"] == digest
+    assert_refused(run("verify", app, "--key", other_key), 1)
+    changed = bytearray(signed)
+    changed[-0x1000 + 160] ^= 1  # within r and s, which the CRC-32 covers as well
+    changed[-0x1000 + 1196 : -0x1000 + 1200] = zlib.crc32(changed[-0x1000:][:1196]).to_bytes(
+        4, "little"
+    )
+    app.write_bytes(changed)
+    assert "is not valid" in run("verify", app, "--key", key).err
+
+
+def test_a_signed_bootloader_is_called_signed_and_not_truncated(tmp_path: Path) -> None:
+    private, _ = ecdsa_key(ec.SECP256R1())
+    firmware, bootloader = tmp_path / "firmware.bin", tmp_path / "bootloader.bin"
+    firmware.write_bytes(small_firmware())
+    bootloader.write_bytes(signed_by_espsecure(sample.build_bootloader("esp32"), private))
+    made = tmp_path / "made.bin"
+    result = run("write", firmware, f"bootloader={bootloader}", "-o", made)
+    assert_refused(result, 1)
+    assert "signed for Secure Boot" in result.err
+    assert not made.exists()

@@ -23,6 +23,7 @@ from mpota.firmware.describe import (
     digest_state,
     flash_frequency,
     flash_mode,
+    signature_scheme,
 )
 from mpota.formats.app_desc import find_bootloader_desc
 from mpota.storage.file import read_file
@@ -128,7 +129,7 @@ def _app_numbers(facts: AppFacts) -> str:
     if image.digest:
         parts.append(f"{image.digest.hex()[:16]}...")
     if facts.app.signature:
-        parts.append("signed")
+        parts.append(f"signed ({signature_scheme(facts.app)})")
     return ", ".join(parts)
 
 

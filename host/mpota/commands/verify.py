@@ -13,7 +13,7 @@ from mpota.commands._live import connected
 from mpota.commands._options import baud_option, json_option, table_offset_option
 from mpota.errors import UsageError
 from mpota.flashing.verify import Verified, find_regions, verify
-from mpota.release.key_files import passphrase_file_option, read_public_keys
+from mpota.release.key_files import passphrase_file_option, read_app_keys
 from mpota.storage.file import read_file
 
 
@@ -65,7 +65,7 @@ def command(
 def _verify_release(file: Path, keys: tuple[Path, ...], as_json: bool) -> None:
     from mpota.release.build import verify_file
 
-    found = verify_file(file, read_public_keys(keys))
+    found = verify_file(file, read_app_keys(keys))
     signer = found.signer.digest.hex() if found.signer else None
     if as_json:
         manifest = json.loads(found.manifest.to_bytes()) if found.manifest else None

@@ -10,7 +10,7 @@ from mpota.errors import MpotaError
 from mpota.firmware.changes import BOOTLOADER, bootloader_change, changes_for
 from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Layout
-from mpota.formats.image import Image
+from mpota.formats.image import Image, signature_size
 from mpota.formats.memory import is_app
 
 
@@ -51,6 +51,12 @@ def extract(firmware: Firmware, name: str | None = None) -> bytes:
 def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
     """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
     image = Image.from_bytes(data)
+    if signature_size(data, image.size):
+        raise MpotaError(
+            "bootloader is signed for Secure Boot: its flash size cannot be set, nor the signature "
+            "kept",
+            "write it as it is: `esptool write-flash`",
+        )
     if data[image.size :].strip(b"\xff"):
         image = Firmware.from_bytes(data, BOOTLOADER).bootloader
     image.check(BOOTLOADER)

@@ -32,7 +32,9 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
+from mpota.formats.signature import SignatureBlock, parse_app_sector
 from mpota.storage.file import FileImage
+from mpota.units import SECTOR_SIZE
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,15 @@ def digest_state(image: Image) -> str:
     return "valid" if image.digest == image.computed_digest else "wrong"
 
 
+def signature_scheme(app: App) -> str:
+    """How a signed app is signed: ``RSA-3072``, ``ECDSA P-256``, ..."""
+    try:
+        block = parse_app_sector(app.signature[-SECTOR_SIZE:])[0]
+    except MpotaError as error:
+        return str(error)
+    return "RSA-3072" if isinstance(block, SignatureBlock) else f"ECDSA {block.key.curve.name}"
+
+
 def partition_json(partition: Partition) -> dict[str, Any]:
     return {
         "label": partition.label,
@@ -266,6 +277,7 @@ def _app_json(facts: AppFacts) -> dict[str, Any]:
         "digest": image.digest.hex() if image.digest else None,
         "digest_state": digest_state(image),
         "signed": bool(facts.app.signature),
+        "signature_scheme": signature_scheme(facts.app) if facts.app.signature else None,
         "fill": round(facts.fill, 4) if facts.fill is not None else None,
         "version": desc.version if desc else None,
         "project_name": desc.project_name if desc else None,

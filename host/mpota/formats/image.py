@@ -32,7 +32,7 @@ CHECKSUM_SEED = 0xEF  # esp_image_format.c, ESP_ROM_CHECKSUM_INITIAL
 _HEADER = struct.Struct("<BBBBIB3sHBHH4sB")
 _SEGMENT = struct.Struct("<II")
 
-SIGNATURE_MAGIC = b"\xe7\x02"
+SIGNATURE_MAGICS = (b"\xe7\x02", b"\xe7\x03")  # RSA-3072 and ECDSA: signature.py
 SIGNATURE_BLOCK_SIZE = 1216  # esp_secure_boot.h, ets_secure_boot_sig_block_t
 _SIGNATURE_CRC_OFFSET = 1196
 
@@ -256,7 +256,7 @@ def signature_size(data: bytes | memoryview, image_size: int) -> int:
     """
     start = align_up(image_size, SECTOR_SIZE)
     block = bytes(data[start : start + SIGNATURE_BLOCK_SIZE])
-    if len(data) < start + SECTOR_SIZE or block[:2] != SIGNATURE_MAGIC:
+    if len(data) < start + SECTOR_SIZE or block[:2] not in SIGNATURE_MAGICS:
         return 0
     (crc,) = struct.unpack_from("<I", block, _SIGNATURE_CRC_OFFSET)
     if zlib.crc32(block[:_SIGNATURE_CRC_OFFSET]) != crc:

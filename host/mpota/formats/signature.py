@@ -19,7 +19,12 @@ three blocks of 1216 bytes and then 0xFF. A block (``ets_secure_boot_sig_block_t
 A key is known by its digest, the SHA-256 of the four key fields as they stand in a block: the
 value that ESP-IDF burns into eFuses and ``espsecure digest-sbv2-public-key`` computes.
 
-Not handled: ECDSA blocks (version 3) and Secure Boot V1. Signatures are made and verified in
+A block of version 3 is ECDSA's (espsecure: generate_ecdsa_signature_block): at 2 the hash, 0
+SHA-256 or 1 SHA-384; from 4 on its digest of the content, the curve's number (2 P-256, 3 P-384),
+x and y of the public key, r and s of the signature, each number as long as the curve. A key is
+known by the SHA-256 of the number of its curve, x and y, filled up with zeros to 65 or 97 bytes.
+
+Not handled: ECDSA over P-192, and Secure Boot V1. Signatures are made (RSA only) and verified in
 signing.py.
 """
 
@@ -41,6 +46,7 @@ EXPONENT = 65537
 
 _MAGIC = 0xE7
 _VERSION_RSA = 2
+_VERSION_ECDSA = 3
 _NUMBER_SIZE = KEY_BITS // 8
 _BLOCK = struct.Struct("<BBxx32s384sI384sI384s")
 _KEY = struct.Struct("<384sI384sI")
@@ -111,11 +117,7 @@ class SignatureBlock:
     @classmethod
     def from_bytes(cls, data: bytes) -> SignatureBlock:
         """Raises MpotaError if ``data`` is no intact RSA block, or its key is not what it says."""
-        if len(data) != BLOCK_SIZE or data[0] != _MAGIC:
-            raise MpotaError(f"signature block has no magic byte {_MAGIC:#x}")
-        (crc,) = struct.unpack_from("<I", data, _CRC_OFFSET)
-        if zlib.crc32(data[:_CRC_OFFSET]) != crc:
-            raise MpotaError("signature block is damaged: its CRC-32 does not fit")
+        _check_block(data)
         if data[1] != _VERSION_RSA:
             raise MpotaError(f"signature block has version {data[1]}, RSA-3072 is {_VERSION_RSA}")
         _, _, digest, n, _, _, _, signature = _BLOCK.unpack_from(data)
@@ -123,6 +125,89 @@ class SignatureBlock:
         if data[36:812] != key.block_fields:
             raise MpotaError("signature block: the key fields do not belong to one key")
         return cls(digest, key, int.from_bytes(signature, "little"))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An elliptic curve as a block names it; ``size`` is that of a number, in bytes."""
+
+    number: int
+    name: str
+    hash_number: int
+    hash_name: str
+    size: int
+
+    def digest(self, content: bytes) -> bytes:
+        return hashlib.new(self.hash_name, content).digest()
+
+
+P256 = Curve(2, "P-256", 0, "sha256", 32)
+P384 = Curve(3, "P-384", 1, "sha384", 48)
+CURVES = (P256, P384)
+
+
+@dataclass(frozen=True)
+class EcdsaKey:
+    """A point on ``curve``."""
+
+    curve: Curve
+    x: int
+    y: int
+
+    @property
+    def digest(self) -> bytes:
+        """What the key is known by, 32 bytes."""
+        numbers = (number.to_bytes(self.curve.size, "little") for number in (self.x, self.y))
+        return hashlib.sha256(bytes([self.curve.number]) + b"".join(numbers)).digest()
+
+
+@dataclass(frozen=True)
+class EcdsaBlock:
+    """One signature over one content by ECDSA; ``signature`` is r and s."""
+
+    content_digest: bytes
+    key: EcdsaKey
+    signature: tuple[int, int]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> EcdsaBlock:
+        """Raises MpotaError if ``data`` is no intact ECDSA block over P-256 or P-384."""
+        _check_block(data)
+        if data[1] != _VERSION_ECDSA:
+            raise MpotaError(f"signature block has version {data[1]}, ECDSA is {_VERSION_ECDSA}")
+        curve = next((c for c in CURVES if c.hash_number == data[2]), None)
+        at = 4 + (curve.size if curve else 0)  # the digest is as long as a number
+        if curve is None or data[at] != curve.number:
+            raise MpotaError(
+                f"signature block has hash {data[2]} and curve {data[at]}: "
+                "known are P-256 with SHA-256 and P-384 with SHA-384"
+            )
+        x, y, r, s = (
+            int.from_bytes(data[at + 1 + i * curve.size :][: curve.size], "little")
+            for i in range(4)
+        )
+        return cls(data[4:at], EcdsaKey(curve, x, y), (r, s))
+
+
+def _check_block(data: bytes) -> None:
+    if len(data) != BLOCK_SIZE or data[0] != _MAGIC:
+        raise MpotaError(f"signature block has no magic byte {_MAGIC:#x}")
+    (crc,) = struct.unpack_from("<I", data, _CRC_OFFSET)
+    if zlib.crc32(data[:_CRC_OFFSET]) != crc:
+        raise MpotaError("signature block is damaged: its CRC-32 does not fit")
+
+
+def parse_app_sector(data: bytes) -> tuple[SignatureBlock | EcdsaBlock, ...]:
+    """The blocks behind an app, RSA's or ECDSA's; raises as `parse_sector`.
+
+    Releases are signed by RSA alone: boards verify nothing else.
+    """
+    if data[1:2] != bytes([_VERSION_ECDSA]):
+        return parse_sector(data)
+    if len(data) != SECTOR_SIZE:
+        raise MpotaError(f"signature is {len(data):,} bytes, must be one sector of {SECTOR_SIZE:,}")
+    pieces = (data[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE] for i in range(MAX_BLOCKS))
+    return tuple(EcdsaBlock.from_bytes(p) for p in pieces if p != b"\xff" * BLOCK_SIZE)
 
 
 def parse_sector(data: bytes) -> tuple[SignatureBlock, ...]:

@@ -16,10 +16,10 @@ from mpota.formats.frames import compress
 from mpota.formats.manifest import Form, Manifest, Payload
 from mpota.formats.payloads import APP, CERTS, DATA, FILES, KINDS
 from mpota.formats.private_key import is_private_key
-from mpota.formats.signature import PublicKey, padded, parse_sector
+from mpota.formats.signature import EcdsaKey, PublicKey, padded, parse_sector
 from mpota.formats.tar import Member, read_tree, write_tar
 from mpota.mpy_cross import compile_source
-from mpota.release.signing import PrivateKey, check_signature, sign
+from mpota.release.signing import PrivateKey, check_app_signature, check_signature, sign
 from mpota.storage.file import read_file, write_file
 from mpota.units import SECTOR_SIZE
 
@@ -302,30 +302,40 @@ class VerifiedRelease:
     """
 
     manifest: Manifest | None
-    signer: PublicKey | None
+    signer: PublicKey | EcdsaKey | None
     is_signed: bool
 
 
-def verify_file(path: Path, trusted: Iterable[PublicKey]) -> VerifiedRelease:
+def verify_file(path: Path, app_keys: Iterable[PublicKey | EcdsaKey]) -> VerifiedRelease:
     """Check a bundle, a published manifest with what is beside it, or a signed app image.
 
-    Without ``trusted`` keys only that it is whole. Raises MpotaError if anything does not fit.
+    Without ``app_keys`` only that it is whole; ECDSA keys sign apps alone. Raises MpotaError if
+    anything does not fit.
     """
-    trusted = tuple(trusted)
+    app_keys = tuple(app_keys)
     data = read_file(path)
-    if is_bundle(data):
-        made = Bundle.from_bytes(data)
-        signer = verify(made, trusted) if trusted else None
-        return VerifiedRelease(made.manifest, signer, bool(made.signature))
-    if data[:1] == b"{":
-        return _verify_published(path, data, trusted)
+    if is_bundle(data) or data[:1] == b"{":
+        return _verify_release(path, data, app_keys)
     app = read_app(data, path.name)
-    if not trusted:
+    if not app_keys:
         return VerifiedRelease(None, None, bool(app.signature))
     if not app.signature:
         raise MpotaError(f"{path.name} is not signed")
     content, sector = app.to_bytes()[:-SECTOR_SIZE], app.signature[-SECTOR_SIZE:]
-    return VerifiedRelease(None, check_signature(content, sector, trusted), True)
+    return VerifiedRelease(None, check_app_signature(content, sector, app_keys), True)
+
+
+def _verify_release(
+    path: Path, data: bytes, keys: tuple[PublicKey | EcdsaKey, ...]
+) -> VerifiedRelease:
+    trusted = tuple(key for key in keys if isinstance(key, PublicKey))
+    if len(trusted) < len(keys):
+        raise UsageError(f"{path.name} is a release: releases are signed by RSA, not by ECDSA")
+    if is_bundle(data):
+        made = Bundle.from_bytes(data)
+        signer = verify(made, trusted) if trusted else None
+        return VerifiedRelease(made.manifest, signer, bool(made.signature))
+    return _verify_published(path, data, trusted)
 
 
 def _verify_published(path: Path, data: bytes, trusted: tuple[PublicKey, ...]) -> VerifiedRelease:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import click
 
 from mpota.errors import MpotaError, UsageError
-from mpota.formats.signature import PublicKey
-from mpota.release.signing import LockedKeyError, PrivateKey, public_from_pem
+from mpota.formats.signature import EcdsaKey, PublicKey
+from mpota.release.signing import LockedKeyError, PrivateKey, app_key_from_pem, public_from_pem
 from mpota.storage.file import read_file
 from mpota.text import shown
 
@@ -57,6 +57,11 @@ def read_private_keys(paths: Iterable[Path]) -> tuple[PrivateKey, ...]:
 
 def read_public_keys(paths: Iterable[Path]) -> tuple[PublicKey, ...]:
     return tuple(map(read_public_key, paths))
+
+
+def read_app_keys(paths: Iterable[Path]) -> tuple[PublicKey | EcdsaKey, ...]:
+    """Keys that sign apps, RSA's and ECDSA's; raises as `read_public_key`."""
+    return tuple(_read(path, app_key_from_pem) for path in paths)
 
 
 def given_passphrase() -> bytes | None:

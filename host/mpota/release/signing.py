@@ -7,16 +7,22 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mpota.errors import MpotaError
 from mpota.formats.signature import (
+    CURVES,
     EXPONENT,
     KEY_BITS,
+    P256,
+    EcdsaBlock,
+    EcdsaKey,
     PublicKey,
     SignatureBlock,
     compose_sector,
     padded,
+    parse_app_sector,
     parse_sector,
 )
 
@@ -133,6 +139,45 @@ def check_signature(content: bytes, sector: bytes, trusted: Iterable[PublicKey])
     raise MpotaError(f"signed by {signers}: none of the keys given")
 
 
+def check_app_signature(
+    content: bytes, sector: bytes, trusted: Iterable[PublicKey | EcdsaKey]
+) -> PublicKey | EcdsaKey:
+    """The trusted key that signed an app image, by RSA or ECDSA; raises as `check_signature`."""
+    trusted = tuple(trusted)
+    blocks = [b for b in parse_app_sector(sector) if isinstance(b, EcdsaBlock)]
+    if not blocks:
+        return check_signature(content, sector, [k for k in trusted if isinstance(k, PublicKey)])
+    for block in blocks:
+        if block.content_digest != block.key.curve.digest(padded(content)):
+            raise MpotaError("signature belongs to other content: the digests differ")
+        if not _is_valid_ecdsa(block):
+            raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
+    for block in blocks:
+        if block.key in trusted:
+            return block.key
+    signers = ", ".join(block.key.digest.hex()[:16] for block in blocks)
+    raise MpotaError(f"signed by {signers}: none of the keys given")
+
+
+def _is_valid_ecdsa(block: EcdsaBlock) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    is_p256 = block.key.curve == P256
+    curve: ec.EllipticCurve = ec.SECP256R1() if is_p256 else ec.SECP384R1()
+    hash_: hashes.HashAlgorithm = hashes.SHA256() if is_p256 else hashes.SHA384()
+    try:
+        ec.EllipticCurvePublicNumbers(block.key.x, block.key.y, curve).public_key().verify(
+            utils.encode_dss_signature(*block.signature),
+            block.content_digest,
+            ec.ECDSA(utils.Prehashed(hash_)),
+        )
+    except (InvalidSignature, ValueError):  # ValueError: a point that is not on the curve
+        return False
+    return True
+
+
 def is_valid(block: SignatureBlock) -> bool:
     """Does the signature fit the block's own key and digest? Says nothing of the content."""
     from cryptography.exceptions import InvalidSignature
@@ -155,6 +200,29 @@ def public_to_pem(key: PublicKey) -> bytes:
     text = base64.encodebytes(key.to_der()).replace(b"\n", b"")
     lines = [text[i : i + 64] for i in range(0, len(text), 64)]
     return b"\n".join((b"-----BEGIN PUBLIC KEY-----", *lines, b"-----END PUBLIC KEY-----", b""))
+
+
+def app_key_from_pem(data: bytes, password: bytes | None = None) -> PublicKey | EcdsaKey:
+    """A key that signs apps from its PEM, RSA's or ECDSA's; raises as `public_from_pem`."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key: object = None
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        if b"PRIVATE KEY-----" in data:
+            key = serialization.load_pem_private_key(data, password)
+        else:
+            key = serialization.load_pem_public_key(data)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        key = key.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return public_from_pem(data, password)
+    curve = next((c for c in CURVES if c.size * 8 == key.key_size), None)
+    if curve is None or not key.curve.name.startswith("secp"):
+        raise MpotaError(f"ECDSA key is on {key.curve.name}, known are P-256 and P-384")
+    numbers = key.public_numbers()
+    return EcdsaKey(curve, numbers.x, numbers.y)
 
 
 def public_from_pem(data: bytes, password: bytes | None = None) -> PublicKey:
