@@ -31,7 +31,7 @@ from mpota.firmware.firmware import App
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.memory import is_app
 from mpota.formats.otadata import OtaRecord, OtaState
-from mpota.formats.partition_csv import table_from_csv
+from mpota.formats.partition_csv import table_from_csv, table_to_csv
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
 from mpota.units import align_up
@@ -374,3 +374,62 @@ def test_a_signed_bootloader_is_called_signed_and_not_truncated(tmp_path: Path) 
     assert_refused(result, 1)
     assert "signed for Secure Boot" in result.err
     assert not made.exists()
+
+
+# Slots without ota_0, factory with one slot
+
+
+def slots_table(*subtypes: int) -> PartitionTable:
+    apps = [
+        Partition("factory" if s == 0 else f"ota_{s - 16}", 0, s, 0x10000 + n * 0x20000, 0x20000)
+        for n, s in enumerate(subtypes)
+    ]
+    return PartitionTable((NVS, OTA_TABLE[0], *apps))
+
+
+def test_a_sequence_number_selects_a_slot_by_its_subtype() -> None:
+    """bootloader_utility.c: index_to_partition; of two slots the numbers are 0 and 1."""
+    table = slots_table(0x11, 0x12)
+    labels = [found.label if found else None for found in map(table.slot_of, (1, 2, 3, 4))]
+    assert labels == [None, "ota_1", None, "ota_1"]
+    assert [p.label for p in table.counted_slots] == []
+    assert not table.is_ota_capable
+
+
+@pytest.mark.parametrize(
+    ("table", "trouble", "capable"),
+    [
+        (slots_table(0x10, 0x11), None, True),
+        (slots_table(0x00, 0x10, 0x11), None, True),
+        (slots_table(0x11, 0x12), "has ota_1, ota_2 and no ota_0", False),
+        (slots_table(0x00, 0x10), "beside factory the table has one slot", True),
+        (slots_table(0x10), "the table has one slot", False),
+        (slots_table(0x00), None, False),
+    ],
+)
+def test_slots_that_will_not_take_updates_are_named_beforehand(
+    table: PartitionTable, trouble: str | None, capable: bool, tmp_path: Path
+) -> None:
+    assert table.is_ota_capable == capable
+    path, csv = tmp_path / "firmware.bin", tmp_path / "table.csv"
+    path.write_bytes(sample.build_firmware("esp32", table=table, app=small_app()))
+    csv.write_text(table_to_csv(table))
+    for result in (
+        run("show", path),
+        run("resize", path, "--layout", csv, "--dry-run", "-o", tmp_path / "no.bin"),
+    ):
+        assert result.code == 0, result.err
+        out = " ".join(result.out.split())
+        assert (trouble or "one slot") in out if trouble else "one slot" not in out
+
+
+def test_the_note_about_the_first_boot_names_the_app_that_check_finds(tmp_path: Path) -> None:
+    """pull11.csv, fo.csv: with a factory partition a blank otadata starts that one."""
+    path, made = tmp_path / "firmware.bin", tmp_path / "made.bin"
+    csv = tmp_path / "table.csv"
+    path.write_bytes(small_firmware())
+    csv.write_text(table_to_csv(slots_table(0x00, 0x10, 0x11)))
+    result = run("resize", path, "--layout", csv, "-o", made)
+    assert result.code == 0, result.err
+    assert "the first boot starts factory" in result.out
+    assert as_json("check", made)["boots"] == "factory"

@@ -11,7 +11,7 @@ from mpota.bootloader.ota_ops import mark_app_valid, set_boot_partition
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Change
 from mpota.firmware.firmware import Firmware
-from mpota.formats.otadata import OtaRecord, OtaState, active_record, selected_slot
+from mpota.formats.otadata import OtaRecord, OtaState, active_record
 from mpota.formats.partition_table import FACTORY, Partition
 from mpota.storage.memory import MemoryFlash
 from mpota.units import SECTOR_SIZE
@@ -39,16 +39,11 @@ def slot_states(firmware: Firmware, flash_size: int) -> tuple[SlotState, ...]:
     check = check_flash(
         firmware.flash, flash_size=flash_size, table_offset=firmware.table_offset, is_file=False
     )
-    slots = firmware.table.slots
     records = [r for r in firmware.otadata or () if r.is_crc_ok and r.ota_seq != 0xFFFFFFFF]
     return tuple(
         SlotState(
             slot,
-            tuple(
-                r
-                for r in records
-                if slots and slots[selected_slot(r.ota_seq, len(slots))] == slot.partition
-            ),
+            tuple(r for r in records if firmware.table.slot_of(r.ota_seq) == slot.partition),
             slot.partition.label == check.boots,
         )
         for slot in check.slots
@@ -78,7 +73,14 @@ def next_slot(firmware: Firmware, flash_size: int) -> Partition:
     As esp_ota_ops.c: esp_ota_get_next_update_partition; but an app that has not confirmed itself
     is nothing to rely on. Raises MpotaError if the table has no otadata, or no slot is free.
     """
-    slots = firmware.table.slots
+    slots = firmware.table.counted_slots
+    if firmware.table.slots and not slots:
+        labels = ", ".join(p.label for p in firmware.table.slots)
+        raise MpotaError(
+            f"{firmware.name}: the partition table has {labels} and no ota_0: ESP-IDF counts the "
+            "slots from ota_0 on, an OTA update is not possible",
+            f"mpota resize {firmware.name} --layout ota",
+        )
     running = _proven_app(firmware, flash_size)
     free = [slot for slot in slots if slot != running]
     if firmware.table.otadata is None or not free:

@@ -135,6 +135,8 @@ def _app_numbers(facts: AppFacts) -> str:
 
 def _ota_line(facts: Description) -> str:
     rollback = _ROLLBACK[facts.rollback]
+    if facts.table is not None and facts.table.ota_trouble:
+        return f"{facts.table.ota_trouble} ({rollback})"
     if facts.table is not None and facts.table.is_ota_capable:
         return f"possible, {rollback}"
     return f"not possible with this table ({rollback}): mpota resize --layout ota"

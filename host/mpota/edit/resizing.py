@@ -13,7 +13,7 @@ from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Difference, changes_for, differences, order_changes
 from mpota.firmware.firmware import Firmware, boot_order, read_table
 from mpota.firmware.layout import LAYOUTS, Edits, Layout
-from mpota.formats.otadata import active_record, selected_slot
+from mpota.formats.otadata import active_record
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.resources import data_directory
 from mpota.storage.file import read_file
@@ -32,7 +32,7 @@ def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Fir
     layout = edits.apply(firmware.layout())
     _check_oversized(firmware, layout)
     kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
-    notes = tuple(_file_notes(firmware, layout, edits))
+    notes = (*_file_notes(firmware, layout, edits), *_ota_notes(layout))
     return replace(_change(firmware, layout, kept), notes=notes)
 
 
@@ -60,7 +60,7 @@ def resize_on_board(
         place_of_next(firmware, board_size),
         grows=layout.flash_size >= firmware.flash_size,
     )
-    notes = tuple(_board_notes(firmware, change.differences))
+    notes = (*_board_notes(firmware, change.differences), *_ota_notes(layout))
     return replace(change, changes=ordered, notes=notes)
 
 
@@ -135,10 +135,12 @@ def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[st
                 f"it for {format_flash_size(believed)}: it will not boot; use -f 16M, or write a "
                 "bootloader of ESP-IDF 6.0 or later"
             )
-    records, slots = firmware.otadata, firmware.table.slots
-    active = active_record(records) if records and slots else None
-    if records and active is not None:
-        selected = slots[selected_slot(records[active].ota_seq, len(slots))]
+    records = firmware.otadata
+    active = active_record(records) if records else None
+    selected = (
+        firmware.table.slot_of(records[active].ota_seq) if records and active is not None else None
+    )
+    if selected is not None:
         boots = _boots_first(firmware, layout)
         if boots is not None and layout.sources.get(boots.label) != selected:
             yield (
@@ -146,7 +148,9 @@ def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[st
                 f"'{boots.label}' boots, which was '{_label(layout, boots.label)}'"
             )
     if layout.table.otadata and not firmware.table.otadata:
-        yield "otadata is blank: the first boot starts ota_0"
+        first = _boots_first(firmware, layout)
+        if first is not None:
+            yield f"otadata is blank: the first boot starts {first.label}"
 
 
 def _boots_first(firmware: Firmware, layout: Layout) -> Partition | None:
@@ -175,6 +179,11 @@ def _board_notes(firmware: Firmware, rows: Iterable[Difference]) -> Iterator[str
             f"the board loses the contents of {', '.join(lost)}; what is overwritten of them is in "
             "the backup"
         )
+
+
+def _ota_notes(layout: Layout) -> Iterator[str]:
+    if layout.table.ota_trouble:
+        yield layout.table.ota_trouble
 
 
 def _gaps(layout: Layout) -> list[tuple[int, int]]:

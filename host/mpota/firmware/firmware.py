@@ -27,7 +27,7 @@ from mpota.formats.image import (
     signature_size,
 )
 from mpota.formats.memory import is_app
-from mpota.formats.otadata import OtaRecord, active_record, parse_otadata, selected_slot
+from mpota.formats.otadata import OtaRecord, active_record, parse_otadata
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
     ENTRY_MAGIC,
@@ -307,13 +307,14 @@ class Firmware:
     def _candidates(self) -> list[Partition]:
         """The app partitions, the most likely to be the running one first."""
         order = boot_order(self.table)
-        records, slots = self.otadata, self.table.slots
-        if records and slots:
-            active = active_record(records)
-            if active is not None:
-                selected = slots[selected_slot(records[active].ota_seq, len(slots))]
-                order.remove(selected)
-                order.insert(0, selected)
+        records = self.otadata
+        active = active_record(records) if records else None
+        selected = (
+            self.table.slot_of(records[active].ota_seq) if records and active is not None else None
+        )
+        if selected is not None:
+            order.remove(selected)
+            order.insert(0, selected)
         return order
 
 
@@ -322,7 +323,8 @@ def boot_order(table: PartitionTable) -> list[Partition]:
     those that it never starts at the end.
     """
     order = [p for p in table.apps if p.subtype == FACTORY]
-    order += table.slots
+    # bootloader_utility.c: index_to_partition knows no slot from the number of slots on.
+    order += [p for p in table.slots if p.slot is not None and p.slot < len(table.slots)]
     return order + [p for p in table.apps if p not in order]
 
 

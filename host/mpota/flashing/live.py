@@ -224,6 +224,8 @@ def _flash_notes(board: BoardFlash, firmware: Firmware, changes: Iterable[Change
             f"the firmware uses {format_flash_size(firmware.flash_size)} of "
             f"{format_flash_size(board.size)} of flash: --fit makes it use all"
         )
+    if firmware.table.ota_trouble:
+        yield firmware.table.ota_trouble
     written = {change.what for change in changes}
     kept = [
         p.label

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mpota.errors import MpotaError
-from mpota.formats.otadata import OTADATA_SIZE
+from mpota.formats.otadata import OTADATA_SIZE, selected_slot
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE
 
 DEFAULT_TABLE_OFFSET = 0x8000
@@ -263,10 +263,56 @@ class PartitionTable:
         return next((p for p in self if p.is_otadata), None)
 
     @property
+    def counted_slots(self) -> tuple[Partition, ...]:
+        """The slots that an update can go to: ota_0, ota_1, ... up to the first that is missing.
+
+        esp_ota_ops.c: esp_ota_get_app_partition_count.
+        """
+        found = {p.slot: p for p in reversed(self.slots)}
+        count = next(n for n in range(OTA_SLOTS + 1) if n not in found)
+        return tuple(found[number] for number in range(count))
+
+    @property
+    def has_factory(self) -> bool:
+        return any(p.is_app and p.subtype == FACTORY for p in self)
+
+    @property
     def is_ota_capable(self) -> bool:
         """There is otadata, and a slot beside the one that runs: two slots, or factory and one."""
-        has_factory = any(p.is_app and p.subtype == FACTORY for p in self)
-        return self.otadata is not None and len(self.slots) + has_factory > 1 and bool(self.slots)
+        slots = self.counted_slots
+        return self.otadata is not None and bool(slots) and len(slots) + self.has_factory > 1
+
+    @property
+    def ota_trouble(self) -> str | None:
+        """Why updates over the air will not do what the table's slots promise; None: they will."""
+        slots = self.slots
+        if not slots:
+            return None
+        if not self.counted_slots:
+            labels = ", ".join(p.label for p in slots)
+            return (
+                f"the table has {labels} and no ota_0, from which on ESP-IDF counts the slots: "
+                "no update over the air is possible"
+            )
+        if self.otadata is None:
+            return "the table has slots and no otadata: no update over the air is possible"
+        if len(self.counted_slots) == 1:
+            if self.has_factory:
+                return (
+                    "beside factory the table has one slot: once an update runs in it, there is "
+                    "no place for the next one"
+                )
+            return "the table has one slot: there is no place for an update"
+        return None
+
+    def slot_of(self, ota_seq: int) -> Partition | None:
+        """The slot that a sequence number selects: by its subtype, of as many as there are.
+
+        bootloader_utility.c: index_to_partition. None: there is no slot of that number.
+        """
+        slots = self.slots
+        number = selected_slot(ota_seq, len(slots)) if slots else None
+        return next((p for p in slots if p.slot == number), None)
 
     @property
     def end(self) -> int:
