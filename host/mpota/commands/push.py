@@ -82,7 +82,5 @@ def command(
                 "console": done.console,
             }
         )
-    elif done.is_new:
-        report.say(f"{done.slot} runs {done.version}, confirmed")
     else:
-        report.say(f"{done.slot} runs {done.version} already, confirmed: nothing to do")
+        report.say(str(done))

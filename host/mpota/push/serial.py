@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -54,37 +54,81 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         if before.is_confirmed:
             return Pushed(package.version, before.running, is_new=False)
         options.tell(f"{package.version} runs in {before.running}, not confirmed yet")
-        _confirm(session, before.running, options)
-        return Pushed(package.version, before.running)
+        _confirm(session, _Goal.of(before), options)
+        return Pushed(package.version, before.running, is_app=package.brings_app)
     sent_size = 0
-    target = before.boot
-    if options.force or not before.is_switched_to(package):
+    if options.force or not before.waits_with(package):
         options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
-        target, sent_size = _transfer(session, package, options)
-    options.tell(f"{target} is complete and selected; restarting")
+        sent_size = _transfer(session, package, options)
+        before = before.after(session)
+    goal = _Goal.selected(before)
+    if not goal.needs_restart:
+        options.tell("all of it is in force")
+        return Pushed(
+            package.version,
+            goal.label,
+            is_app=False,
+            was_restarted=False,
+            sent_size=sent_size,
+        )
+    options.tell(f"{goal.what} complete and selected; restarting")
     try:
-        console = _see_through(session, target, options)
+        console = _see_through(session, goal, options)
     except LostBoardError as error:
         raise UnconfirmedError(
-            f"{target} was switched to, and then: {error}",
+            f"{goal.label} was switched to, and then: {error}",
             "the same command again goes on from there",
         ) from None
-    return Pushed(package.version, target, sent_size=sent_size, console=console)
+    return Pushed(
+        package.version, goal.label, is_app=goal.is_app, sent_size=sent_size, console=console
+    )
 
 
-def _see_through(session: Session, target: str, options: Options) -> str:
-    """Restart into ``target``, check and confirm it; what the console showed."""
+@dataclass(frozen=True)
+class _Goal:
+    """What is to run in the end: the app in slot ``label`` and, without a new app, what its record
+    says of a release (``release``; None: whatever it says)."""
+
+    label: str
+    is_app: bool
+    release: Mapping[str, Any] | None = None
+    needs_restart: bool = False
+
+    @classmethod
+    def of(cls, status: Status) -> _Goal:
+        """What runs already."""
+        files = status.release if status.is_on_trial else None
+        return cls(status.running, files is None, files)
+
+    @classmethod
+    def selected(cls, status: Status) -> _Goal:
+        """What the next boot takes."""
+        if status.boot != status.running:
+            return cls(status.boot, True, needs_restart=True)
+        waiting = status.waiting
+        return cls(status.running, False, waiting, needs_restart=waiting is not None)
+
+    @property
+    def what(self) -> str:
+        return f"{self.label} is" if self.is_app else f"what {self.label} runs with next is"
+
+    def is_reached(self, status: Status) -> bool:
+        if status.running != self.label:
+            return False
+        return self.release is None or status.release == self.release
+
+
+def _see_through(session: Session, goal: _Goal, options: Options) -> str:
+    """Restart into ``goal``, check and confirm it; what the console showed."""
     console = session.reset(options.settle_s)
     for is_last in (False, True):
         try:
             after = Status.read(session)
-            if after.running != target:
-                raise RolledBackError(
-                    f"the board went back to {after.running}: {_why(console, after, target)}"
-                )
-            options.tell(f"{target} is up; checking its health")
-            _confirm(session, target, options)
+            if not goal.is_reached(after):
+                raise _gone_back(console, after, goal)
+            options.tell(f"{goal.label} is up; checking its health")
+            _confirm(session, goal, options)
             break
         except LostBoardError:  # it may have been reset: the bootloader has the word then
             if is_last:
@@ -95,10 +139,11 @@ def _see_through(session: Session, target: str, options: Options) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """`ota.status.info()` of a board, and the release that it remembers."""
+    """`ota.status.info()` of a board, and the record of the app that runs: {"now": release}, and
+    while files are on trial {"next": release, "tried": true}; see device/ota/boot.py."""
 
     info: dict[str, Any]
-    release: dict[str, Any]
+    record: dict[str, Any]
 
     @classmethod
     def read(cls, session: Session, *, verify: bool = False) -> Status:
@@ -107,12 +152,35 @@ class Status:
             info = session.evaluate(
                 f"ota.status.info(verify={verify})", "import ota", fits=_is_status
             )
-            release = session.evaluate("release", _RELEASE, fits=_is_release)
+            record = session.evaluate("record", _READ_RECORD, fits=_is_record)
         except ScriptError as error:
             if "ImportError" not in error.traceback:
                 raise
             raise ScriptError(error.traceback, f"mpota install {session.port}") from None
-        return cls(info, release)
+        return cls(info, record)
+
+    def after(self, session: Session) -> Status:
+        """The same board when an update has just ended: what boots next is read anew."""
+        boot = session.evaluate("boot", _READ_BOOT, fits=lambda value: isinstance(value, str))
+        return Status(
+            {**self.info, "boot": boot}, session.evaluate("record", _READ_RECORD, fits=_is_record)
+        )
+
+    @property
+    def release(self) -> dict[str, Any]:
+        """What belongs to the app that runs; {} if that came with no release."""
+        found: dict[str, Any] = self.record["next" if self.is_on_trial else "now"]
+        return found
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether files that came without an app are in use, and not confirmed."""
+        return bool(self.record.get("tried"))
+
+    @property
+    def waiting(self) -> dict[str, Any] | None:
+        """The release that the app which runs will have from the next boot on, if it changes."""
+        return None if self.is_on_trial else self.record.get("next")
 
     @property
     def running(self) -> str:
@@ -120,7 +188,7 @@ class Status:
 
     @property
     def boot(self) -> str:
-        return str(self.info["boot"])
+        return str(self.info["boot"] or self.running)
 
     @property
     def next(self) -> str | None:
@@ -131,23 +199,24 @@ class Status:
 
     @property
     def is_confirmed(self) -> bool:
+        if self.is_on_trial:
+            return False
         return self.slot(self.running).get("state") not in _CLEAR_STATES
 
     def runs(self, package: Package) -> bool:
         """Whether what runs is what ``package`` brings, as far as the board can tell."""
-        if package.release and any(
-            self.release.get(key) != value for key, value in package.release.items()
-        ):
+        if package.release is None:
+            return self._holds(self.running, package)
+        if not _has_all(self.release, package.release):
             return False
-        return package.digest is not None and self._holds(self.running, package)
+        return not package.brings_app or self._holds(self.running, package)
 
-    def is_switched_to(self, package: Package) -> bool:
+    def waits_with(self, package: Package) -> bool:
         """Whether a former attempt came as far as the switch: only the reset is missing."""
-        return (
-            package.release is None
-            and self.boot != self.running
-            and self._holds(self.boot, package)
-        )
+        if self.boot != self.running:
+            return package.release is None and self._holds(self.boot, package)
+        has_release = package.release is not None and not package.brings_app
+        return has_release and _has_all(self.waiting or {}, package.release or {})
 
     def _holds(self, label: str, package: Package) -> bool:
         return package.digest is not None and self.slot(label).get("digest") == package.digest
@@ -180,8 +249,26 @@ def _is_status(info: Any) -> bool:
     )
 
 
-def _is_release(value: Any) -> bool:
-    return isinstance(value, dict)
+def _is_record(value: Any) -> bool:
+    """Whether that can be what `ota.boot.read_record()` gives."""
+    if not isinstance(value, dict) or not isinstance(value.get("now"), dict):
+        return False
+    return isinstance(value.get("next", {}), dict) and ("next" in value or "tried" not in value)
+
+
+def _has_all(record: Mapping[str, Any], release: Mapping[str, Any]) -> bool:
+    return all(record.get(key) == value for key, value in release.items())
+
+
+def _gone_back(console: str, after: Status, goal: _Goal) -> RolledBackError:
+    if after.running != goal.label:
+        why = _why(console, after, goal.label)
+        return RolledBackError(f"the board went back to {after.running}: {why}")
+    lines = failure_lines(console)
+    told = "\n  ".join(["it printed", *lines]) if lines else "no reason seen"
+    return RolledBackError(
+        f"the board went back to the files that {after.running} had before: {told}"
+    )
 
 
 def _why(console: str, after: Status, target: str) -> str:
@@ -197,25 +284,36 @@ def _why(console: str, after: Status, target: str) -> str:
 # --- the health check
 
 
-def _confirm(session: Session, target: str, options: Options) -> None:
-    """Check the app that runs and confirm it, or give it up."""
+def _confirm(session: Session, goal: _Goal, options: Options) -> None:
+    """Check what runs and confirm it, or give it up."""
     failure = _failure(session, options.check)
     if failure is not None:
-        session.execute("import ota\nota.rollback.mark_invalid(reboot=False)")
-        console = session.reset(options.settle_s)
-        running = Status.read(session).running
-        raise UnhealthyError(
-            f"{target} failed its health check ({failure}): given up, "
-            + (f"{running} runs again" if running != target else "but the board starts it again"),
-            "\n  ".join(failure_lines(console)) or None,
-        )
+        raise _give_up(session, goal, failure, options)
     session.execute("import ota\nota.rollback.cancel()")
     status = Status.read(session)
-    if status.running != target or not status.is_confirmed:
+    if not goal.is_reached(status) or not status.is_confirmed:
         raise RolledBackError(
-            f"{target} cannot be confirmed: {status.running} runs, "
-            f"{target} is {status.slot(target).get('state')}"
+            f"{goal.label} cannot be confirmed: {status.running} runs, "
+            f"{goal.label} is {status.slot(goal.label).get('state')}"
         )
+
+
+def _give_up(session: Session, goal: _Goal, failure: str, options: Options) -> UnhealthyError:
+    if goal.is_app:  # of files, the reset alone is enough: they get one boot
+        session.execute("import ota\nota.rollback.mark_invalid(reboot=False)")
+    console = session.reset(options.settle_s)
+    after = Status.read(session)
+    if goal.is_reached(after):
+        then = "but the board starts it again"
+    elif goal.is_app:
+        then = f"{after.running} runs again"
+    else:
+        then = f"{after.running} runs again with what it had"
+    what = goal.label if goal.is_app else f"{goal.label} with the new files"
+    return UnhealthyError(
+        f"{what} failed its health check ({failure}): given up, {then}",
+        "\n  ".join(failure_lines(console)) or None,
+    )
 
 
 def _failure(session: Session, check: HealthCheck) -> str | None:
@@ -245,16 +343,24 @@ def _try(session: Session, check: HealthCheck) -> str | None:
 
 
 # A board that never took a release need not have what is for releases.
-_RELEASE = """
+_READ_RECORD = """
 import os
 try:
     os.stat("/.ota")
-    release = None
+    record = None
 except OSError:
-    release = {}
-if release is None:
-    import ota.files
-    release = ota.files.running()
+    record = {"now": {}}
+if record is None:
+    import ota.boot
+    from esp32 import Partition
+    record = ota.boot.read_record(Partition(Partition.RUNNING)) or {"now": {}}
+"""
+_READ_BOOT = """
+from esp32 import Partition
+try:
+    boot = Partition(Partition.BOOT).info()[4]
+except OSError:
+    boot = Partition(Partition.RUNNING).info()[4]
 """
 # The module has another name in ota 0.1. Once it is loaded, it says itself what lacks memory.
 _RECEIVER = """\
@@ -272,15 +378,14 @@ else:
  push."""
 
 
-def _transfer(session: Session, package: Package, options: Options) -> tuple[str, int]:
-    """(the slot that is selected now, bytes sent). Raises RefusedError."""
+def _transfer(session: Session, package: Package, options: Options) -> int:
+    """Bytes sent. Raises RefusedError."""
     if package.url is not None:
         call = f"fetch({package.url!r}, force={options.force})"
     else:
         digest = hashlib.sha256(package.data).hexdigest()
-        app_size = package.app.size if package.app else 0
         call = (
-            f"receive({len(package.data)}, {digest!r}, {package.app_offset}, {app_size}, "
+            f"receive({len(package.data)}, {digest!r}, {package.app_offset}, {package.plain_size}, "
             f"force={options.force})"
         )
     session.start(_RECEIVER + call)
@@ -361,7 +466,7 @@ class _Giver:
         self._sent_size = 0
         self._outcome: tuple[str, str] | None = None
 
-    def serve(self) -> tuple[str, int]:
+    def serve(self) -> int:
         stalls = 0
         while True:
             event = self._talk.next(_ANSWER_TIMEOUT_S)
@@ -379,14 +484,14 @@ class _Giver:
                 stalls = 0
                 self._obey(text)
 
-    def _finish(self) -> tuple[str, int]:
+    def _finish(self) -> int:
         if self._outcome is None:
             raise LostBoardError("the board stopped without saying how the update went")
         verb, text = self._outcome
         if verb == "FAIL":
             code, _, words = text.partition(" ")
             raise RefusedError(code, words)
-        return text, self._sent_size
+        return self._sent_size
 
     def _obey(self, record: str) -> None:
         verb, _, text = record.partition(" ")

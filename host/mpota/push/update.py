@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import App, read_app
+from mpota.formats import frames
 from mpota.formats.app_desc import find_micropython
-from mpota.formats.bundle import Bundle, is_bundle
-from mpota.formats.payloads import APP
+from mpota.formats.bundle import Bundle, decode, is_bundle
+from mpota.formats.manifest import Manifest
+from mpota.formats.payloads import APP, FILES
 from mpota.storage.file import read_file
 
 
@@ -49,6 +51,7 @@ class UnconfirmedError(MpotaError):
 
 
 _HINTS = {
+    "base": "it may run already: mpota status PORT tells; the whole image can always be pushed",
     "unconfirmed": "confirm it, or let a reset roll it back; --force updates all the same",
     "failed-version": "--force installs it again",
     "too-long": "mpota resize makes larger slots",
@@ -68,40 +71,69 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Package:
-    """What is to be pushed: a file, and the app in it; or a URL for the board to fetch."""
+    """What is to be pushed: a file, and the app in it; or a URL for the board to fetch.
+
+    ``app``: what it brings, decoded, where the desk can tell; it stands in ``data`` as it will in
+    a slot, ``plain_size`` bytes from ``app_offset`` on, 0 if it is encoded. ``release``: what a
+    board remembers of a bundle. Without an app ``brings_app`` tells whether it has none, or one
+    that only the board can decode.
+    """
 
     name: str
     data: bytes = b""
     app: App | None = None
     app_offset: int = 0
-    release: dict[str, Any] | None = None  # of a bundle: what the board remembers of it
+    plain_size: int = 0
+    release: Mapping[str, Any] | None = None
     url: str | None = None
+    brings_app: bool = True
 
     @classmethod
     def open(cls, source: str) -> Package:
-        """A package from an app image, a merged firmware (of which the app is taken), a bundle or
-        an http(s) URL. Raises MpotaError for a file that is none of these, or damaged."""
+        """A package from an app image, a merged firmware (of which the app is taken), a compressed
+        image, a delta, a bundle or an http(s) URL.
+
+        Raises MpotaError for a file that is none of these, or damaged.
+        """
         if source.startswith(("http://", "https://")):
             return cls(source, url=source)
         path = Path(source)
         data = read_file(path)
-        if not is_bundle(data):
-            app = read_app(data, path.name)
-            return cls(path.name, app.to_bytes(), app)
+        if is_bundle(data):
+            return cls._of_bundle(path.name, data)
+        if data.startswith(frames.MAGIC):
+            return cls._of_frames(path.name, data)
+        app = read_app(data, path.name)
+        image = app.to_bytes()
+        return cls(path.name, image, app, plain_size=len(image))
+
+    @classmethod
+    def _of_frames(cls, name: str, data: bytes) -> Package:
+        try:
+            encoded = frames.Frames.from_bytes(data)
+            content = None if encoded.base else frames.decompress(encoded)
+        except MpotaError as error:
+            raise MpotaError(f"{name}: {error}", error.hint) from None
+        return cls(name, data, read_app(content, name) if content else None)
+
+    @classmethod
+    def _of_bundle(cls, name: str, data: bytes) -> Package:
         bundle = Bundle.from_bytes(data)
-        manifest = bundle.manifest
-        release = {
-            "name": manifest.name,
-            "version": manifest.version,
-            "counter": manifest.counter,
-        }
-        for payload in manifest.payloads:
-            plain = [form.member for form in payload.forms if form.member and not form.encoding]
-            if payload.kind == APP and plain:
-                image = bundle.members[plain[0]]
-                app = read_app(image, f"{path.name}: {plain[0]}")
-                return cls(path.name, data, app, data.index(image), release)
-        return cls(path.name, data, release=release)
+        release = _remembered(bundle.manifest)
+        for payload in bundle.manifest.payloads:
+            if payload.kind != APP:
+                continue
+            for form in reversed(payload.forms):  # the plain one comes last
+                member = bundle.members[form.member] if form.member else b""
+                image = decode(form, payload, member, f"{name}: {form.member}") if member else None
+                if image is None:
+                    continue
+                app = read_app(image, f"{name}: {form.member}")
+                is_plain = form.encoding is None
+                offset = data.index(image) if is_plain else 0
+                return cls(name, data, app, offset, len(image) if is_plain else 0, release)
+            return cls(name, data, release=release)
+        return cls(name, data, release=release, brings_app=False)
 
     @property
     def digest(self) -> str | None:
@@ -113,9 +145,25 @@ class Package:
     def version(self) -> str:
         """MicroPython's, or the release's."""
         if self.release:
+            if "name" not in self.release:
+                return f"{self.name} (keys)"
             return f"{self.release['name']} {self.release['version']}"
         found = find_micropython(self.app.image.data).version if self.app else None
         return found or self.name
+
+
+def _remembered(manifest: Manifest) -> dict[str, Any]:
+    """What a board's record says of a release (device/ota/policy.py: _entry), as far as that tells
+    one from another. One of keys alone has no name there."""
+    found: dict[str, Any] = {"counter": manifest.counter}
+    if manifest.payloads:
+        found |= {"name": manifest.name, "version": manifest.version}
+    else:
+        found |= {"add": list(manifest.add_keys), "retire": list(manifest.retire_keys)}
+    for payload in manifest.payloads:
+        if payload.kind == FILES:
+            found["sha256"] = payload.sha256
+    return found
 
 
 @dataclass(frozen=True)
@@ -181,8 +229,9 @@ class Pushed:
     """A completed update: ``version`` is what was brought, ``sent_size`` bytes went out for it,
     some of them more than once.
 
-    At a REPL: ``slot`` runs it, confirmed; it did so already unless ``is_new``; ``console`` is what
-    the board printed from its reset on.
+    At a REPL: ``slot`` runs it, confirmed; it did so already unless ``is_new``; ``is_app``: a new
+    app in that slot, else files, certificates, data or keys for the app that ran before.
+    ``console`` is what the board printed from its reset on, ``was_restarted``.
 
     A board that listens: ``board``, in ``connections``. It restarts into the update, or has
     verified and selected it and ``needs_restart``; confirming is its app's business.
@@ -191,8 +240,20 @@ class Pushed:
     version: str
     slot: str | None = None
     is_new: bool = True
+    is_app: bool = True
+    was_restarted: bool = True
     sent_size: int = 0
     console: str = ""
     board: Welcome | None = None
     needs_restart: bool = False
     connections: int = 0
+
+    def __str__(self) -> str:
+        """What has come of an update at a REPL, in a sentence."""
+        if not self.is_new:
+            return f"{self.slot} runs {self.version} already, confirmed: nothing to do"
+        if self.is_app:
+            return f"{self.slot} runs {self.version}, confirmed"
+        if self.was_restarted:
+            return f"{self.slot} runs with what {self.version} brought, confirmed"
+        return f"{self.version} is installed; {self.slot} runs on, no restart is needed"

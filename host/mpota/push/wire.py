@@ -114,7 +114,7 @@ class Update:
             raise UsageError(f"{package.url} is a URL: a file is needed, which is sent from here")
         app = package.app
         chip_id = app.image.chip.chip_id if app else ANY_CHIP
-        is_signed = bool(app and app.signature and not package.release)
+        is_signed = bool(app and app.signature and package.plain_size and not package.release)
         return cls(package.name, package.data, chip_id, package.version, is_signed)
 
 
