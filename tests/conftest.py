@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mpota.virtual import board as virtual_board
-from mpota.virtual import flash
+from mpota.virtual import flash, micropython
 from mpota.virtual.board import Board
 from mpota.virtual.micropython import cache_dir
 
@@ -22,6 +22,7 @@ from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 WHOLE_SUITE = "about 5 minutes on two cores"
 WORKERS_PER_CORE = 2
 STANDIN_SOURCES = virtual_board.STANDIN
+CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.
 COUNTED = {"power cuts": "scenarios", "hostile cases": "tests"}
@@ -87,6 +88,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(cache_dir() / "bytecode")
     config.pluginmanager.register(run, "mpota-test-run")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apps that a test brings to boards are kept for no other; what is fetched is for all."""
+    micropython.find()
+    own = tmp_path_factory.mktemp("cache")
+    (own / "mpota").mkdir()
+    for entry in CACHE.iterdir() if CACHE.is_dir() else ():
+        if entry.name != "apps":
+            (own / "mpota" / entry.name).symlink_to(entry)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own))
 
 
 @pytest.fixture(scope="session", autouse=True)

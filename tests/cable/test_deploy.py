@@ -115,3 +115,17 @@ def test_a_plan_that_cannot_be_is_refused_before_any_board_is_touched(
 ) -> None:
     (folder / "plan.toml").write_text(text)
     assert message in mpota("deploy", "plan.toml", exit_code=2)
+
+
+def test_force_installs_again_what_runs(boards: list[Bench], folder: Path, mpota: Run) -> None:
+    plan = _plan(folder, boards[:1])
+    for options in ((), ("--force",)):
+        assert _outcomes(mpota("deploy", plan, "--json", *options)) == {"north": "updated"}
+
+
+def test_json_tells_of_a_plan_that_cannot_be(folder: Path, mpota: Run) -> None:
+    (folder / "plan.toml").write_text("[boards]\na = { port = 'u0', check = '(' }")
+    shown = mpota("deploy", "plan.toml", "--json", exit_code=2)
+    found, _ = json.JSONDecoder().raw_decode(shown)
+    assert found["outcome"] == "wrong usage"
+    assert "the check '(' is no expression" in found["message"]

@@ -340,3 +340,103 @@ def test_plain_mpremote_finds_a_prompt_after_a_push_broke_off(
     mpota("push", board.port.path, new, *QUICK, exit_code=1)
     board.plug_in()
     assert board.say("resume", "exec", "print('free')") == "free\n"
+
+
+# --- what is asked for is looked at before anything is sent
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ("sensors.ok(", "the check 'sensors.ok(' is no expression"),
+        ("import sensors", "the check 'import sensors' is no expression"),
+        ("broken.py", "broken.py is no Python: "),
+        ("gone.py", "cannot read 'gone.py'"),
+    ],
+)
+def test_a_check_that_is_no_python_is_refused_before_anything_is_sent(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path, check: str, said: str
+) -> None:
+    (tmp_path / "broken.py").write_text("assert (\n")
+    sent_size = board.wire.sent_size
+    assert said in mpota("push", board.port.path, new, "--check", check, exit_code=2)
+    assert board.wire.sent_size == sent_size
+
+
+def _outcome(shown: str) -> dict[str, object]:
+    """The JSON in the output of a command, which standard error follows."""
+    found: dict[str, object]
+    found, _ = json.JSONDecoder().raw_decode(shown[shown.index("{") :])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "outcome"),
+    [
+        ((), 0, "updated"),
+        (("--check", "False"), 4, "unhealthy"),
+        (("--check", "__import__('machine').reset()"), 3, "rolled back"),
+        (("--check", "("), 2, "wrong usage"),
+    ],
+    ids=["updated", "unhealthy", "rolled-back", "usage"],
+)
+def test_json_tells_the_outcome_on_every_exit(
+    board: Bench, mpota: Run, new: Path, options: tuple[str, ...], exit_code: int, outcome: str
+) -> None:
+    shown = mpota("push", board.port.path, new, "--json", *QUICK, *options, exit_code=exit_code)
+    found = _outcome(shown)
+    assert found["outcome"] == outcome
+    assert found.get("exit_code", 0) == exit_code
+
+
+def test_json_tells_of_a_refusal_and_of_a_board_that_does_not_answer(
+    board: Bench, mpota: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "long.bin").write_bytes(app(size=0x40010))
+    refused = _outcome(mpota("push", board.port.path, "long.bin", "--json", *QUICK, exit_code=1))
+    assert (refused["outcome"], refused["code"]) == ("refused", "too-long")
+    board.port.unplug()
+    lost = mpota("push", board.port.path, "long.bin", "--json", *QUICK, exit_code=1)
+    assert _outcome(lost)["outcome"] == "no answer"
+    board.plug_in()
+
+
+# --- of an app that is known to run only what differs is sent
+
+
+def test_after_a_push_only_what_differs_is_sent(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path
+) -> None:
+    mpota("push", board.port.path, new, *QUICK)
+    (tmp_path / "newer.bin").write_bytes(app("v1.28.0"))
+    found = _outcome(mpota("push", board.port.path, "newer.bin", "--json", *QUICK))
+    assert found["sent"] < APP_SIZE / 10
+    assert _running(board) == "ota_0 1.28.0"
+
+
+def test_of_a_firmware_that_is_given_and_runs_only_what_differs_is_sent(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old.bin").write_bytes(build_firmware(CHIP, app=app()))
+    shown = mpota("push", board.port.path, new, "--delta-from", "old.bin", *QUICK)
+    assert "what differs is sent" in shown
+    assert _running(board) == "ota_1 1.27.0"
+
+
+def test_of_another_firmware_than_the_one_that_runs_all_is_sent(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.bin").write_bytes(app("v1.20.0"))
+    options = ("--delta-from", "other.bin", "--json", *QUICK)
+    assert _outcome(mpota("push", board.port.path, new, *options))["sent"] == APP_SIZE
+
+
+def test_a_board_with_keys_is_sent_no_delta_that_nobody_has_signed(
+    board: Bench, mpota: Run, new: Path, tmp_path: Path
+) -> None:
+    key = PrivateKey.generate()
+    (tmp_path / "public.pem").write_bytes(public_to_pem(key.public))
+    (tmp_path / "old.bin").write_bytes(app())
+    mpota("install", board.port.path, "--key", "public.pem")
+    options = ("--delta-from", "old.bin", *QUICK)
+    assert "what differs" not in mpota("push", board.port.path, new, *options, exit_code=1)

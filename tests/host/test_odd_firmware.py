@@ -13,7 +13,7 @@ from typing import Any
 
 import espsecure
 import pytest
-from bootloader_images import (
+from tests.support.bootloader_images import (
     SHARED,
     app_segments,
     make_app,
@@ -23,7 +23,7 @@ from bootloader_images import (
 )
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
+from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
 from mpota.bootloader.check import check_flash
 from mpota.errors import MpotaError
 from mpota.firmware import sample

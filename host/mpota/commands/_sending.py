@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpota.commands import _report as report
+from mpota.errors import MpotaError
 from mpota.units import format_size
 
 if TYPE_CHECKING:
@@ -48,14 +50,34 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
     context.meta[_OLD_SECRET] = value
 
 
-def send_file(target: str, file: str, options: Options) -> None:
+@contextmanager
+def outcomes(as_json: bool) -> Iterator[None]:
+    """Whatever ends the block is told on standard output as well, where JSON is asked for."""
+    from mpota.push.outcome import INTERRUPTED, error_to_json
+
+    try:
+        yield
+    except MpotaError as error:
+        if as_json:
+            report.print_json(error_to_json(error))
+        raise
+    except KeyboardInterrupt:
+        if as_json:
+            report.print_json({"outcome": INTERRUPTED, "exit_code": 130})
+        raise
+
+
+def send_file(target: str, file: str, options: Options, *, as_json: bool = False) -> None:
     """Send a file to a board that listens, show how it goes, and print what has come of it."""
+    from mpota.push.outcome import pushed_to_json
     from mpota.push.schemes import connect
     from mpota.push.update import Package
     from mpota.push.wire import Update, check_secret
 
     is_old = bool(click.get_current_context().meta.get(_OLD_SECRET))
-    options = replace(options, is_old_secret=is_old, tell=report.say)
+    options = replace(options, is_old_secret=is_old)
+    if not as_json:
+        options = replace(options, tell=report.say)
     check_secret(options)
     package = Package.open(file)
     Update.of(package)
@@ -63,11 +85,19 @@ def send_file(target: str, file: str, options: Options) -> None:
     start = time.monotonic()
     with connect(target) as board, report.progress(package.name, size) as progress:
         sent = board.push(package, replace(options, progress=progress))
+    if as_json:
+        report.print_json(pushed_to_json(sent))
+        return
     seconds = time.monotonic() - start
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))
     report.say(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
     assert sent.board is not None  # one that listens says what it is
-    restarts = options.restart and sent.needs_restart
-    then = "restarts into" if restarts else "has verified and selected"
-    report.say(f"the board ({sent.board.version}) {then} {sent.version or package.name}")
+    what = sent.version or package.name
+    if not sent.needs_restart:
+        said = f"has {what} in force, no restart is needed"
+    elif options.restart:
+        said = f"restarts into {what}"
+    else:
+        said = f"has verified and selected {what}"
+    report.say(f"the board ({sent.board.version}) {said}")

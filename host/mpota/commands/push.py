@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import json_option
-from mpota.commands._sending import secret_option, send_file
+from mpota.commands._sending import outcomes, secret_option, send_file
 from mpota.errors import UsageError
 
 
 @click.command()
 @click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME")
-@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|URL")
+@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|DELTA|URL")
 @click.option(
     "--check",
     metavar="EXPR|FILE.py",
@@ -33,6 +34,12 @@ from mpota.errors import UsageError
     help="Seconds of silence after which the new app counts as started (default 3).",
 )
 @click.option("--force", is_flag=True, help="Install what runs already, or has failed before.")
+@click.option(
+    "--delta-from",
+    "base",
+    type=click.Path(path_type=Path),
+    help="Firmware that the board may run: where it does, only what differs is sent.",
+)
 @secret_option
 @json_option
 def command(
@@ -42,6 +49,7 @@ def command(
     check_timeout: float,
     settle: float,
     force: bool,
+    base: Path | None,
     secret: bytes | None,
     as_json: bool,
 ) -> None:
@@ -50,6 +58,9 @@ def command(
     The board must have the ota package (mpota install). A URL is fetched by the board itself.
     After a broken connection the same command goes on: what has arrived is not sent again.
 
+    Of an app only what differs is sent, where the board runs one that was pushed from here before
+    or is given by --delta-from; to boards with keys, only what a signed bundle brings.
+
     At tcp://HOST and ble://NAME the app on the board listens (ota.listen, ota.ble), and it is the
     app's business to check its health and to confirm it.
 
@@ -57,30 +68,30 @@ def command(
     Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
                 1 refused, the board is unchanged 4 unhealthy: given up, rolled back
                 2 wrong usage                     5 board lost after the switch
+    With --json, one object on every exit: "outcome" tells them apart in words.
     """
+    from mpota.push.known_apps import KnownApps
+    from mpota.push.outcome import pushed_to_json
     from mpota.push.schemes import connect, has_repl
     from mpota.push.update import HealthCheck, Options, Package
 
-    if not has_repl(port):
-        if check or force or as_json:
-            raise UsageError("--check, --force and --json need a serial port")
-        send_file(port, package, Options(secret=secret))
-        return
-    source = Package.open(package)
-    options = Options(HealthCheck.parse(check, check_timeout), settle, force)
-    if not as_json:
-        options = replace(options, tell=report.say)
-    with connect(port) as board, report.progress(source.name, len(source.data)) as progress:
-        done = board.push(source, replace(options, progress=progress))
-    if as_json:
-        report.print_json(
-            {
-                "slot": done.slot,
-                "version": done.version,
-                "new": done.is_new,
-                "sent": done.sent_size,
-                "console": done.console,
-            }
+    with outcomes(as_json):
+        if not has_repl(port):
+            if check or force or base:
+                raise UsageError("--check, --force and --delta-from need a serial port")
+            send_file(port, package, Options(secret=secret), as_json=as_json)
+            return
+        known = KnownApps.with_firmware(base)
+        options = Options(
+            HealthCheck.parse(check, check_timeout), settle, force, find_base=known.find
         )
-    else:
-        report.say(str(done))
+        source = Package.open(package)
+        if not as_json:
+            options = replace(options, tell=report.say)
+        with connect(port) as board, report.progress(source.name, len(source.data)) as progress:
+            done = board.push(source, replace(options, progress=progress))
+        known.add(source.app)
+        if as_json:
+            report.print_json(pushed_to_json(done))
+        else:
+            report.say(str(done))

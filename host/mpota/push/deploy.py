@@ -44,18 +44,10 @@ from typing import Any, TypeVar
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.private_key import is_private_key
 from mpota.push.install import install
-from mpota.push.repl import LostBoardError, ScriptError, Session
+from mpota.push.outcome import NOT_STARTED, SENT, UP_TO_DATE, UPDATED, outcome_of
+from mpota.push.repl import Session
 from mpota.push.schemes import connect, has_repl, read_secret
-from mpota.push.update import (
-    HealthCheck,
-    LostLinkError,
-    Options,
-    Package,
-    RefusedError,
-    RolledBackError,
-    UnconfirmedError,
-    UnhealthyError,
-)
+from mpota.push.update import HealthCheck, Options, Package
 from mpota.storage.file import read_file
 
 if sys.version_info >= (3, 11):
@@ -67,20 +59,6 @@ _MAX_PARALLEL = 64
 _MAX_MESSAGE = 1000  # characters
 _MAX_PLAN_SIZE = 1 << 18
 _MAX_DOTS = 1000  # in a key, or fewer in several: one of n parts takes n * n / 2 places in memory
-
-# In the order in which they are told apart: the first that an error is an instance of.
-_OUTCOMES: tuple[tuple[type[MpotaError], str], ...] = (
-    (UnhealthyError, "unhealthy"),
-    (RolledBackError, "rolled back"),
-    (UnconfirmedError, "unconfirmed"),
-    (RefusedError, "refused"),
-    (LostBoardError, "no answer"),
-    (LostLinkError, "no answer"),
-    (ScriptError, "failed"),
-    (MpotaError, "failed"),
-)
-UPDATED, UP_TO_DATE, NOT_STARTED = "updated", "up to date", "not started"
-SENT = "sent"  # to a board that listens: it has verified and selected it, and is to confirm it
 
 T = TypeVar("T")
 
@@ -127,6 +105,13 @@ class DeployPlan:
             raise UsageError(f"{path.name} names no boards", '[boards] with name = "PORT"')
         _check_ports(targets, path.name)
         return cls(targets, int(parallel), int(stop_after))
+
+    def with_options(self, **changes: Any) -> DeployPlan:
+        """The same with other `Options` for all of its boards."""
+        targets = tuple(
+            replace(target, options=replace(target.options, **changes)) for target in self.targets
+        )
+        return replace(self, targets=targets)
 
 
 @dataclass(frozen=True)
@@ -215,7 +200,7 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
                 if pushed.is_new:
                     changes.append(f"{pushed.slot}: {version}" if pushed.slot else version)
     except MpotaError as error:
-        outcome = next(name for kind, name in _OUTCOMES if isinstance(error, kind))
+        outcome = outcome_of(error)
         message = str(error) + (f" ({error.hint})" if error.hint else "")
     except Exception as error:  # one odd board is one row, not the end of all
         outcome, message = "failed", f"{type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
@@ -228,7 +213,8 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
 
 def _equip(session: Session, target: Target) -> list[str]:
     """Give a board all but the firmware; what has changed."""
-    done = install(session, target.keys, target.ca)
+    parts = target.package.parts if target.package else ()
+    done = install(session, target.keys, target.ca, parts)
     package = [f"ota package: {len(done.copied)} files"] if done.is_changed else []
     return package + _copy_files(session, target.files)
 

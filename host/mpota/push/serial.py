@@ -9,13 +9,16 @@ switch goes on with the reset, or with the health check.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
+from mpota.formats.delta import make_delta
 from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.push.update import (
     HealthCheck,
@@ -40,6 +43,8 @@ _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
 _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to be asked again
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
+_NO_DELTA_CODES = ("base", "frame", "memory")
+_MAKING = threading.Lock()  # so that one delta is made once
 _USUAL = Options()
 
 
@@ -60,7 +65,7 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
     if options.force or not before.waits_with(package):
         options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
-        sent_size = _transfer(session, package, options)
+        sent_size = _send(session, before, package, options)
         before = before.after(session)
     goal = _Goal.selected(before)
     if not goal.needs_restart:
@@ -355,6 +360,15 @@ if record is None:
     from esp32 import Partition
     record = ota.boot.read_record(Partition(Partition.RUNNING)) or {"now": {}}
 """
+# An unsigned delta is for boards without keys. In ota 0.1 these are looked up elsewhere.
+_TAKES_DELTAS = """
+try:
+    import ota.frames, ota.delta
+    from ota.otadata import has_trust
+    takes = not has_trust()
+except ImportError:
+    takes = False
+"""
 _READ_BOOT = """
 from esp32 import Partition
 try:
@@ -376,6 +390,45 @@ except MemoryError as error:
  print(text % (error, gc.mem_free()))
 else:
  push."""
+
+
+def _send(session: Session, before: Status, package: Package, options: Options) -> int:
+    """Send a package, as a delta where that is possible; bytes sent. Raises RefusedError."""
+    delta = _delta(session, before, package, options)
+    if delta is None:
+        return _transfer(session, package, options)
+    size = len(delta.data)
+    options.tell(
+        f"of {before.running} on, what differs is sent: {size:,} bytes of {len(package.data):,}"
+    )
+    try:
+        return _transfer(session, delta, options)
+    except RefusedError as error:
+        if error.code not in _NO_DELTA_CODES:
+            raise
+        options.tell(f"no delta is taken ({error}): sending all")
+        session.soft_reset()
+        return _transfer(session, package, options)
+
+
+def _delta(session: Session, before: Status, package: Package, options: Options) -> Package | None:
+    """What leads from the app that runs to the one in ``package``, if it is known, worth it, and
+    the board takes it."""
+    digest = before.slot(before.running).get("digest")
+    if package.release or not package.plain_size or not digest:
+        return None
+    base = options.find_base(digest)
+    if base is None or not session.evaluate("takes", _TAKES_DELTAS):
+        return None
+    with _MAKING:
+        delta = _made(base, package.data)
+    return replace(package, data=delta, plain_size=0) if 2 * len(delta) < len(base) else None
+
+
+@lru_cache(maxsize=8)
+def _made(base: bytes, new: bytes) -> bytes:
+    """The boards of a plan mostly run the same."""
+    return make_delta(base, new).to_bytes()
 
 
 def _transfer(session: Session, package: Package, options: Options) -> int:

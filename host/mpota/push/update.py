@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import App, read_app
 from mpota.formats import frames
 from mpota.formats.app_desc import find_micropython
@@ -77,6 +79,7 @@ class Package:
     a slot, ``plain_size`` bytes from ``app_offset`` on, 0 if it is encoded. ``release``: what a
     board remembers of a bundle. Without an app ``brings_app`` tells whether it has none, or one
     that only the board can decode.
+    ``parts``: of the ota package, what a board needs to take it.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Package:
     release: Mapping[str, Any] | None = None
     url: str | None = None
     brings_app: bool = True
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, source: str) -> Package:
@@ -114,26 +118,35 @@ class Package:
             content = None if encoded.base else frames.decompress(encoded)
         except MpotaError as error:
             raise MpotaError(f"{name}: {error}", error.hint) from None
-        return cls(name, data, read_app(content, name) if content else None)
+        app = read_app(content, name) if content else None
+        return cls(name, data, app, parts=("encoded",))
 
     @classmethod
     def _of_bundle(cls, name: str, data: bytes) -> Package:
         bundle = Bundle.from_bytes(data)
-        release = _remembered(bundle.manifest)
-        for payload in bundle.manifest.payloads:
+        manifest = bundle.manifest
+        is_encoded = any(form.encoding not in (None, "chained") for form in manifest.forms)
+        package = cls(
+            name,
+            data,
+            release=_remembered(manifest),
+            brings_app=any(payload.kind == APP for payload in manifest.payloads),
+            parts=("release", "encoded") if is_encoded else ("release",),
+        )
+        for payload in manifest.payloads:
             if payload.kind != APP:
                 continue
             for form in reversed(payload.forms):  # the plain one comes last
-                member = bundle.members[form.member] if form.member else b""
-                image = decode(form, payload, member, f"{name}: {form.member}") if member else None
-                if image is None:
+                what = f"{name}: {form.member}"
+                image = form.member and decode(form, payload, bundle.members[form.member], what)
+                if not image:
                     continue
-                app = read_app(image, f"{name}: {form.member}")
-                is_plain = form.encoding is None
-                offset = data.index(image) if is_plain else 0
-                return cls(name, data, app, offset, len(image) if is_plain else 0, release)
-            return cls(name, data, release=release)
-        return cls(name, data, release=release, brings_app=False)
+                app = read_app(image, what)
+                if form.encoding:
+                    return replace(package, app=app)
+                offset = data.index(image)
+                return replace(package, app=app, app_offset=offset, plain_size=len(image))
+        return package
 
     @property
     def digest(self) -> str | None:
@@ -177,12 +190,33 @@ class HealthCheck:
 
     @classmethod
     def parse(cls, text: str | None, timeout_s: float) -> HealthCheck:
-        """``text`` is an expression, or the name of a ``.py`` file."""
+        """``text`` is an expression, or the name of a ``.py`` file.
+
+        Raises UsageError for what is no Python: a board would run it only after the switch.
+        """
         if text is None:
             return cls(timeout_s=timeout_s)
         if not text.endswith(".py"):
+            _check_syntax(text, f"the check {text!r} is no expression", "eval")
             return cls(text, False, timeout_s)
-        return cls(read_file(Path(text)).decode("utf-8", "replace"), True, timeout_s)
+        path = Path(text)
+        try:
+            source = read_file(path).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path.name}: {error}") from None
+        _check_syntax(source, f"{path.name} is no Python", "exec")
+        return cls(source, True, timeout_s)
+
+
+def _check_syntax(source: str, what: str, mode: str) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(source, mode=mode)
+    except SyntaxError as error:
+        raise UsageError(f"{what}: {error.msg} (line {error.lineno or 1})") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{what}: {error or 'it is nested too deeply'}") from None
 
 
 @dataclass(frozen=True)
@@ -191,7 +225,8 @@ class Options:
     board has.
 
     At a REPL: ``check`` proves the health of the new app, ``settle_s`` of silence mean that it has
-    started, ``force`` installs what runs already, or has failed before.
+    started, ``force`` installs what runs already, or has failed before. ``find_base`` gives the app
+    image that carries a digest (hex), or None: where one is found to run, a delta is sent.
 
     A board that listens: ``secret`` is what it asks for, if it does, 16 bytes or more; with
     ``is_old_secret`` it may be shorter, for a board with ota 0.1. ``restart``: into the update, at
@@ -203,6 +238,7 @@ class Options:
     check: HealthCheck = HealthCheck()
     settle_s: float = 3.0
     force: bool = False
+    find_base: Callable[[str], bytes | None] = lambda digest: None
     secret: bytes | None = None
     is_old_secret: bool = False
     restart: bool = True
