@@ -54,7 +54,7 @@ def test_a_backup_is_for_its_owner_whatever_the_umask_and_whatever_stood_there(
 ):
     before = os.umask(0)
     try:
-        mpota("resize", board.path, "--layout", "ota", "--backup", "b.zip")
+        mpota("resize", board.path, "-y", "--layout", "ota", "--backup", "b.zip")
         assert mode(tmp_path / "b.zip") == 0o600
         (tmp_path / "there").write_bytes(b"old")
         (tmp_path / "there").chmod(0o666)
@@ -68,14 +68,14 @@ def test_a_backup_is_for_its_owner_whatever_the_umask_and_whatever_stood_there(
 
 
 def test_a_link_in_the_place_of_a_backup_leads_nowhere(board, mpota, tmp_path):
-    mpota("resize", board.path, "--layout", "ota")
+    mpota("resize", board.path, "-y", "--layout", "ota")
     (made,) = tmp_path.glob("mpota-backup-*.zip")
-    mpota("restore", made, board.path)
+    mpota("restore", made, board.path, "-y")
     made.unlink()
     target = tmp_path / "elsewhere"
     made.symlink_to(target)
     made.with_name(made.name + backups.UNFINISHED).symlink_to(target)
-    mpota("resize", board.path, "--layout", "ota")
+    mpota("resize", board.path, "-y", "--layout", "ota")
     assert not target.exists()
     assert [p.is_symlink() for p in tmp_path.glob("mpota-backup-*-2.zip")] == [False]
 
@@ -108,7 +108,7 @@ def test_a_journal_that_this_user_did_not_write_is_left_alone(interrupted, mpota
     assert "going on with" not in shown
     named = journal.name.removesuffix(backups.UNFINISHED)
     code = 2 if way == "a link" else 1
-    shown = mpota("resize", board.path, "--layout", "ota", "--backup", named, exit_code=code)
+    shown = mpota("resize", board.path, "-y", "--layout", "ota", "--backup", named, exit_code=code)
     assert "is not yours" in shown or "cannot read" in shown
     assert board.flash.operations == []
     assert journal.read_bytes() == planted
@@ -116,10 +116,10 @@ def test_a_journal_that_this_user_did_not_write_is_left_alone(interrupted, mpota
 
 def test_a_journal_for_another_board_or_change_is_not_taken_up(interrupted, mpota):
     board, journal = interrupted
-    shown = mpota("resize", board.path, "--layout", "single", exit_code=1)
+    shown = mpota("resize", board.path, "-y", "--layout", "single", exit_code=1)
     assert "another change to this board was interrupted" in shown
     rewrite(journal, mac="aa" * 6)
-    shown = mpota("resize", board.path, "--layout", "ota", exit_code=1)
+    shown = mpota("resize", board.path, "-y", "--layout", "ota", exit_code=1)
     assert "the backup is of another board" in shown
     assert board.flash.operations == []
 
@@ -150,13 +150,13 @@ def test_a_journal_is_not_taken_up_on_a_board_that_was_changed_since(interrupted
 def test_before_a_journal_is_taken_up_it_is_asked_for(interrupted, mpota, monkeypatch):
     board, journal = interrupted
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
-    shown = mpota("resize", board.path, "--layout", "ota", exit_code=1)
+    shown = mpota("resize", board.path, "-y", "--layout", "ota", exit_code=1)
     assert "going on with" in shown
     assert "Go on with it?" in shown
     assert "nothing was written" in shown
     assert board.flash.operations == []
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
-    assert "done: " in mpota("resize", board.path, "--layout", "ota")
+    assert "done: " in mpota("resize", board.path, "-y", "--layout", "ota")
     assert board.flash.operations
     assert not journal.exists()
 

@@ -70,6 +70,9 @@ class Story:
         return sorted({0, 1, last // 2, last, *touching})
 
 
+OTA_4M = ("-f", "4M", "--layout", "ota", "-y")
+
+
 @pytest.fixture
 def story(plug_in, mpota):
     flashes = []
@@ -88,7 +91,7 @@ def test_ota_cut_anywhere_leaves_a_board_that_boots_and_the_same_command_repairs
     story, tmp_path
 ):
     (tmp_path / "new.bin").write_bytes(NEW_APP)
-    update = story(2 * MiB, OTA, {}, lambda port: ["ota", port, "new.bin"])
+    update = story(2 * MiB, OTA, {}, lambda port: ["ota", "-y", port, "new.bin"])
     assert boots(update.flash) == "ota_1"
     for op in update.points([0xD000, 0xE000]):
         update.cut(op, CutMode.TORN)
@@ -104,7 +107,7 @@ def test_flash_over_the_same_table_cut_anywhere_boots_the_old_app_until_the_new_
     story, tmp_path
 ):
     (tmp_path / "new.bin").write_bytes(firmware(OTA, NEW_APP))
-    update = story(2 * MiB, OTA, OTA_CONTENTS, lambda port: ["flash", "new.bin", port])
+    update = story(2 * MiB, OTA, OTA_CONTENTS, lambda port: ["flash", "-y", "new.bin", port])
     assert boots(update.flash) == "ota_0"
     for op in update.points([0xD000, 0xE000]):
         update.cut(op, CutMode.GARBLED)
@@ -118,7 +121,7 @@ def test_flash_over_the_same_table_cut_anywhere_boots_the_old_app_until_the_new_
 def test_flash_with_another_table_is_repaired_by_the_same_command(story, tmp_path):
     (tmp_path / "new.bin").write_bytes(firmware(OTA, NEW_APP))
     contents = {"nvs": NVS_DATA, "vfs": b"files"}
-    update = story(2 * MiB, SINGLE, contents, lambda port: ["flash", "new.bin", port])
+    update = story(2 * MiB, SINGLE, contents, lambda port: ["flash", "-y", "new.bin", port])
     for op in update.points([0x8000]):
         update.cut(op, CutMode.TORN)
         update.run()
@@ -131,7 +134,10 @@ def test_resize_goes_on_where_it_was_cut_and_boots_meanwhile_unless_it_said_othe
     files = {"main.py": b"print('hello')", "data.bin": bytes(range(256)) * 64}
     contents = {"nvs": NVS_DATA, "vfs": build(files, SINGLE["vfs"].size)}
     resize = story(
-        4 * MiB, SINGLE, contents, lambda port: ["resize", port, "-f", "4M", "--layout", "ota"]
+        4 * MiB,
+        SINGLE,
+        contents,
+        lambda port: ["resize", "-y", port, "-f", "4M", "--layout", "ota"],
     )
     for op in resize.points([0x0, 0x8000]):
         operation = resize.operations[op]
@@ -149,16 +155,19 @@ def test_restore_takes_back_a_resize_that_was_cut(story, plug_in, mpota, tmp_pat
     files = {"main.py": b"print('hello')", "data.bin": bytes(range(256)) * 64}
     contents = {"nvs": NVS_DATA, "vfs": build(files, SINGLE["vfs"].size)}
     resize = story(
-        4 * MiB, SINGLE, contents, lambda port: ["resize", port, "-f", "4M", "--layout", "ota"]
+        4 * MiB,
+        SINGLE,
+        contents,
+        lambda port: ["resize", "-y", port, "-f", "4M", "--layout", "ota"],
     )
     table = next(i for i, o in enumerate(resize.operations) if o.offset == 0x8000)
     resize.cut(table, CutMode.AFTER)
     assert boots(resize.flash) is None
     (journal,) = tmp_path.glob("*.unfinished")
     cable = plug_in(resize.flash, CHIP)
-    other = mpota("resize", cable.path, "--layout", "single", exit_code=1)
+    other = mpota("resize", cable.path, "-y", "--layout", "single", exit_code=1)
     assert "another change to this board was interrupted: resize 4MB ota" in other
-    mpota("restore", journal, cable.path)
+    mpota("restore", journal, cable.path, "-y")
     assert resize.flash.snapshot() == resize.start
     assert boots(resize.flash) == "factory"
 
@@ -169,13 +178,13 @@ def test_a_client_that_is_killed_leaves_a_board_that_the_same_command_repairs(
     (tmp_path / "new.bin").write_bytes(firmware(SINGLE, NEW_APP))
     with flash_with(2 * MiB, SINGLE, {"vfs": b"files"}) as flash:
         cable = plug_in(flash, CHIP)
-        command = [sys.executable, "-m", "mpota", "flash", "new.bin", cable.path]
+        command = [sys.executable, "-m", "mpota", "flash", "-y", "new.bin", cable.path]
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
         while len(flash.operations) < 5 and client.poll() is None:
             pass
         client.kill()
         client.wait()
-        mpota("flash", "new.bin", cable.path)
+        mpota("flash", "-y", "new.bin", cable.path)
         cable.unplug()
         assert cable.port.failure is None
         assert boots(flash) == "factory"

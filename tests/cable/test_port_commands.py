@@ -71,7 +71,7 @@ def test_flash_puts_a_firmware_on_a_blank_board_of_every_chip(plug_in, mpota, tm
     )
     (tmp_path / "new.bin").write_bytes(data)
     cable = plug_in(chip=chip, size=2 * MiB)
-    assert "'factory' boots" in mpota("flash", "new.bin", cable.path)
+    assert "'factory' boots" in mpota("flash", "-y", "new.bin", cable.path)
     offset = next(c.bootloader_offset for c in CHIPS if c.name == chip)
     assert cable.flash.read(offset, len(data)) == data
     assert boots(cable) == "factory"
@@ -96,7 +96,7 @@ def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged
     records = {"otadata": OtaRecord.selecting(2, OtaState.VALID).to_bytes(), "ota_1": OLD_APP}
     cable = board(OTA, contents={**records, "vfs": b"files"})
     assert boot(cable.flash).starts.label == "ota_1"
-    output = mpota("flash", merged(table=OTA, app=NEW_APP), cable.path)
+    output = mpota("flash", "-y", merged(table=OTA, app=NEW_APP), cable.path)
     assert "kept: nvs, vfs" in output
     assert boots(cable) == "ota_0"
     assert cable.flash.read(0x10000, len(NEW_APP)) == NEW_APP
@@ -106,7 +106,7 @@ def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged
 
 def test_flash_with_another_table_leaves_no_rests_of_the_old_one(board, mpota, merged):
     cable = board(contents={"vfs": b"files"})
-    mpota("flash", merged(table=OTA), cable.path)
+    mpota("flash", "-y", merged(table=OTA), cable.path)
     assert cable.flash.read(0x9000, 0x4000) == b"\xff" * 0x4000, "nvs has another size"
     assert cable.flash.read(OTA["vfs"].offset, 0x1000) == b"\xff" * 0x1000
     assert boots(cable) == "ota_0"
@@ -116,21 +116,21 @@ def test_flash_keeps_data_also_where_an_interrupted_one_left_no_table(board, mpo
     files = build({"main.py": b"print('hello')"}, SINGLE["vfs"].size)
     cable = board(contents={"vfs": files})
     cable.flash.erase(0x8000, 0x1000)
-    assert "kept: nvs, vfs" in mpota("flash", merged(app=NEW_APP), cable.path)
+    assert "kept: nvs, vfs" in mpota("flash", "-y", merged(app=NEW_APP), cable.path)
     assert cable.flash.read(0x9000, len(NVS_DATA)) == NVS_DATA
     assert cable.flash.read(SINGLE["vfs"].offset, 0x10000) == files[:0x10000]
     cable.flash.erase(0x8000, 0x1000)
     cable.flash.write(0xA000, b"something else than nvs")
     cable.flash.erase(0x9000, 0x1000)
     cable.flash.write(0x9000, b"something else than nvs")
-    assert "kept: vfs" in mpota("flash", merged(app=NEW_APP), cable.path)
+    assert "kept: vfs" in mpota("flash", "-y", merged(app=NEW_APP), cable.path)
     assert cable.flash.read(0x9000, 0x6000) == b"\xff" * 0x6000
     assert boots(cable) == "factory"
 
 
 def test_flash_erases_everything_if_asked(board, mpota, merged):
     cable = board(contents={"vfs": b"files"})
-    mpota("flash", merged(), cable.path, "--erase")
+    mpota("flash", "-y", merged(), cable.path, "--erase")
     assert cable.flash.read(0x9000, 0x7000) == b"\xff" * 0x7000
     assert cable.flash.read(SINGLE["vfs"].offset, 0x1000) == b"\xff" * 0x1000
     assert boots(cable) == "factory"
@@ -150,20 +150,40 @@ def test_who_sits_at_a_terminal_is_asked(board, mpota, merged, monkeypatch, answ
     assert bool(cable.flash.operations) == (answer == "y")
 
 
+@pytest.mark.parametrize("options", [(), ("--erase",)])
+def test_where_nobody_can_be_asked_nothing_is_written_without_yes(board, mpota, merged, options):
+    cable = board(contents={"vfs": b"files"})
+    cable.flash.restart_count()
+    shown = mpota("flash", merged(app=NEW_APP), cable.path, *options, exit_code=2)
+    assert "nothing was written: no terminal to ask at" in shown
+    assert "hint: -y writes without asking" in shown
+    assert cable.flash.operations == []
+
+
+@pytest.mark.parametrize("options", [(), ("--erase",)])
+def test_a_dry_run_shows_the_plan_of_the_run(board, mpota, merged, options):
+    cable = board(contents={"vfs": b"files"})
+    args = ("flash", merged(app=NEW_APP), cable.path, *options)
+    shown = mpota(*args, "--dry-run")
+    assert shown.endswith("dry run: nothing written\n")
+    plan = shown.removesuffix("dry run: nothing written\n")
+    assert mpota(*args, "-y").startswith(plan)
+
+
 def test_flash_again_writes_nothing(board, mpota, merged):
     cable = board()
     cable.flash.restart_count()
-    assert "nothing to write" in mpota("flash", merged(), cable.path)
+    assert "nothing to write" in mpota("flash", "-y", merged(), cable.path)
     assert cable.flash.operations == []
 
 
 def test_flash_names_a_wrong_chip_and_a_flash_that_is_too_small(plug_in, mpota, merged):
     cable = plug_in(chip="esp32s3", size=2 * MiB)
-    output = mpota("flash", merged(), cable.path, exit_code=1)
+    output = mpota("flash", "-y", merged(), cable.path, exit_code=1)
     assert f"firmware.bin is for ESP32-C3, on {cable.path} is ESP32-S3" in output
     cable = plug_in(chip=CHIP, size=2 * MiB)
     large = merged("large.bin", flash_size=4 * MiB)
-    output = mpota("flash", large, cable.path, exit_code=1)
+    output = mpota("flash", "-y", large, cable.path, exit_code=1)
     assert "made for 4MB of flash, the board has 2MB" in output
     assert cable.flash.operations == []
 
@@ -171,7 +191,7 @@ def test_flash_names_a_wrong_chip_and_a_flash_that_is_too_small(plug_in, mpota, 
 @pytest.mark.parametrize("size", [4, 16])
 def test_flash_fits_the_firmware_to_the_board(plug_in, mpota, merged, size):
     cable = plug_in(chip=CHIP, size=size * MiB)
-    mpota("flash", merged(), cable.path, "--fit")
+    mpota("flash", "-y", merged(), cable.path, "--fit")
     assert boots(cable) == "factory"
     cable = plug_in(cable.flash, CHIP)
     shown = json.loads(mpota("show", cable.path, "--json"))
@@ -182,7 +202,7 @@ def test_flash_fits_the_firmware_to_the_board(plug_in, mpota, merged, size):
 
 def test_flash_of_an_app_alone_says_how_it_is_written(plug_in, mpota, app_file):
     cable = plug_in(chip=CHIP, size=2 * MiB)
-    output = mpota("flash", app_file, cable.path, exit_code=1)
+    output = mpota("flash", "-y", app_file, cable.path, exit_code=1)
     assert f"mpota ota {cable.path} {app_file}" in output
     assert cable.events == []
 
@@ -192,7 +212,7 @@ def test_flash_refuses_what_would_not_boot(plug_in, mpota, tmp_path, merged):
     data[0x10000 + 5_000] ^= 1
     (tmp_path / "broken.bin").write_bytes(data)
     cable = plug_in(chip=CHIP, size=2 * MiB)
-    mpota("flash", "broken.bin", cable.path, exit_code=1)
+    mpota("flash", "-y", "broken.bin", cable.path, exit_code=1)
     assert cable.flash.operations == []
 
 
@@ -200,7 +220,7 @@ def test_flash_refuses_what_would_not_boot(plug_in, mpota, tmp_path, merged):
 def test_flash_that_does_not_keep_its_bytes_is_named(plug_in, mpota, merged, kind):
     cable = plug_in(chip=CHIP, size=2 * MiB)
     cable.flash.inject(FlashFault(kind, 0x12345, mask=0xFF))
-    output = mpota("flash", merged(), cable.path, exit_code=1)
+    output = mpota("flash", "-y", merged(), cable.path, exit_code=1)
     assert "flash does not keep what is written to it" in output
     assert f"0x12345: {'0xff' if kind is FaultKind.LOST else '0x00'} instead of" in output
 
@@ -208,7 +228,7 @@ def test_flash_that_does_not_keep_its_bytes_is_named(plug_in, mpota, merged, kin
 def test_a_write_that_fails_once_is_repeated(plug_in, mpota, merged):
     cable = plug_in(chip=CHIP, size=2 * MiB)
     cable.flash.inject(FlashFault(FaultKind.LOST, 0x12345, times=1))
-    mpota("flash", merged(), cable.path)
+    mpota("flash", "-y", merged(), cable.path)
     assert boots(cable) == "factory"
 
 
@@ -222,7 +242,7 @@ def test_ota_fills_the_other_slot_and_selects_it_as_set_boot_does(
     cable = board(OTA)
     before = cable.flash.read(0x10000, 0x40000)
     options = ["--no-rollback"] if no_rollback else []
-    output = mpota("ota", cable.path, app_file, *options)
+    output = mpota("ota", cable.path, "-y", app_file, *options)
     assert "safe against a power cut at any moment" in output
     assert cable.flash.read(0x10000, 0x40000) == before
     records = parse_otadata(cable.flash.read(0xD000, 0x2000))
@@ -235,7 +255,7 @@ def test_ota_fills_the_other_slot_and_selects_it_as_set_boot_does(
 
 def test_ota_takes_the_app_out_of_a_merged_firmware(board, mpota, merged):
     cable = board(OTA)
-    mpota("ota", cable.path, merged(app=NEW_APP))
+    mpota("ota", cable.path, "-y", merged(app=NEW_APP))
     assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
 
 
@@ -244,23 +264,23 @@ def test_ota_never_overwrites_what_an_unconfirmed_app_falls_back_to(board, mpota
     pending = OtaRecord.selecting(2, state).to_bytes()
     cable = board(OTA, contents={"ota_1": OLD_APP, "otadata": pending})
     before = cable.flash.read(0x10000, 0x40000)
-    mpota("ota", cable.path, app_file)
+    mpota("ota", cable.path, "-y", app_file)
     assert cable.flash.read(0x10000, 0x40000) == before
     assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
 
 
 def test_ota_says_what_is_missing_for_it(board, mpota, app_file, tmp_path):
     cable = board()
-    output = mpota("ota", cable.path, app_file, exit_code=1)
+    output = mpota("ota", cable.path, "-y", app_file, exit_code=1)
     assert f"mpota resize {cable.path} --layout ota" in output
     cable = board(OTA)
     other = sample.build_app("esp32", size=98_304)
     (tmp_path / "other.bin").write_bytes(other)
     cable.flash.restart_count()
-    mpota("ota", cable.path, tmp_path / "other.bin", exit_code=1)
+    mpota("ota", cable.path, "-y", tmp_path / "other.bin", exit_code=1)
     big = sample.build_app(CHIP, size=0x50000, flash_size=2 * MiB)
     (tmp_path / "big.bin").write_bytes(big)
-    output = mpota("ota", cable.path, tmp_path / "big.bin", exit_code=1)
+    output = mpota("ota", cable.path, "-y", tmp_path / "big.bin", exit_code=1)
     assert "app image is 327,680 bytes, slot ota_1 holds 262,144" in output
     assert cable.flash.operations == []
 
@@ -272,25 +292,25 @@ def test_slots_shows_and_edits_otadata(board, mpota):
         ("ota_0", True, "v1.25.0"),
         ("ota_1", False, "v1.26.1"),
     ]
-    mpota("slots", cable.path, "--boot", "ota_1")
+    mpota("slots", cable.path, "-y", "--boot", "ota_1")
     slots = json.loads(mpota("slots", cable.path, "--json"))
     assert slots[1]["boots"]
     assert slots[1]["records"] == [{"ota_seq": 2, "ota_state": "NEW"}]
-    mpota("slots", cable.path, "--mark", "valid")
+    mpota("slots", cable.path, "-y", "--mark", "valid")
     assert parse_otadata(cable.flash.read(0xD000, 0x2000))[0].ota_state == OtaState.VALID
-    mpota("slots", cable.path, "--mark", "invalid")
+    mpota("slots", cable.path, "-y", "--mark", "invalid")
     assert boots(cable) == "ota_0"
 
 
 def test_slots_refuses_to_select_what_would_not_boot(board, mpota):
     cable = board(OTA, contents={"ota_1": NEW_APP[:62_840]})
     cable.flash.restart_count()
-    output = mpota("slots", cable.path, "--boot", "ota_1", exit_code=1)
+    output = mpota("slots", cable.path, "-y", "--boot", "ota_1", exit_code=1)
     assert "the bootloader would not start 'ota_1'" in output
     output = mpota("slots", cable.path)
     assert "no: esp_image: " in output
-    mpota("slots", cable.path, "--mark", "valid", exit_code=1)
-    mpota("slots", cable.path, "--boot", "vfs", exit_code=2)
+    mpota("slots", cable.path, "-y", "--mark", "valid", exit_code=1)
+    mpota("slots", cable.path, "-y", "--boot", "vfs", exit_code=2)
     assert cable.flash.operations == []
 
 
@@ -298,7 +318,7 @@ def test_erase_knows_the_file_system_behind_the_table(board, mpota):
     table = PartitionTable(tuple(p for p in SINGLE if p.label != "vfs"))
     cable = board(table)
     cable.flash.write(0x70000, bytes(0x3000))
-    mpota("erase", cable.path, "vfs")
+    mpota("erase", cable.path, "-y", "vfs")
     assert cable.flash.read(0x70000, 0x3000) == b"\xff" * 0x3000
 
 
@@ -310,19 +330,19 @@ def test_a_board_with_flash_encryption_is_left_alone(plug_in, mpota, monkeypatch
     locked = replace(row, values=MappingProxyType({**row.values, **ENCRYPTED}))
     monkeypatch.setitem(rom_chips._BY_NAME, CHIP, locked)
     cable = plug_in(chip=CHIP, size=2 * MiB)
-    assert "flash encryption is on" in mpota("flash", merged(), cable.path, exit_code=1)
+    assert "flash encryption is on" in mpota("flash", "-y", merged(), cable.path, exit_code=1)
     assert cable.flash.operations == []
 
 
 def test_erase_makes_partitions_blank_but_not_a_board_that_does_not_boot(board, mpota):
     cable = board(contents={"vfs": b"files"})
-    mpota("erase", cable.path, "nvs", "vfs")
+    mpota("erase", cable.path, "-y", "nvs", "vfs")
     assert cable.flash.read(0x9000, 0x6000) == b"\xff" * 0x6000
     assert cable.flash.read(SINGLE["vfs"].offset, 0x1000) == b"\xff" * 0x1000
-    mpota("erase", cable.path, "factory", exit_code=1)
-    mpota("erase", cable.path, "nvs2", exit_code=1)
+    mpota("erase", cable.path, "-y", "factory", exit_code=1)
+    mpota("erase", cable.path, "-y", "nvs2", exit_code=1)
     assert boot(cable.flash).starts.label == "factory"
-    mpota("erase", cable.path, "factory", "--force")
+    mpota("erase", cable.path, "-y", "factory", "--force")
     assert boots(cable) is None
 
 
@@ -390,7 +410,7 @@ def test_verify_says_what_is_wrong_with_the_flash(board, mpota, tmp_path, fault)
 
 def test_verify_explains_a_resize(board, mpota, merged):
     cable = board(size=4 * MiB)
-    mpota("resize", cable.path, "-f", "4M")
+    mpota("resize", cable.path, "-y", "-f", "4M")
     output = mpota("verify", merged(), cable.path, exit_code=1)
     assert "the same but for the flash size in its header, 4MB" in output
     assert "a valid table with other partitions: nvs, phy_init, factory, vfs" in output
@@ -410,7 +430,9 @@ def test_resize_moves_files_and_keeps_nvs(board, mpota):
     wanted = {"/main.py": b"print('hello')\n", "/lib/settings.json": bytes(9_000)}
     files = {"lib": None, **{path.lstrip("/"): data for path, data in wanted.items()}}
     cable = board(size=4 * MiB, contents={"vfs": build(files, SINGLE["vfs"].size)})
-    output = mpota("resize", cable.path, "-f", "4M", "--layout", "ota", "--app-size", "0x40000")
+    output = mpota(
+        "resize", cable.path, "-y", "-f", "4M", "--layout", "ota", "--app-size", "0x40000"
+    )
     assert "files kept" in output
     assert "content kept" in output
     assert boots(cable) == "ota_0"
@@ -425,7 +447,7 @@ def test_resize_drops_files_only_if_told_to(board, mpota, tmp_path):
     files = {"big.bin": random.Random(3).randbytes(0xC0000)}
     cable = board(contents={"vfs": build(files, SINGLE["vfs"].size)})
     cable.flash.restart_count()
-    args = ("resize", cable.path, "--layout", "ota", "--app-size", "0xA0000")
+    args = ("resize", cable.path, "-y", "--layout", "ota", "--app-size", "0xA0000")
     output = mpota(*args, exit_code=1)
     assert "files cannot be kept: " in output
     assert cable.flash.operations == []
@@ -437,8 +459,8 @@ def test_resize_drops_files_only_if_told_to(board, mpota, tmp_path):
 def test_resize_converts_a_live_board_and_restore_takes_it_back(board, mpota, tmp_path):
     cable = board(size=4 * MiB, contents={"vfs": b"no file system"})
     original = cable.flash.snapshot()
-    assert "files cannot be kept" in mpota("resize", cable.path, "-f", "4M", exit_code=1)
-    args = ("resize", cable.path, "-f", "4M", "--layout", "ota", "--drop-files")
+    assert "files cannot be kept" in mpota("resize", cable.path, "-y", "-f", "4M", exit_code=1)
+    args = ("resize", cable.path, "-y", "-f", "4M", "--layout", "ota", "--drop-files")
     output = mpota(*args, "--dry-run")
     assert "dry run" in output
     assert "not safe against a power cut: bootloader, partition table." in output
@@ -450,7 +472,7 @@ def test_resize_converts_a_live_board_and_restore_takes_it_back(board, mpota, tm
     assert changed.flash_size == 4 * MiB
     assert boot(cable.flash).starts.label == "ota_0"
     (backup,) = tmp_path.glob("mpota-backup-*.zip")
-    mpota("restore", backup, cable.path)
+    mpota("restore", backup, cable.path, "-y")
     assert cable.flash.snapshot() == original
     assert boots(cable) == "factory"
 
@@ -458,16 +480,16 @@ def test_resize_converts_a_live_board_and_restore_takes_it_back(board, mpota, tm
 def test_resize_keeps_the_slot_that_an_update_filled(board, mpota):
     selected = OtaRecord.selecting(2, OtaState.VALID).to_bytes()
     cable = board(OTA, size=4 * MiB, contents={"ota_1": NEW_APP, "otadata": selected})
-    mpota("resize", cable.path, "-f", "4M")
+    mpota("resize", cable.path, "-y", "-f", "4M")
     assert boots(cable) == "ota_1"
 
 
 def test_resize_refuses_more_flash_than_there_is(board, mpota, tmp_path):
     cable = board()
     cable.flash.restart_count()
-    output = mpota("resize", cable.path, "-f", "4M", exit_code=1)
+    output = mpota("resize", cable.path, "-y", "-f", "4M", exit_code=1)
     assert "the flash chip has 2MB, not 4MB" in output
-    mpota("resize", cable.path, "--layout", "ota", "-o", "x.bin", exit_code=2)
+    mpota("resize", cable.path, "-y", "--layout", "ota", "-o", "x.bin", exit_code=2)
     assert cable.flash.operations == []
     assert list(tmp_path.iterdir()) == []
 
@@ -475,21 +497,21 @@ def test_resize_refuses_more_flash_than_there_is(board, mpota, tmp_path):
 def test_resize_of_a_board_without_a_table_asks_for_the_journal(board, mpota):
     cable = board()
     cable.flash.erase(0x8000, 0x1000)
-    output = mpota("resize", cable.path, "--layout", "ota", exit_code=1)
+    output = mpota("resize", cable.path, "-y", "--layout", "ota", exit_code=1)
     assert "Run it again where its .unfinished file is" in output
 
 
 def test_restore_refuses_another_board_and_a_damaged_backup(board, plug_in, mpota, tmp_path):
     cable = board()
-    mpota("resize", cable.path, "--layout", "ota", "--backup", "b.zip")
+    mpota("resize", cable.path, "-y", "--layout", "ota", "--backup", "b.zip")
     other = plug_in(chip="esp32s3", size=2 * MiB)
-    assert "of another board" in mpota("restore", "b.zip", other.path, exit_code=1)
+    assert "of another board" in mpota("restore", "b.zip", other.path, "-y", exit_code=1)
     data = bytearray((tmp_path / "b.zip").read_bytes())
     data[len(data) // 2] ^= 0xFF
     (tmp_path / "c.zip").write_bytes(data)
     (tmp_path / "d.zip").write_bytes(b"no zip")
     for name in ("c.zip", "d.zip"):
-        assert "damaged" in mpota("restore", name, cable.path, exit_code=1)
+        assert "damaged" in mpota("restore", name, cable.path, "-y", exit_code=1)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -510,10 +532,10 @@ def test_show_check_extract_table_and_write_take_a_port(board, mpota, tmp_path, 
     mpota("extract", cable.path, "-o", "out.bin")
     assert (tmp_path / "out.bin").read_bytes() == OLD_APP
     mpota("check", app_file, "--as-app", "--against", cable.path)
-    mpota("write", cable.path, f"ota_1={app_file}")
+    mpota("write", cable.path, "-y", f"ota_1={app_file}")
     assert cable.flash.read(0x50000, len(NEW_APP)) == NEW_APP
-    assert "nothing to write" in mpota("write", cable.path, f"ota_1={app_file}")
-    mpota("write", cable.path, f"ota_0={tmp_path / 'out.bin'}", "--erase", "nvs")
+    assert "nothing to write" in mpota("write", cable.path, "-y", f"ota_1={app_file}")
+    mpota("write", cable.path, "-y", f"ota_0={tmp_path / 'out.bin'}", "--erase", "nvs")
     assert cable.flash.read(0x9000, 0x4000) == b"\xff" * 0x4000
 
 
@@ -539,5 +561,5 @@ def test_write_repairs_a_board_whose_app_is_broken(board, mpota, app_file):
     cable = board(app=OLD_APP[:62_840])
     output = mpota("check", cable.path, exit_code=1)
     assert "nothing boots" in output
-    mpota("write", cable.path, f"factory={app_file}")
+    mpota("write", cable.path, "-y", f"factory={app_file}")
     assert boots(cable) == "factory"

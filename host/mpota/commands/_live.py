@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mpota.commands import _report as report
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import Firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.storage.ports import DEFAULT_BAUD, is_port
@@ -21,6 +21,7 @@ from mpota.units import format_size
 if TYPE_CHECKING:
     from mpota.flashing.live import LiveChange
     from mpota.flashing.plan import Plan
+    from mpota.push.trial import Trial
     from mpota.storage.board import BoardFlash
 
 
@@ -43,15 +44,85 @@ def connected_firmware(
 
 
 @contextmanager
+def looking(
+    port: str, baud: int, table_offset: int = DEFAULT_TABLE_OFFSET, *, yes: bool
+) -> Iterator[BoardFlash]:
+    """The board on ``port``, for a command that only looks.
+
+    To be looked at it is reset, which ends a trial boot. Where the REPL tells of one, that is asked
+    about before; where only the loader can tell, afterwards, and nothing is started unasked.
+    """
+    from mpota.push.trial import find_trial
+
+    trial = find_trial(port)
+    if trial is not None and not yes:
+        _ask_to_look(port, trial)
+    with connected(port, baud) as board:
+        try:
+            yield board
+        finally:
+            _give_back(board, table_offset, yes=yes or trial is not None)
+
+
+def _ask_to_look(port: str, trial: Trial) -> None:
+    what = f"{port}: {trial.label} is on its trial boot, which a look through the ROM loader ends"
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{what}: nothing was started",
+            f"mpota status {trial.console} asks at the REPL; -y looks, and gives the boot back",
+        )
+    if not click.confirm(shown(f"{what}. Look, and give the boot back then?"), err=True):
+        raise MpotaError("nothing was started")
+
+
+def _give_back(board: BoardFlash, table_offset: int, *, yes: bool) -> None:
+    """A trial boot that is spent becomes one that is still to come: PENDING_VERIFY to NEW."""
+    from mpota.bootloader.slots import boots_next, mark_slot
+    from mpota.formats.otadata import OtaState, active_record
+
+    try:
+        firmware = Firmware.from_flash(board, board.name, table_offset)
+    except MpotaError:
+        return
+    records = firmware.otadata
+    active = active_record(records) if records else None
+    if records is None or active is None:
+        return
+    if records[active].ota_state != OtaState.PENDING_VERIFY:
+        return
+    what = "the trial boot of its new app is spent by this look"
+    if not yes and not sys.stdin.isatty():
+        board.stays_in_loader = True
+        report.say(
+            f"note: {board.name}: {what}; it stays in the loader. -y gives the boot back; after a "
+            "reset the former app runs",
+            error=True,
+        )
+        return
+    question = f"{board.name}: {what}. Give it back? Else the former app runs"
+    if not yes and not click.confirm(shown(question), err=True):
+        return
+    change = mark_slot(firmware, OtaState.NEW)
+    board.program(change.offset, change.data, change.what)
+    app = boots_next(Firmware.from_flash(board, board.name, table_offset), board.size)
+    label = app.label if app else "nothing"
+    report.say(f"note: the trial boot is given back: {label} starts once more", error=True)
+
+
+@contextmanager
 def opened(
-    source: Path, baud: int = DEFAULT_BAUD, table_offset: int = DEFAULT_TABLE_OFFSET
+    source: Path,
+    baud: int = DEFAULT_BAUD,
+    table_offset: int = DEFAULT_TABLE_OFFSET,
+    *,
+    yes: bool,
 ) -> Iterator[Firmware]:
-    """The firmware in a file, or on the board if ``source`` is a port."""
+    """The firmware in a file, or on the board if ``source`` is a port; to be looked at."""
     if not is_port(source):
         yield Firmware.open(source, table_offset)
         return
-    with connected_firmware(str(source), baud, table_offset) as (_, firmware):
-        yield firmware
+    with looking(str(source), baud, table_offset, yes=yes) as board:
+        yield Firmware.from_flash(board, board.name, table_offset)
 
 
 def change_board(
@@ -85,8 +156,15 @@ def change_board(
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Raises MpotaError if somebody sits there and says no."""
-    if not yes and sys.stdin.isatty() and not click.confirm(shown(question), err=True):
+    """Raises MpotaError if somebody sits there and says no, UsageError if nobody does."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "nothing was written: no terminal to ask at",
+            "-y writes without asking, --dry-run only shows what would be written",
+        )
+    if not click.confirm(shown(question), err=True):
         raise MpotaError("nothing was written")
 
 

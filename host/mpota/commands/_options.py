@@ -64,6 +64,9 @@ baud_option = click.option(
     help=f"Speed of the serial line (default {DEFAULT_BAUD}).",
 )
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask before writing.")
+look_option = click.option(
+    "-y", "--yes", is_flag=True, help="Look though that ends a trial boot, and give it back."
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would change, write nothing."
 )

@@ -9,11 +9,12 @@ import click
 
 from mpota.bootloader.check import Check, check_app, check_flash
 from mpota.commands import _report as report
-from mpota.commands._live import connected, opened
+from mpota.commands._live import looking, opened
 from mpota.commands._options import (
     baud_option,
     firmware_argument,
     json_option,
+    look_option,
     table_offset_option,
 )
 from mpota.errors import UsageError
@@ -29,6 +30,7 @@ from mpota.storage.ports import is_port
 @json_option
 @table_offset_option
 @baud_option
+@look_option
 def command(
     firmware: Path,
     as_app: bool,
@@ -36,6 +38,7 @@ def command(
     as_json: bool,
     table_offset: int,
     baud: int,
+    yes: bool,
 ) -> None:
     """Say what the bootloader will do with FIRMWARE, in its own words; exit 1 if nothing boots.
 
@@ -44,12 +47,12 @@ def command(
     if is_port(firmware):
         if as_app or against:
             raise UsageError("--as-app and --against are for an image in a file")
-        with connected(str(firmware), baud) as board:
+        with looking(str(firmware), baud, table_offset, yes=yes) as board:
             check = check_flash(
                 board, flash_size=board.size, table_offset=table_offset, is_file=False
             )
     else:
-        check = _check_file(firmware, as_app, against, table_offset, baud)
+        check = _check_file(firmware, as_app, against, table_offset, baud, yes=yes)
     if as_json:
         report.print_json(check.to_json())
     else:
@@ -58,11 +61,11 @@ def command(
 
 
 def _check_file(
-    firmware: Path, as_app: bool, against: Path | None, table_offset: int, baud: int
+    firmware: Path, as_app: bool, against: Path | None, table_offset: int, baud: int, *, yes: bool
 ) -> Check:
     data = read_file(firmware)
     if against is not None:
-        with opened(against, baud, table_offset) as loader:
+        with opened(against, baud, table_offset, yes=yes) as loader:
             return check_app(data, loader)
     if as_app or is_app_image(data):
         return check_app(data)

@@ -12,6 +12,7 @@ from mpota.commands._options import (
     baud_option,
     firmware_argument,
     force_option,
+    look_option,
     output_option,
     table_offset_option,
 )
@@ -28,6 +29,7 @@ from mpota.storage.ports import is_port
 @force_option
 @table_offset_option
 @baud_option
+@look_option
 def command(
     firmware: Path,
     partition: str | None,
@@ -36,6 +38,7 @@ def command(
     force: bool,
     table_offset: int,
     baud: int,
+    yes: bool,
 ) -> None:
     """Take the app image out of FIRMWARE, ready for an OTA update; or any PARTITION's content.
 
@@ -49,7 +52,7 @@ def command(
     named = Path(f"board{ending}") if on_board else beside(firmware, ending)
     target = output or named
     check_output(target, () if on_board else (firmware,), force=force)
-    with opened(firmware, baud, table_offset) as source:
+    with opened(firmware, baud, table_offset, yes=yes) as source:
         data = extract(source, partition)
     if trim:
         data = data.rstrip(b"\xff")

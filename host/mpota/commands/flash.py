@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mpota.commands import _report as report
-from mpota.commands._live import ask, change_board, connected
+from mpota.commands._live import change_board, connected
 from mpota.commands._options import (
     baud_option,
     dry_run_option,
@@ -22,6 +22,7 @@ from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware, is_app_image
 from mpota.firmware.layout import Edits
 from mpota.flashing.live import check_flashable, plan_flash
+from mpota.flashing.plan import carry_out
 from mpota.storage.file import read_file
 from mpota.units import format_flash_size
 
@@ -68,10 +69,11 @@ def command(
             resized = apply_to_file(new, resize(new, Edits(flash_size=board.size)))
             new = Firmware.from_bytes(resized, firmware.name, table_offset)
         check_flashable(board, new, force=force)
-        if erase and not dry_run:
-            size = format_flash_size(board.size)
-            ask(f"Erase all {size} of {board.name}, nvs and files too?", yes=yes)
-            board.erase(0, board.size)
-            report.say(f"{board.name}: {size} erased")
         change = plan_flash(board, new, keeps_data=not erase, force=force)
-        change_board(board, change, dry_run=dry_run, yes=yes or erase)
+
+        def erase_and_write() -> None:
+            board.erase(0, board.size)
+            carry_out(board, change.plan.steps)
+
+        write = erase_and_write if erase else None
+        change_board(board, change, dry_run=dry_run, yes=yes, write=write)

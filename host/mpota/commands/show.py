@@ -13,6 +13,7 @@ from mpota.commands._options import (
     baud_option,
     firmware_argument,
     json_option,
+    look_option,
     table_offset_option,
 )
 from mpota.firmware.describe import (
@@ -25,6 +26,7 @@ from mpota.firmware.describe import (
     flash_mode,
     signature_scheme,
 )
+from mpota.firmware.firmware import Firmware
 from mpota.formats.app_desc import find_bootloader_desc
 from mpota.storage.file import read_file
 from mpota.storage.ports import format_mac, is_port
@@ -36,16 +38,18 @@ from mpota.units import format_flash_size, format_size
 @json_option
 @table_offset_option
 @baud_option
-def command(firmware: Path, as_json: bool, table_offset: int, baud: int) -> None:
+@look_option
+def command(firmware: Path, as_json: bool, table_offset: int, baud: int, yes: bool) -> None:
     """Show what is in FIRMWARE, a file or a board's port: chip, bootloader, apps, partitions.
 
     Of what is damaged it shows what can be read, then what is wrong; exit 1.
     """
     found: dict[str, Any] | None = None
     if is_port(firmware):
-        from mpota.commands._live import connected_firmware
+        from mpota.commands._live import looking
 
-        with connected_firmware(str(firmware), baud, table_offset) as (board, on_board):
+        with looking(str(firmware), baud, table_offset, yes=yes) as board:
+            on_board = Firmware.from_flash(board, board.name, table_offset)
             description = describe_firmware(on_board)
         found = {"port": board.name, "mac": format_mac(board.mac), "flash_size": board.size}
     else:

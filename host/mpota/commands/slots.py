@@ -8,7 +8,7 @@ import click
 
 from mpota.bootloader.slots import MARKS, SlotState, slot_states
 from mpota.commands import _report as report
-from mpota.commands._live import change_board, connected_firmware
+from mpota.commands._live import change_board, connected, looking
 from mpota.commands._options import (
     baud_option,
     dry_run_option,
@@ -18,6 +18,7 @@ from mpota.commands._options import (
     yes_option,
 )
 from mpota.errors import UsageError
+from mpota.firmware.firmware import Firmware
 from mpota.flashing.live import plan_boot, plan_mark
 from mpota.units import format_size
 
@@ -44,7 +45,10 @@ def command(
     """Show the app slots of the board on PORT and what otadata says of them, or change that."""
     if boot and mark:
         raise UsageError("--boot and --mark exclude each other")
-    with connected_firmware(port, baud, table_offset) as (board, firmware):
+    changes = bool(boot or mark)
+    opened = connected(port, baud) if changes else looking(port, baud, table_offset, yes=yes)
+    with opened as board:
+        firmware = Firmware.from_flash(board, board.name, table_offset)
         if boot:
             change = plan_boot(board, firmware, boot)
             change_board(board, change, dry_run=dry_run, yes=yes)

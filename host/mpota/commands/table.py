@@ -12,6 +12,7 @@ from mpota.commands._options import (
     Size,
     baud_option,
     force_option,
+    look_option,
     output_option,
     table_offset_option,
 )
@@ -29,6 +30,7 @@ from mpota.storage.ports import is_port
 @force_option
 @table_offset_option
 @baud_option
+@look_option
 def command(
     input_file: Path,
     output: Path | None,
@@ -36,6 +38,7 @@ def command(
     force: bool,
     table_offset: int,
     baud: int,
+    yes: bool,
 ) -> None:
     """Validate the partition table in INPUT: a CSV, a binary table, a firmware or a board's port.
 
@@ -46,7 +49,7 @@ def command(
             raise UsageError(f"output '{output}' ends neither in .csv nor in .bin")
         check_output(output, (input_file,), force=force)
     if is_port(input_file):
-        with opened(input_file, baud, table_offset) as on_board:
+        with opened(input_file, baud, table_offset, yes=yes) as on_board:
             table = on_board.table
     else:
         table = read_table(read_file(input_file), input_file.name, table_offset)

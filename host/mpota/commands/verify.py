@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from mpota.commands import _report as report
-from mpota.commands._live import connected
-from mpota.commands._options import baud_option, json_option, table_offset_option
+from mpota.commands._live import looking
+from mpota.commands._options import baud_option, json_option, look_option, table_offset_option
 from mpota.errors import UsageError
 from mpota.flashing.verify import Verified, find_regions, verify
 from mpota.release.key_files import passphrase_file_option, read_app_keys
@@ -28,6 +28,7 @@ from mpota.storage.file import read_file
 @json_option
 @baud_option
 @table_offset_option
+@look_option
 def command(
     file: Path,
     port: str | None,
@@ -36,6 +37,7 @@ def command(
     as_json: bool,
     baud: int,
     table_offset: int,
+    yes: bool,
 ) -> None:
     """Compare FILE with what is on the board on PORT; exit 1 if it differs.
 
@@ -51,7 +53,7 @@ def command(
     if keys:
         raise UsageError("--key is for releases: a board is compared with a file")
     data = read_file(file)
-    with connected(port, baud) as board:
+    with looking(port, baud, table_offset, yes=yes) as board:
         regions = find_regions(board, data, file.name, partition, table_offset)
         results = verify(board, regions, table_offset)
     if as_json:

@@ -21,6 +21,8 @@ from mpota.formats.nvs import LOADED_STATES
 from mpota.formats.otadata import OtaState
 from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
 from mpota.storage.board import BoardFlash
+from mpota.storage.file import FileImage
+from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, align_up, format_flash_size
 
 
@@ -109,7 +111,8 @@ def plan_flash(
     """A firmware file onto a board: bootloader, table, apps, and otadata as in the file.
 
     nvs, file systems and other data that the file has no bytes for are kept where the board has
-    them at the same place, if ``keeps_data``. Raises MpotaError as `check_flashable`.
+    them at the same place, if ``keeps_data``; else the plan is for a flash that is erased before.
+    Raises MpotaError as `check_flashable`.
     """
     check_flashable(board, firmware, force=force)
     old = _firmware_on(board, firmware.table_offset) if keeps_data else None
@@ -122,10 +125,12 @@ def plan_flash(
         # Until the new app is complete, what otadata selects now goes on booting.
         otadata = firmware.table.otadata
         ordered.sort(key=lambda change: otadata is not None and change.what == otadata.label)
-    plan = make_plan(board, ordered, table_offset=firmware.table_offset, must_boot=not force)
+    flash = board if keeps_data else MemoryFlash(FileImage(0, b""), board.size)
+    plan = make_plan(flash, ordered, table_offset=firmware.table_offset, must_boot=not force)
     size = format_flash_size(firmware.flash_size)
+    first = "" if keeps_data else f"; first all {format_flash_size(board.size)} are erased"
     return LiveChange(
-        f"{firmware.name}: {firmware.chip.title}, {size}",
+        f"{firmware.name}: {firmware.chip.title}, {size}{first}",
         plan,
         notes=tuple(_flash_notes(board, firmware, changes)),
     )

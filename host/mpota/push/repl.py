@@ -63,11 +63,15 @@ class ScriptError(MpotaError):
 class Session:
     """A board whose raw REPL is ours, as a context manager.
 
-    Raises LostBoardError in all of its methods when the port or the board goes away.
+    ``patience_s``: for its program to let itself be stopped. Raises LostBoardError in all of its
+    methods when the port or the board goes away.
     """
 
-    def __init__(self, port: str, *, keeps_app_stopped: bool = False) -> None:
+    def __init__(
+        self, port: str, *, keeps_app_stopped: bool = False, patience_s: float | None = None
+    ) -> None:
         self.port = find_port(port)
+        self._patience_s = patience_s or _ENTER_TIMEOUT_S
         self._keeps_app_stopped = keeps_app_stopped
         self._transport: Any = None
         self._received = 0  # bytes that a script from `start` has sent
@@ -318,7 +322,7 @@ class Session:
     def _enter_raw_repl(self) -> None:
         """Interrupt what runs. A board that starts just now, or a program that catches Ctrl-C, may
         need more than one attempt."""
-        deadline = time.monotonic() + _ENTER_TIMEOUT_S
+        deadline = time.monotonic() + self._patience_s
         with self._reporting():
             transport = self._transport
             transport.serial.timeout = _ATTEMPT_S
@@ -326,7 +330,7 @@ class Session:
             while not data.endswith(_RAW_REPL):
                 if time.monotonic() > deadline:
                     raise LostBoardError(
-                        f"{self.port}: no MicroPython prompt within {_ENTER_TIMEOUT_S:.0f} s",
+                        f"{self.port}: no MicroPython prompt within {self._patience_s:.0f} s",
                         "is another program using the port, or the program on the board deaf to "
                         "Ctrl-C?",
                     )

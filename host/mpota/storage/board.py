@@ -51,10 +51,12 @@ class BoardFlash:
     """A board's flash. Follows `mpota.storage.Flash` and `mpota.storage.FlashContents`.
 
     ``name`` is the port, ``mac`` the chip's in hex, ``chip_revision`` major * 100 + minor.
-    What was read once is kept; blank flash is recognised by its MD5 and never read.
+    What was read once is kept; blank flash is recognised by its MD5 and never read. With
+    ``stays_in_loader`` it is not started at the end.
     """
 
     base = 0
+    stays_in_loader = False
 
     def __init__(self, esp: Any, name: str, chip: Chip, size: int, progress: Progress) -> None:
         self._esp = esp
@@ -255,7 +257,7 @@ def open_board(
             with suppress(MpotaError), _translated(name):
                 from esptool.cmds import reset_chip
 
-                reset_chip(esp, after)
+                reset_chip(esp, "no-reset" if board.stays_in_loader else after)
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""Whether an app is on its trial boot, asked at the REPL: a look by the ROM loader ends it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mpota.errors import MpotaError
+from mpota.formats.otadata import OtaRecord, OtaState, active_record
+from mpota.push.repl import Session
+from mpota.storage.ports import find_port, is_pty
+
+_PATIENCE_S = 2.0  # a program that is deaf to Ctrl-C, or no MicroPython: then only the loader tells
+
+_SCRIPT = """
+from esp32 import Partition
+label = Partition(Partition.RUNNING).info()[4]
+records = []
+for part in Partition.find(Partition.TYPE_DATA, subtype=0)[:1]:
+    for block in (0, 1):
+        record = bytearray(32)
+        part.readblocks(block, record, 0)
+        records.append(record.hex())
+"""
+
+
+class Trial(NamedTuple):
+    """``label``: of the app that is on its trial boot; ``console``: the port of the REPL."""
+
+    label: str
+    console: str
+
+
+def find_trial(port: str | os.PathLike[str]) -> Trial | None:
+    """The trial boot that the app which runs is in; None if there is none, or if the board does
+    not answer at its REPL.
+
+    It needs no package on the board. The program is stopped, and started again by a soft reset,
+    which is no boot to the bootloader.
+    """
+    console = _console_of(find_port(port))
+    if console is None:
+        return None
+    try:
+        with Session(console, patience_s=_PATIENCE_S) as session:
+            label, *words = session.evaluate("[label] + records", _SCRIPT, fits=_are_texts)
+        records = [OtaRecord.from_bytes(bytes.fromhex(word)) for word in words]
+    except (MpotaError, ValueError):
+        return None
+    active = active_record(records)
+    if active is None or records[active].ota_state != OtaState.PENDING_VERIFY:
+        return None
+    return Trial(label, console)
+
+
+def _console_of(port: str) -> str | None:
+    """Where the REPL of a board is; a virtual one has a port for it beside that of its loader."""
+    if not is_pty(port):
+        return port
+    path = Path(port)
+    console = path.with_suffix(".repl")
+    return str(console) if path.suffix == ".rom" and console.exists() else None
+
+
+def _are_texts(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) in (1, 3)
+        and all(isinstance(text, str) for text in value)
+    )
