@@ -243,8 +243,8 @@ def test_what_a_board_says_of_an_update_is_a_visible_line(
     def answer(code: str) -> tuple[bytes, bytes]:
         if "drop_in" in code:
             return f"\x1e{record}\n\x1eFAIL {EVIL} {EVIL}\n".encode(), b""
-        record = b'{"now": {}}'
-        return (record if "read_record" in code else json.dumps(GOOD_STATUS).encode()), b""
+        said = {"now": {}} if "read_record" in code else GOOD_STATUS
+        return json.dumps(said).encode(), b""
 
     port = plug(OddBoard(answer))
     with sessions.Session(port) as session, pytest.raises(RefusedError) as error:
