@@ -13,38 +13,52 @@ import click
 from click.exceptions import Exit
 
 from mpota import __version__
-from mpota.errors import MpotaError
+from mpota.errors import MpotaError, UsageError
 
 # Commands are imported when they run: `mpota show` needs neither esptool nor mpremote.
-_COMMANDS = {
-    "show": "what is in a firmware",
-    "check": "what the bootloader will do with it",
-    "resize": "another flash size or partition table",
-    "extract": "the app image or a partition, as a file",
-    "write": "files into partitions",
-    "table": "convert and validate partition tables",
-    "fs": "files in the file system",
-    "flash": "a firmware onto a board, verified",
-    "keygen": "a key to sign releases with",
-    "bundle": "a release in one file: firmware, files, certificates",
-    "delta": "from one firmware to the next, as a small file",
-    "manifest": "a release as files to publish",
-    "sign": "a bundle, a manifest or an app image",
-    "serve": "a directory, for boards to update from",
-    "verify": "a board read back and compared with a file; a release checked",
-    "ota": "an update into a board's next slot, by cable",
-    "ble": "boards that take updates over Bluetooth, and updates for them",
-    "slots": "which app of a board boots, and otadata edited",
-    "erase": "partitions of a board made blank",
-    "restore": "what a change to a board overwrote, put back",
-    "sample": "a realistic firmware to try things on",
-    "install": "the ota package onto a board, by its REPL",
-    "push": "an update through the REPL: sent, booted, checked, confirmed",
-    "deploy": "many boards by one plan",
-    "status": "what runs on a board, and what boots next",
-    "virtual": "a virtual board with serial ports for any tool",
-    "demo": "the whole story of an update on the virtual board",
+_GROUPS = {
+    "Firmware in files": {
+        "show": "what is in a firmware",
+        "check": "what the bootloader will do with it",
+        "resize": "another flash size or partition table",
+        "extract": "the app image or a partition, as a file",
+        "write": "files into partitions",
+        "table": "convert and validate partition tables",
+        "fs": "files in the file system",
+        "sample": "a realistic firmware to try things on",
+    },
+    "Boards by cable, through the ROM loader": {
+        "flash": "a firmware onto a board, verified",
+        "verify": "a board read back and compared with a file; a release checked",
+        "ota": "an update into a board's next slot, by cable",
+        "slots": "which app of a board boots, and otadata edited",
+        "erase": "partitions of a board made blank",
+        "restore": "what a change to a board overwrote, put back",
+    },
+    "Boards that run MicroPython": {
+        "install": "the ota package onto a board, by its REPL",
+        "status": "what runs on a board, and what boots next",
+        "push": "an update: sent, booted, checked, confirmed",
+        "rollback": "a board back to what ran before",
+        "deploy": "many boards by one plan",
+        "ble": "boards that take updates over Bluetooth, and updates for them",
+    },
+    "Releases": {
+        "keygen": "a key to sign releases with",
+        "bundle": "a release in one file: firmware, files, certificates",
+        "ls": "what is in a bundle",
+        "cat": "a file out of a bundle",
+        "delta": "from one firmware to the next, as a small file",
+        "manifest": "a release as files to publish",
+        "sign": "a bundle, a manifest or an app image",
+        "serve": "a directory, for boards to update from",
+    },
+    "Without hardware": {
+        "virtual": "a virtual board with serial ports for any tool",
+        "demo": "the whole story of an update on the virtual board",
+    },
 }
+_COMMANDS = {name: text for group in _GROUPS.values() for name, text in group.items()}
 
 
 _HELP_OPTIONS = ("-h", "--help")
@@ -66,6 +80,13 @@ def build() -> click.Group:
             command.short_help = _COMMANDS[cmd_name]
             return command
 
+        def resolve_command(
+            self, ctx: click.Context, args: list[str]
+        ) -> tuple[str | None, click.Command | None, list[str]]:
+            if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+                raise UsageError(*_unknown(args[0]))
+            return super().resolve_command(ctx, args)
+
     @click.group(cls=Commands, context_settings={"help_option_names": _HELP_OPTIONS})
     @click.version_option(__version__, "-V", "--version", prog_name="mpota")
     def cli() -> None:
@@ -74,9 +95,32 @@ def build() -> click.Group:
     return cli
 
 
+_WITH_SUBCOMMANDS = {"fs", "ble"}
+
+
+def _unknown(name: str) -> tuple[str, str]:
+    """What is wrong with a command's name, and what may be meant."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, _COMMANDS, n=2, cutoff=0.6)
+    hint = " or ".join(f"mpota {command}" for command in near) or "mpota --help"
+    return f"there is no command '{name}'", hint
+
+
+def _group_help() -> None:
+    """`mpota --help` shows the commands in groups, as rich_click knows them."""
+    from rich_click import rich_click
+
+    rich_click.COMMAND_GROUPS = {
+        "mpota": [{"name": name, "commands": list(group)} for name, group in _GROUPS.items()]
+    }
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 bad content, 2 bad usage."""
     arguments = sys.argv[1:] if args is None else args
+    if len(arguments) == 1 and arguments[0] in _WITH_SUBCOMMANDS:
+        arguments = [*arguments, "--help"]
     if args is None:
         signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -87,9 +131,10 @@ def main(args: list[str] | None = None) -> None:
         from rich_click.patch import patch
 
         patch()
+        _group_help()
     try:
         try:
-            sys.exit(build().main(args, prog_name="mpota", standalone_mode=False))
+            sys.exit(build().main(arguments, prog_name="mpota", standalone_mode=False))
         finally:
             sys.stdout.flush()  # a full disk is told of here, not when the interpreter ends
     except MpotaError as error:

@@ -440,3 +440,38 @@ def test_a_board_with_keys_is_sent_no_delta_that_nobody_has_signed(
     mpota("install", board.port.path, "--key", "public.pem")
     options = ("--delta-from", "old.bin", *QUICK)
     assert "what differs" not in mpota("push", board.port.path, new, *options, exit_code=1)
+
+
+# --- back to what ran before
+
+
+def test_rollback_starts_the_former_app_and_keeps_it(board: Bench, mpota: Run, new: Path) -> None:
+    mpota("push", board.port.path, new, *QUICK)
+    shown = mpota("rollback", board.port.path, "--settle", "0.3")
+    assert shown.splitlines()[-1] == "ota_0 runs v1.26.1, confirmed"
+    with board.off():
+        pass
+    assert _running(board) == "ota_0 1.26.1"
+
+
+def test_rollback_gives_up_an_app_that_is_not_confirmed(
+    board: Bench, mpota: Run, new: Path
+) -> None:
+    board.say("fs", "cp", new, ":/new.bin")
+    board.say("exec", "import ota; ota.update.from_file('/new.bin', reboot=False)")
+    with board.off():
+        pass
+    assert _state(mpota, board, "ota_1") == "PENDING_VERIFY"
+    mpota("rollback", board.port.path, "--settle", "0.3")
+    assert _running(board) == "ota_0 1.26.1"
+    assert _state(mpota, board, "ota_1") == "INVALID"
+
+
+def test_rollback_where_nothing_ran_before_is_refused(board: Bench, mpota: Run) -> None:
+    found = _outcome(mpota("rollback", board.port.path, "--json", exit_code=1))
+    assert (found["outcome"], found["code"]) == ("refused", "no-previous")
+    assert _running(board) == "ota_0 1.26.1"
+
+
+def test_status_of_a_board_without_a_release_says_so(board: Bench, mpota: Run) -> None:
+    assert "release: none\n" in mpota("status", board.port.path)

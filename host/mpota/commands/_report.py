@@ -23,6 +23,16 @@ def say(line: str = "", *, error: bool = False) -> None:
     print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
+def write_out(data: bytes) -> None:
+    """The bytes of a file; on a terminal, lines that cannot steer it."""
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        return
+    for line in data.decode("utf-8", "surrogateescape").splitlines():
+        say(line.expandtabs())
+
+
 def print_console(text: str) -> None:
     """What a virtual board prints, as it comes."""
     print(text, end="", flush=True)

@@ -12,6 +12,7 @@ from mpota.commands._options import force_option, output_option
 from mpota.commands._release_options import compose, release_options
 from mpota.formats.manifest import Form
 from mpota.release.build import bundle
+from mpota.release.contents import digest_of
 from mpota.release.key_files import read_private_keys
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size
@@ -35,8 +36,9 @@ def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options:
     report.say(
         f"{manifest.name} {manifest.version}" + (f" for {manifest.chip}" if manifest.chip else "")
     )
-    for payload in manifest.payloads:
-        report.say(f"  {payload.kind:<6}{payload.size:>12,} bytes  {payload.sha256[:16]}...")
+    for payload, content in zip(manifest.payloads, contents.contents, strict=True):
+        digest = digest_of(payload, content.data)
+        report.say(f"  {payload.kind:<6}{payload.size:>12,} bytes  {digest[:16]}...")
         for form in payload.forms:
             if form.encoding:
                 report.say(

@@ -141,7 +141,7 @@ def cat(where: Where, paths: tuple[str, ...]) -> None:
         for text in paths:
             file_system, path = _locate(volumes, text)
             for name, _ in expand(file_system, path):
-                _write_out(file_system.read(name))
+                report.write_out(file_system.read(name))
     sys.stdout.flush()
 
 
@@ -358,14 +358,6 @@ class _Damage:
         damaged = [name for name, count in self._damaged.items() if count]
         if damaged and error is None:
             raise MpotaError(f"{damaged[0]}: the file system is damaged, this is what can be read")
-
-
-def _write_out(data: bytes) -> None:
-    if not sys.stdout.isatty():
-        sys.stdout.buffer.write(data)
-        return
-    for line in data.decode("utf-8", "surrogateescape").splitlines():
-        report.say(line.expandtabs())
 
 
 def _locate(volumes: Volumes, text: str) -> tuple[FileSystem, str]:

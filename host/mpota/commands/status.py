@@ -30,8 +30,12 @@ def command(port: str, as_json: bool) -> None:
     info = status.info
     report.say(f"running: {info['running']}, next boot: {info['boot'] or info['running']}")
     report.say(f"next update goes to: {info['next'] or 'nowhere (mpota resize PORT --layout ota)'}")
-    if status.release:
-        report.say(f"release: {status.release.get('name')} {status.release.get('version')}")
+    release = status.release
+    report.say(
+        f"release: {release['name']} {release.get('version')}"
+        if release.get("name")
+        else "release: none"
+    )
     columns = ("Slot", "State", "App", ">Size", "Digest", "")
     report.print_table(columns, _rows(info))
 
@@ -49,6 +53,6 @@ def _rows(info: dict[str, Any]) -> Iterator[Sequence[str]]:
             slot["state"] or "-",
             app,
             f"{slot['image_size']:,}" if "image_size" in slot else "-",
-            slot.get("digest", "")[:12],
+            slot.get("digest", "")[:16],
             ", ".join(filter(None, marks)),
         )

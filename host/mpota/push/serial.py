@@ -90,6 +90,36 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
     )
 
 
+def roll_back(session: Session, options: Options = _USUAL) -> Pushed:
+    """Have the board start what ran before what runs now, see that up, and confirm it.
+
+    An app or files on trial are given up. Raises RefusedError where there is nothing to go back
+    to, and what `push` raises.
+    """
+    before = Status.read(session)
+    if before.is_on_trial:  # they get one boot
+        goal = _Goal(before.running, False, before.record["now"], needs_restart=True)
+    else:
+        unconfirmed = not before.is_confirmed
+        call = "mark_invalid(reboot=False)" if unconfirmed else "force()"
+        code, text = session.evaluate(
+            "_told()", _ROLL_BACK.replace("CALL", call), fits=_is_code_and_text
+        )
+        if code:
+            raise RefusedError(code, shown(text))
+        goal = _Goal.selected(before.after(session))
+    app = before.slot(goal.label).get("micropython") or before.slot(goal.label).get("version")
+    version = str(app or "the former app").partition(" ")[0]
+    options.tell(f"{goal.what} selected; restarting")
+    try:
+        console = _see_through(session, goal, options)
+    except LostBoardError as error:
+        raise UnconfirmedError(
+            f"{goal.label} was switched to, and then: {error}", f"mpota status {session.port}"
+        ) from None
+    return Pushed(version, goal.label, is_app=goal.is_app, console=console)
+
+
 @dataclass(frozen=True)
 class _Goal:
     """What is to run in the end: the app in slot ``label`` and, without a new app, what its record
@@ -254,6 +284,10 @@ def _is_status(info: Any) -> bool:
     )
 
 
+def _is_code_and_text(value: Any) -> bool:
+    return isinstance(value, list) and [type(part) for part in value] == [str, str]
+
+
 def _is_record(value: Any) -> bool:
     """Whether that can be what `ota.boot.read_record()` gives."""
     if not isinstance(value, dict) or not isinstance(value.get("now"), dict):
@@ -375,6 +409,17 @@ try:
     boot = Partition(Partition.BOOT).info()[4]
 except OSError:
     boot = Partition(Partition.RUNNING).info()[4]
+"""
+_ROLL_BACK = """
+import ota
+def _told():
+    try:
+        ota.rollback.CALL
+        return ["", ""]
+    except ota.OTAError as error:
+        return [error.code, str(error)]
+    except OSError as error:
+        return ["no-slot", "this board has no OTA slots: %s" % error]
 """
 # The module has another name in ota 0.1. Once it is loaded, it says itself what lacks memory.
 _RECEIVER = """\
