@@ -111,3 +111,16 @@ def test_nobody_answers_on_a_port_without_a_board(mpota):
         os.close(slave)
     assert "no board answers" in output
     assert "hold BOOT while you press RESET" in output
+
+
+@pytest.mark.parametrize("words", [("ble", "scan"), ("push", "ble://lamp", "app.bin")])
+def test_a_computer_without_bluetooth_is_said(mpota, tmp_path, monkeypatch, words):
+    bleak = pytest.importorskip("bleak")
+
+    async def fail(*args, **options):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(bleak.BleakScanner, "discover", fail)
+    monkeypatch.setattr(bleak.BleakScanner, "find_device_by_filter", fail)
+    (tmp_path / "app.bin").write_bytes(OLD_APP)
+    assert "this computer has no Bluetooth that is on" in mpota(*words, exit_code=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mpota.firmware.sample import build_firmware
 from mpota.units import MiB
+from mpota.virtual.cable import mac_of
 
 from tests.support.consoles import CHIP, OTA_TABLE, app
 
@@ -68,3 +69,29 @@ def test_a_flash_is_not_made_of_nothing_nor_over_another(
     assert "flash.bin is 1MB of flash" in mpota("virtual", "flash.bin", "-f", "2M", exit_code=2)
     assert "hint: --chip NAME tells" in mpota("virtual", "flash.bin", exit_code=2)
     assert not (tmp_path / "none.bin").exists()
+
+
+def test_a_flash_is_on_one_board_at_a_time(tmp_path: Path, firmware: Path, mpota: Run) -> None:
+    flash = tmp_path / "flash.bin"
+    with _running(flash, "--firmware", firmware):
+        shown = mpota("virtual", flash, exit_code=2)
+    assert "is the flash of a virtual board that is on already" in shown
+
+
+def test_virtual_boards_have_a_mac_each_and_keep_it(tmp_path: Path) -> None:
+    first, other = mac_of(tmp_path / "a.bin"), mac_of(tmp_path / "b.bin")
+    assert first != other
+    assert mac_of(tmp_path / "x/../a.bin") == first
+    assert first.hex().startswith("240ac4")
+
+
+def test_the_wrong_end_of_a_virtual_board_is_named(
+    tmp_path: Path, firmware: Path, mpota: Run
+) -> None:
+    link = tmp_path / "board"
+    with _running(tmp_path / "flash.bin", "--firmware", firmware, "--link", link):
+        shown = mpota("status", f"{link}.rom", exit_code=2)
+        assert f"{link}.rom is the ROM loader of a virtual board" in shown
+        assert f"hint: that is {link}.repl" in shown
+        shown = mpota("flash", firmware, f"{link}.repl", exit_code=2)
+        assert f"hint: that is {link}.rom" in shown

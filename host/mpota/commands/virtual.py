@@ -14,6 +14,7 @@ from mpota.commands import _report as report
 from mpota.commands._options import Size
 from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
+from mpota.storage.ports import LOADER_END, REPL_END
 
 
 @click.command()
@@ -43,12 +44,13 @@ def command(
     loader, for esptool. FLASH keeps what they write. Needs a POSIX system, such as Linux.
     """
     from mpota.virtual.board import Board
-    from mpota.virtual.cable import find_chip, open_flash, plugged_in
+    from mpota.virtual.cable import find_chip, mac_of, open_flash, plugged_in, powered_alone
 
-    with open_flash(flash, firmware, flash_size) as memory:
+    with open_flash(flash, firmware, flash_size) as memory, powered_alone(flash):
         row = find_chip(memory, chip)
-        with plugged_in(Board(memory), row) as ports:
-            names = {".repl": ports.console, ".rom": ports.loader}
+        mac = mac_of(flash)
+        with plugged_in(Board(memory, unique_id=mac), row, mac) as ports:
+            names = {REPL_END: ports.console, LOADER_END: ports.loader}
             with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
                 report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
                 report.say(f"REPL (mpremote):      {ports.console}")

@@ -57,8 +57,8 @@ async def scan(timeout_s: float, backend: Backend | None = None) -> list[Found]:
         seen = await bleak.BleakScanner.discover(
             timeout_s, return_adv=True, service_uuids=[SERVICE], backend=backend.scanner
         )
-    except bleak.exc.BleakError as error:
-        raise MpotaError(f"cannot scan: {error}") from None
+    except (bleak.exc.BleakError, OSError) as error:
+        raise _no_bluetooth(error) from None
     return [
         Found(shown(data.local_name or device.name or ""), device.address, data.rssi, device)
         for device, data in seen.values()
@@ -82,12 +82,22 @@ async def find(target: str, timeout_s: float, backend: Backend | None = None) ->
         found: BLEDevice | None = await bleak.BleakScanner.find_device_by_filter(
             is_wanted, timeout_s, backend=backend.scanner
         )
-    except bleak.exc.BleakError as error:
-        raise MpotaError(f"cannot scan: {error}") from None
+    except (bleak.exc.BleakError, OSError) as error:
+        raise _no_bluetooth(error) from None
     if found is None:
         seen = f"in reach: {', '.join(sorted(names))}" if names else "mpota ble scan shows boards"
         raise LostLinkError(f"no board '{target}' in {timeout_s:g} s", seen)
     return found
+
+
+def _no_bluetooth(error: Exception) -> MpotaError:
+    """Why nothing can be looked for; without an adapter, or its service, bleak finds no file."""
+    if isinstance(error, OSError):
+        return MpotaError(
+            f"this computer has no Bluetooth that is on ({error.strerror or error})",
+            "switch it on, or plug an adapter in; on Linux, bluetoothd has to run",
+        )
+    return MpotaError(f"cannot scan: {error}")
 
 
 async def push(

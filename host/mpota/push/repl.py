@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.storage.ports import find_port
+from mpota.storage.ports import REPL_END, check_end, find_port
 from mpota.units import SECTOR_SIZE, align_up
 
 BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
@@ -33,6 +33,7 @@ _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
 _POLL_S = 0.05  # to the next try to open a port: nothing portable tells that one came or is free
 _BUSY_S = 2.0
+_BUSY_HINT = "a terminal, mpremote or an IDE may have it open: close that"
 _MAX_OPERATION_S = 600.0  # of one thing that is asked of a board, however much it sends
 _MAX_OUTPUT = 1 << 20  # bytes that a script prints
 _MAX_RECEIVED = 4 << 20  # bytes that a board sends in one thing, noise among it
@@ -71,6 +72,7 @@ class Session:
         self, port: str, *, keeps_app_stopped: bool = False, patience_s: float | None = None
     ) -> None:
         self.port = find_port(port)
+        check_end(self.port, REPL_END)
         self._patience_s = patience_s or _ENTER_TIMEOUT_S
         self._keeps_app_stopped = keeps_app_stopped
         self._transport: Any = None
@@ -359,7 +361,8 @@ class Session:
         except (TransportError, OSError, struct.error, AttributeError) as error:
             if isinstance(error, AttributeError) and self._transport is not None:
                 raise
-            raise LostBoardError(f"{self.port}: {_words(error)}") from None
+            hint = _BUSY_HINT if "in use" in str(error) else None
+            raise LostBoardError(f"{self.port}: {_words(error)}", hint) from None
 
 
 class _Metered:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mpota.errors import MpotaError
 from mpota.formats.otadata import OtaRecord, OtaState, active_record
 from mpota.push.repl import Session
-from mpota.storage.ports import find_port, is_pty
+from mpota.storage.ports import LOADER_END, REPL_END, find_port, is_pty
 
 _PATIENCE_S = 2.0  # a program that is deaf to Ctrl-C, or no MicroPython: then only the loader tells
 
@@ -59,8 +59,8 @@ def _console_of(port: str) -> str | None:
     if not is_pty(port):
         return port
     path = Path(port)
-    console = path.with_suffix(".repl")
-    return str(console) if path.suffix == ".rom" and console.exists() else None
+    console = path.with_suffix(REPL_END)
+    return str(console) if path.suffix == LOADER_END and console.exists() else None
 
 
 def _are_texts(value: object) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from mpota.errors import MpotaError
 from mpota.formats.chips import Chip, chip_by_name
-from mpota.storage.ports import DEFAULT_BAUD, find_port, is_pty
+from mpota.storage.ports import DEFAULT_BAUD, LOADER_END, check_end, find_port, is_pty
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
 
 BEFORE_ENV = "MPOTA_BEFORE"  # how to reset into download mode: esptool's --before
@@ -245,6 +245,7 @@ def open_board(
     board, or one whose flash cannot be written as it is (encrypted, or in secure download mode).
     """
     name = find_port(port)
+    check_end(name, LOADER_END)
     fixed = "no-reset" if is_pty(name) else None
     before = os.environ.get(BEFORE_ENV) or fixed or "default-reset"
     after = os.environ.get(AFTER_ENV) or ("no-reset-stub" if fixed else "hard-reset")

@@ -61,6 +61,24 @@ def is_pty(port: str) -> bool:
     return os.path.realpath(port).startswith(("/dev/pts/", "/dev/ttys"))
 
 
+REPL_END, LOADER_END = ".repl", ".rom"  # of the names of a virtual board's ports
+
+
+def check_end(port: str, end: str) -> None:
+    """Raises UsageError if ``port`` is named as the other end of a virtual board than ``end``.
+
+    A real board has one port for both.
+    """
+    path = Path(port)
+    other = {REPL_END: LOADER_END, LOADER_END: REPL_END}[end]
+    if path.suffix == other and is_pty(port):
+        what = {REPL_END: "MicroPython's REPL", LOADER_END: "the ROM loader"}
+        raise UsageError(
+            f"{port} is {what[other]} of a virtual board, this needs {what[end]}",
+            f"that is {path.with_suffix(end)}",
+        )
+
+
 def format_mac(mac: str) -> str:
     """``240ac4000102`` as people write it."""
     return ":".join(mac[i : i + 2] for i in range(0, len(mac), 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from mpota.errors import MpotaError, UsageError
@@ -16,8 +17,10 @@ from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.repl import ConsolePort
 from mpota.virtual.rom_chips import rom_chip
-from mpota.virtual.rom_loader import LoaderPort
+from mpota.virtual.rom_loader import DEFAULT_MAC, LoaderPort
 from mpota.virtual.serial_port import SerialPort
+
+_VENDOR = bytes.fromhex("240ac4")  # one of Espressif's
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,28 @@ def open_flash(
 
 
 @contextmanager
-def plugged_in(board: Board, chip: Chip) -> Iterator[Ports]:
+def powered_alone(path: Path) -> Iterator[None]:
+    """A flash chip is on one board: raises UsageError while ``path`` is that of another one."""
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{path} is the flash of a virtual board that is on already",
+                "use its ports, or give this one a file of its own",
+            ) from None
+        yield
+
+
+def mac_of(path: Path) -> bytes:
+    """A MAC for the board with that flash file: each has its own, and keeps it."""
+    return _VENDOR + sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).digest()[:3]
+
+
+@contextmanager
+def plugged_in(board: Board, chip: Chip, mac: bytes = DEFAULT_MAC) -> Iterator[Ports]:
     """Power the board, and connect both of its ports until the block ends.
 
     Whoever gets hold of the ROM loader resets the board into it; it boots again when that port is
@@ -65,7 +89,7 @@ def plugged_in(board: Board, chip: Chip) -> Iterator[Ports]:
     if board.chip_revision is None:
         board.chip_revision = rom_chip(chip.name).chip_revision
     console = ConsolePort(board)
-    loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on)
+    loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on, mac)
     with SerialPort(console) as console_port, SerialPort(loader) as loader_port, console:
         yield Ports(console_port.path, loader_port.path, console)
 

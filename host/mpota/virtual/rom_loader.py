@@ -630,9 +630,10 @@ class LoaderPort:
         chip: str,
         halt: Callable[[], None] = lambda: None,
         boot: Callable[[], None] = lambda: None,
+        mac: bytes = DEFAULT_MAC,
     ) -> None:
         self._reply: Callable[[bytes], None] = lambda data: None
-        self.loader = RomLoader(flash, chip, lambda data: self._reply(data), halt, boot)
+        self.loader = RomLoader(flash, chip, lambda data: self._reply(data), halt, boot, mac)
 
     def opened(self, send: Callable[[bytes], None]) -> None:
         self._reply = send
