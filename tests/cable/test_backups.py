@@ -150,13 +150,13 @@ def test_a_journal_is_not_taken_up_on_a_board_that_was_changed_since(interrupted
 def test_before_a_journal_is_taken_up_it_is_asked_for(interrupted, mpota, monkeypatch):
     board, journal = interrupted
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
-    shown = mpota("resize", board.path, "-y", "--layout", "ota", exit_code=1)
+    shown = mpota("resize", board.path, "--layout", "ota", exit_code=1)
     assert "going on with" in shown
     assert "Go on with it?" in shown
     assert "nothing was written" in shown
     assert board.flash.operations == []
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
-    assert "done: " in mpota("resize", board.path, "-y", "--layout", "ota")
+    assert "done: " in mpota("resize", board.path, "--layout", "ota")
     assert board.flash.operations
     assert not journal.exists()
 
