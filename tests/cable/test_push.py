@@ -475,3 +475,29 @@ def test_rollback_where_nothing_ran_before_is_refused(board: Bench, mpota: Run) 
 
 def test_status_of_a_board_without_a_release_says_so(board: Bench, mpota: Run) -> None:
     assert "release: none\n" in mpota("status", board.port.path)
+
+
+# --- exit code 1: the board is unchanged
+
+
+def test_an_app_that_cannot_be_asked_after_the_switch_is_not_told_as_unchanged(
+    board: Bench, mpota: Run, new: Path
+) -> None:
+    board.write(
+        "boot.py",
+        "import os, sys\nif os.uname().release == '1.27.0': sys.modules['ota'] = sys",
+    )
+    found = _outcome(mpota("push", board.port.path, new, "--json", *QUICK, exit_code=5))
+    assert found["outcome"] == "unconfirmed"
+    assert "ota_1 was switched to, and then: " in str(found["message"])
+
+
+def test_a_cable_pulled_before_the_board_has_said_that_it_switched(
+    board: Bench, mpota: Run, new: Path
+) -> None:
+    board.wire.on_output = lambda data: board.port.unplug() if b"\x1eDONE" in data else None
+    shown = mpota("push", board.port.path, new, *QUICK, exit_code=5)
+    assert "hint: the same command again goes on from there" in shown
+    board.plug_in()
+    mpota("push", board.port.path, new, *QUICK)
+    assert _running(board) == "ota_1 1.27.0"

@@ -12,12 +12,14 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import NoneType
 from typing import Any
 
+from mpota.errors import MpotaError
 from mpota.formats.delta import make_delta
 from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.push.update import (
@@ -45,6 +47,7 @@ _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to 
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
 _NO_DELTA_CODES = ("base", "frame", "memory")
 _MAKING = threading.Lock()  # so that one delta is made once
+_AGAIN = "the same command again goes on from there"
 _USUAL = Options()
 
 
@@ -66,7 +69,8 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
         sent_size = _send(session, before, package, options)
-        before = before.after(session)
+        with _switched("the board has taken the update", _AGAIN):
+            before = before.after(session)
     goal = _Goal.selected(before)
     if not goal.needs_restart:
         options.tell("all of it is in force")
@@ -78,16 +82,22 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
             sent_size=sent_size,
         )
     options.tell(f"{goal.what} complete and selected; restarting")
-    try:
+    with _switched(f"{goal.label} was switched to", _AGAIN):
         console = _see_through(session, goal, options)
-    except LostBoardError as error:
-        raise UnconfirmedError(
-            f"{goal.label} was switched to, and then: {error}",
-            "the same command again goes on from there",
-        ) from None
     return Pushed(
         package.version, goal.label, is_app=goal.is_app, sent_size=sent_size, console=console
     )
+
+
+@contextmanager
+def _switched(what: str, hint: str) -> Iterator[None]:
+    """From the switch on nothing that goes wrong may look as if the board were unchanged."""
+    try:
+        yield
+    except (RolledBackError, UnconfirmedError):
+        raise
+    except MpotaError as error:
+        raise UnconfirmedError(f"{what}, and then: {error}", hint) from None
 
 
 def roll_back(session: Session, options: Options = _USUAL) -> Pushed:
@@ -107,16 +117,13 @@ def roll_back(session: Session, options: Options = _USUAL) -> Pushed:
         )
         if code:
             raise RefusedError(code, shown(text))
-        goal = _Goal.selected(before.after(session))
+        with _switched(f"{before.running} was given up", f"mpota status {session.port}"):
+            goal = _Goal.selected(before.after(session))
     app = before.slot(goal.label).get("micropython") or before.slot(goal.label).get("version")
     version = str(app or "the former app").partition(" ")[0]
     options.tell(f"{goal.what} selected; restarting")
-    try:
+    with _switched(f"{goal.label} was switched to", f"mpota status {session.port}"):
         console = _see_through(session, goal, options)
-    except LostBoardError as error:
-        raise UnconfirmedError(
-            f"{goal.label} was switched to, and then: {error}", f"mpota status {session.port}"
-        ) from None
     return Pushed(version, goal.label, is_app=goal.is_app, console=console)
 
 
@@ -563,8 +570,24 @@ class _Giver:
         self._on_the_way: deque[int] = deque()  # sizes of what has not been acknowledged
         self._sent_size = 0
         self._outcome: tuple[str, str] | None = None
+        self._position = 0  # behind the piece that was given last
+        self._has_all = not data  # so that it may switch; what it fetches itself, at any time
 
     def serve(self) -> int:
+        """Bytes sent. Raises RefusedError; UnconfirmedError if the board is lost when it has all
+        that it needs to switch, else LostBoardError."""
+        try:
+            return self._serve()
+        except LostBoardError as error:
+            if self._outcome is not None:
+                return self._finish()
+            if not self._has_all:
+                raise
+            raise UnconfirmedError(
+                f"the board may have switched, and then: {error}", _AGAIN
+            ) from None
+
+    def _serve(self) -> int:
         stalls = 0
         while True:
             event = self._talk.next(_ANSWER_TIMEOUT_S)
@@ -615,6 +638,10 @@ class _Giver:
             if not self._send_all((b"+" + digest.encode(), *units)):
                 return
             self._sent_size += size
+        # A signature at the end is asked for before all else, and once more in its turn.
+        is_in_turn = offset in (0, self._position)
+        self._position = offset + size
+        self._has_all |= is_in_turn and self._position >= len(self._data)
         self._progress(offset + size)
 
     def _send_all(self, units: Iterable[bytes]) -> bool:

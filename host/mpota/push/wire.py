@@ -19,7 +19,15 @@ from enum import IntEnum
 from typing import Protocol
 
 from mpota.errors import MpotaError, UsageError
-from mpota.push.update import LostLinkError, Options, Package, Pushed, RefusedError, Welcome
+from mpota.push.update import (
+    LostLinkError,
+    Options,
+    Package,
+    Pushed,
+    RefusedError,
+    UnconfirmedError,
+    Welcome,
+)
 from mpota.text import shown
 
 VERSION = 2
@@ -125,7 +133,7 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Pus
     """Bring ``update`` to the board, through as many connections as it takes.
 
     Raises RefusedError if the board does not take it, LostLinkError if it cannot be reached,
-    UsageError for a secret that is too short.
+    UnconfirmedError if it is lost when it has all, UsageError for a secret that is too short.
     """
     check_secret(options)
     sender = _Sender(update, options)
@@ -150,7 +158,7 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Pus
             if isinstance(error, RefusedError) and error.code not in _TEMPORARY_CODES:
                 raise
             if sender.is_ended and isinstance(error, LostLinkError):
-                raise LostLinkError(
+                raise UnconfirmedError(
                     f"the board has all of {update.name}, but did not say that it switched: "
                     f"{error}",
                     "see what it runs; sending it again does no harm",
