@@ -104,6 +104,44 @@ def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged
     assert cable.flash.read(OTA["vfs"].offset, 5) == b"files"
 
 
+FILES = {"main.py": b"print('hello')", "log.txt": b"21.5 C" * 1000}
+
+
+def _files(content: bytes) -> dict[str, bytes]:
+    system = FileSystem(MemoryDevice(len(content), content))
+    return {path: system.volume.content(entry) for path, entry in system.volume.walk()}
+
+
+def test_files_that_flash_would_lose_are_told_and_saved_before(board, mpota, merged, tmp_path):
+    cable = board(contents={"vfs": build(FILES, SINGLE["vfs"].size)})
+    shown = mpota("flash", "-y", merged(table=OTA, app=NEW_APP), cable.path)
+    assert "lost by this, and saved before: vfs: 2 files, 5.9 KiB (--keep-files keeps" in shown
+    (backup,) = tmp_path.glob("mpota-files-*-vfs.bin")
+    assert f"backup: {backup.name}" in shown
+    assert "main.py" in mpota("fs", "ls", backup)
+    assert cable.flash.read(OTA["vfs"].offset, 0x1000) == b"\xff" * 0x1000
+
+
+def test_flash_keeps_files_at_another_place_where_that_is_wanted(board, mpota, merged, tmp_path):
+    cable = board(contents={"vfs": build(FILES, SINGLE["vfs"].size)})
+    options = ("--keep-files", "-y")
+    shown = mpota("flash", merged(table=OTA, app=NEW_APP), cable.path, *options)
+    assert "files kept, at their new place: vfs" in shown
+    found = _files(cable.flash.read(OTA["vfs"].offset, OTA["vfs"].size))
+    assert {path.lstrip("/"): data for path, data in found.items()} == FILES
+    assert boots(cable) == "ota_0"
+
+
+def test_what_is_no_littlefs_is_saved_and_cannot_be_kept(board, mpota, merged, tmp_path):
+    cable = board(contents={"vfs": b"files"})
+    file = merged(table=OTA)
+    mpota("flash", file, cable.path, "--keep-files", "-y", exit_code=1)
+    shown = mpota("flash", file, cable.path, "-y")
+    assert "vfs: 1.56 MiB that are no littlefs" in shown
+    (backup,) = tmp_path.glob("mpota-files-*-vfs.bin")
+    assert backup.read_bytes().startswith(b"files")
+
+
 def test_flash_with_another_table_leaves_no_rests_of_the_old_one(board, mpota, merged):
     cable = board(contents={"vfs": b"files"})
     mpota("flash", "-y", merged(table=OTA), cable.path)

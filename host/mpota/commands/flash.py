@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -21,9 +22,11 @@ from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import Firmware, is_app_image
 from mpota.firmware.layout import Edits
-from mpota.flashing.live import check_flashable, plan_flash
+from mpota.flashing.files import LostFiles, back_up, find_lost_files, moved_files
+from mpota.flashing.live import check_flashable, firmware_on, plan_flash
 from mpota.flashing.plan import carry_out
 from mpota.storage.file import read_file
+from mpota.text import shown
 from mpota.units import format_flash_size
 
 
@@ -32,6 +35,12 @@ from mpota.units import format_flash_size
 @port_argument
 @click.option("--fit", is_flag=True, help="Resize FIRMWARE to the board's flash on the fly.")
 @click.option("--erase", is_flag=True, help="Erase the whole flash first, nvs and files too.")
+@click.option(
+    "--keep-files/--drop-files",
+    "keep_files",
+    default=None,
+    help="Whether files that have another place in FIRMWARE go there. A backup is made anyway.",
+)
 @click.option("--force", is_flag=True, help="Flash what would not boot, too.")
 @dry_run_option
 @yes_option
@@ -42,6 +51,7 @@ def command(
     port: str,
     fit: bool,
     erase: bool,
+    keep_files: bool | None,
     force: bool,
     dry_run: bool,
     yes: bool,
@@ -51,7 +61,8 @@ def command(
     """Put FIRMWARE on the board on PORT, at the right offsets, and verify it.
 
     nvs and file systems are kept where FIRMWARE's table has them at the same place; otadata is
-    cleared, so that what was flashed is what boots. Interrupted, the same command goes on.
+    cleared, so that what was flashed is what boots. Files that have no place where they are can be
+    kept (--keep-files); a backup is made of them. Interrupted, the same command goes on.
     """
     data = read_file(firmware)
     if is_app_image(data):
@@ -69,11 +80,28 @@ def command(
             resized = apply_to_file(new, resize(new, Edits(flash_size=board.size)))
             new = Firmware.from_bytes(resized, firmware.name, table_offset)
         check_flashable(board, new, force=force)
-        change = plan_flash(board, new, keeps_data=not erase, force=force)
+        old = None if erase else firmware_on(board, table_offset)
+        lost = find_lost_files(board, new, old)
+        keeps = bool(lost) and _is_to_keep(lost, keep_files, yes=yes or dry_run)
+        moved = moved_files(lost) if keeps else {}
+        change = plan_flash(board, new, keeps_data=not erase, force=force, files=moved)
+        for files in () if keeps else lost:
+            report.say(f"lost by this, and saved before: {files.words} (--keep-files keeps files)")
 
-        def erase_and_write() -> None:
-            board.erase(0, board.size)
+        def write() -> None:
+            for files in lost:  # those that are kept as well: on their way power can be lost
+                path = back_up(files, board.mac, Path())
+                report.say(f"backup: {path} (mpota fs ls {path})")
+            if erase:
+                board.erase(0, board.size)
             carry_out(board, change.plan.steps)
 
-        write = erase_and_write if erase else None
         change_board(board, change, dry_run=dry_run, yes=yes, write=write)
+
+
+def _is_to_keep(lost: tuple[LostFiles, ...], wanted: bool | None, *, yes: bool) -> bool:
+    """What was said by an option, else by who sits there."""
+    if wanted is not None or yes or not sys.stdin.isatty():
+        return bool(wanted)
+    words = "; ".join(files.words for files in lost)
+    return click.confirm(shown(f"{words}: to be lost. Keep them, at their new place?"), err=True)

@@ -5,8 +5,9 @@ Nothing here writes: a `Plan` is shown first, then `mpota.flashing.plan.carry_ou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from mpota.bootloader.check import check_flash, require_app
 from mpota.bootloader.slots import mark_slot, next_slot, place_of_next, select_slot
@@ -106,17 +107,26 @@ def plan_mark(board: BoardFlash, firmware: Firmware, state: OtaState) -> LiveCha
 
 
 def plan_flash(
-    board: BoardFlash, firmware: Firmware, *, keeps_data: bool = True, force: bool = False
+    board: BoardFlash,
+    firmware: Firmware,
+    *,
+    keeps_data: bool = True,
+    force: bool = False,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> LiveChange:
     """A firmware file onto a board: bootloader, table, apps, and otadata as in the file.
 
     nvs, file systems and other data that the file has no bytes for are kept where the board has
     them at the same place, if ``keeps_data``; else the plan is for a flash that is erased before.
-    Raises MpotaError as `check_flashable`.
+    ``files``: contents of other data partitions by label (files.py). Raises MpotaError as
+    `check_flashable`.
     """
     check_flashable(board, firmware, force=force)
-    old = _firmware_on(board, firmware.table_offset) if keeps_data else None
-    data = _data_changes(board, firmware, old, keeps_data=keeps_data)
+    old = firmware_on(board, firmware.table_offset) if keeps_data else None
+    data = [
+        replace(change, data=files[change.what]) if change.what in files else change
+        for change in _data_changes(board, firmware, old, keeps_data=keeps_data)
+    ]
     changes = [*_app_changes(firmware), *data, *_fixed_changes(firmware)]
     grows = old is None or firmware.flash_size >= old.flash_size
     live = place_of_next(old, board.size) if old else (0, 0)
@@ -132,7 +142,7 @@ def plan_flash(
     return LiveChange(
         f"{firmware.name}: {firmware.chip.title}, {size}{first}",
         plan,
-        notes=tuple(_flash_notes(board, firmware, changes)),
+        notes=tuple(_flash_notes(board, firmware, changes, files)),
     )
 
 
@@ -162,7 +172,8 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
 # --- flash ---------------------------------------------------------------------------------------
 
 
-def _firmware_on(board: BoardFlash, table_offset: int) -> Firmware | None:
+def firmware_on(board: BoardFlash, table_offset: int) -> Firmware | None:
+    """The firmware on a board; None if there is none that can be told."""
     try:
         return Firmware.from_flash(board, board.name, table_offset)
     except MpotaError:
@@ -223,7 +234,9 @@ def _holds_own_content(board: BoardFlash, partition: Partition) -> bool:
     return head[510:512] == b"\x55\xaa"
 
 
-def _flash_notes(board: BoardFlash, firmware: Firmware, changes: Iterable[Change]) -> Iterator[str]:
+def _flash_notes(
+    board: BoardFlash, firmware: Firmware, changes: Iterable[Change], moved: Iterable[str]
+) -> Iterator[str]:
     if firmware.flash_size < board.size:
         yield (
             f"the firmware uses {format_flash_size(firmware.flash_size)} of "
@@ -231,6 +244,8 @@ def _flash_notes(board: BoardFlash, firmware: Firmware, changes: Iterable[Change
         )
     if firmware.table.ota_trouble:
         yield firmware.table.ota_trouble
+    if moved:
+        yield f"files kept, at their new place: {', '.join(moved)}"
     written = {change.what for change in changes}
     kept = [
         p.label
