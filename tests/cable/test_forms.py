@@ -10,12 +10,13 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from consoles import CHIP, OTA_TABLE, Bench, app, bench
 from mpota.firmware.sample import build_firmware
 from mpota.formats.frames import compress
 from mpota.formats.partition_table import DATA, Partition, PartitionTable
 from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.consoles import CHIP, OTA_TABLE, Bench, app, bench
 
 QUICK = ("--settle", "0.3", "--check-timeout", "0")
 ASSETS = Partition("assets", DATA, 0x8F, 0x190000, 0x10000)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from consoles import CHIP, OTA_TABLE, app, ota_flash
 from mpota.formats.chips import chip_by_name
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.push.repl import Session
 from mpota.virtual.board import Board
 from mpota.virtual.cable import plugged_in
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.consoles import CHIP, OTA_TABLE, app, ota_flash
 
 Run = Callable[..., str]
 

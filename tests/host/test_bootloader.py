@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpota.bootloader.boot import BootResult, Cause, boot, bootloader_info
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
+from mpota.formats.memory import memory_map
 from mpota.formats.otadata import OtaState
 from mpota.formats.partition_table import Partition
 from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash

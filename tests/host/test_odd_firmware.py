@@ -13,17 +13,8 @@ from typing import Any
 
 import espsecure
 import pytest
-from tests.support.bootloader_images import (
-    SHARED,
-    app_segments,
-    make_app,
-    make_bootloader,
-    make_image,
-    make_table,
-)
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
 from mpota.bootloader.check import check_flash
 from mpota.errors import MpotaError
 from mpota.firmware import sample
@@ -35,6 +26,16 @@ from mpota.formats.partition_csv import table_from_csv, table_to_csv
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.storage.file import FileImage
 from mpota.units import align_up
+
+from tests.support.bootloader_images import (
+    app_segments,
+    make_app,
+    make_bootloader,
+    make_image,
+    make_table,
+)
+from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
+from tests.support.real_files import SHARED
 
 INPUTS = SHARED / "inputs"
 FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x20000)

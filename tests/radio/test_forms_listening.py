@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ota_board
 import pytest
-import releases
 from mpota import cli
 from mpota.firmware.sample import build_firmware
 from mpota.formats.delta import make_delta
@@ -19,8 +17,11 @@ from mpota.push import ble
 from mpota.push.update import Options
 from mpota.release.build import Content, data_content
 from mpota.virtual.board import Board
-from reach import NAME, SECRET, Powered, backend, free_port, in_reach, listener, peripheral
-from test_push_data import DATA, ROMFS, content
+
+from tests.support import ota_board, releases
+from tests.support.data_payloads import DATA, ROMFS, content
+from tests.support.network import free_port, listener
+from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral
 
 NEW = ota_board.NEW
 NEW_APP = ("ota_0", "ota_1")

@@ -9,37 +9,20 @@ from pathlib import Path
 
 import pytest
 from mpota.formats.bundle import Bundle
-from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.push.update import RefusedError
 from mpota.push.wire import Update
 from mpota.release.build import data_content
 from mpota.units import KiB
 from mpota.virtual.board import Board
-from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.radio import Radio
 
-from tests.support import boards, ota_board, releases
+from tests.support import ota_board, releases
+from tests.support.data_payloads import DATA, ROMFS, content
 from tests.support.network import listening, push_tcp, wait_for_keyed
 from tests.support.radio import Powered, in_reach, peripheral, push
 
-ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x20000)
-DATA = bytes(range(251)) * 400  # 24.5 sectors
 SECTOR = 4096
 Send = Callable[[bytes], None]
-
-
-@functools.cache
-def content() -> bytes:
-    """The flash of a board with a partition for data, which holds something else."""
-    contents = {
-        boards.BOOTLOADER_OFFSET: boards.BOOTLOADER,
-        0x8000: PartitionTable((*boards.OTA_TABLE, ROMFS)).to_bytes(),
-        boards.OTA_0.offset: ota_board.OLD,
-        ROMFS.offset: b"\x55" * ROMFS.size,
-    }
-    with VirtualFlash.create(boards.FLASH_SIZE, contents) as flash:
-        Board(flash).run(boards.FIRST_LOOK)
-        return flash.snapshot()
 
 
 @contextmanager

@@ -9,12 +9,14 @@ from littlefs import LittleFS
 from mpota.formats.chain import head_last
 from mpota.formats.frames import compress
 from mpota.formats.manifest import Manifest
-from mpota.formats.partition_table import Partition
+from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Encoded
 from mpota.release.signing import sign
+from mpota.virtual.board import Board
+from mpota.virtual.flash import VirtualFlash
 
-from tests.support import boards
+from tests.support import boards, ota_board
 from tests.support.releases import key
 
 ASSETS = Partition("assets", 1, 0x83, 0xD0000, 0x30000)
@@ -63,3 +65,23 @@ def bundle_of(content: Content, body: bytes | None = None) -> bytes:
             Member(form.member, form.data if body is None else body),
         ]
     )
+
+
+# --- content of no file system
+
+ROMFS = Partition("romfs", 1, 0x8F, 0xD0000, 0x20000)
+DATA = bytes(range(251)) * 400  # 24.5 sectors
+
+
+@functools.cache
+def content() -> bytes:
+    """The flash of a board with a partition for data, which holds something else."""
+    contents = {
+        boards.BOOTLOADER_OFFSET: boards.BOOTLOADER,
+        0x8000: PartitionTable((*boards.OTA_TABLE, ROMFS)).to_bytes(),
+        boards.OTA_0.offset: ota_board.OLD,
+        ROMFS.offset: b"\x55" * ROMFS.size,
+    }
+    with VirtualFlash.create(boards.FLASH_SIZE, contents) as flash:
+        Board(flash).run(boards.FIRST_LOOK)
+        return flash.snapshot()
