@@ -6,6 +6,7 @@ The files in ``../shared/inputs`` are of users; without them what needs them is 
 from __future__ import annotations
 
 import json
+import random
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -434,3 +435,58 @@ def test_the_note_about_the_first_boot_names_the_app_that_check_finds(tmp_path: 
     assert result.code == 0, result.err
     assert "the first boot starts factory" in result.out
     assert as_json("check", made)["boots"] == "factory"
+
+
+# What is no firmware for an ESP32, or stands in the wrong place
+
+ESP8266 = bytes.fromhex("e9030040 401f1040 00001040 10000000").ljust(0x1000, b"\1")
+ESP8266_V2 = bytes.fromhex("ea040000 401f1040 00000000 10000000").ljust(0x1000, b"\1")
+ENCRYPTED = random.Random(5).randbytes(0x40000)
+
+
+MOVED_TABLE = PartitionTable((Partition("factory", 0, 0x00, 0x10000, 0x20000),))
+
+
+def moved(chip: str, offset: int) -> bytes:
+    """A whole firmware whose bootloader stands at ``offset``."""
+    return b"\xff" * offset + small_firmware(chip)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ESP8266, "is an image for the ESP8266"),
+        (ESP8266_V2, "is an image for the ESP8266"),
+        (b"UF2\n" + bytes(508), "is a UF2 file"),
+        (b":020000040000FA\r\n" * 8, "is an Intel HEX file"),
+        (ENCRYPTED, "looks like flash that is encrypted"),
+        (moved("esp32c3", 0x1000), "stands at 0x1000, the chip starts it at 0x0"),
+        (moved("esp32", 0x2000), "stands at 0x2000, the chip starts it at 0x1000"),
+        (moved("esp32c5", 0x1000), "stands at 0x1000, the chip starts it at 0x2000"),
+    ],
+    ids=["esp8266", "esp8266 v2", "uf2", "hex", "encrypted", "c3 moved", "esp32 moved", "c5 moved"],
+)
+def test_what_it_is_instead_is_one_line_from_every_command(
+    data: bytes, words: str, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "what.bin", tmp_path / "out.bin"
+    path.write_bytes(data)
+    for args in (
+        ("show", path),
+        ("check", path),
+        ("extract", path, "-o", out),
+        ("resize", path, "-f", "8M", "-o", out),
+    ):
+        result = run(*args)
+        assert_refused(result, 1)
+        assert words in result.err
+        assert "  hint: " in result.err
+    assert not out.exists()
+
+
+def test_a_table_elsewhere_is_pointed_out_by_show_and_check(tmp_path: Path) -> None:
+    path = tmp_path / "firmware.bin"
+    path.write_bytes(small_firmware(table_offset=0xD000, table=MOVED_TABLE))
+    assert "--table-offset 0xd000" in run("show", path).err
+    assert "--table-offset 0xd000" in run("check", path).out
+    assert as_json("check", path, "--table-offset", "0xd000")["boots"] == "factory"

@@ -6,7 +6,7 @@ The verdict is `mpota.bootloader.boot`'s; here it gets a cause in plain words an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpota.bootloader.boot import (
@@ -22,7 +22,7 @@ from mpota.bootloader.boot import (
 )
 from mpota.bootloader.findings import DOWNLOAD, EXTRACT, TABLE, Finding, finding
 from mpota.errors import MpotaError
-from mpota.firmware.firmware import Firmware
+from mpota.firmware.firmware import Firmware, find_table_hint
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
     APP_DESC_SIZE,
@@ -128,6 +128,13 @@ def check_flash(
         result = plain
     of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
     findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
+    elsewhere = (
+        find_table_hint(memory, memory.size)
+        if result.bootloader and not result.partitions
+        else None
+    )
+    if elsewhere is not None:
+        findings = [replace(f, remedy=elsewhere) for f in findings]
     for slot in slots:
         if not slot.is_blank or (slot.partition == result.selected and not result.starts):
             findings += [

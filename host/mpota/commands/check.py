@@ -18,7 +18,7 @@ from mpota.commands._options import (
     table_offset_option,
 )
 from mpota.errors import UsageError
-from mpota.firmware.firmware import find_base, is_app_image
+from mpota.firmware.firmware import check_no_other, find_base, is_app_image
 from mpota.storage.file import FileImage, read_file
 from mpota.storage.ports import is_port
 
@@ -64,6 +64,7 @@ def _check_file(
     firmware: Path, as_app: bool, against: Path | None, table_offset: int, baud: int, *, yes: bool
 ) -> Check:
     data = read_file(firmware)
+    check_no_other(data, firmware.name)
     if against is not None:
         with opened(against, baud, table_offset, yes=yes) as loader:
             return check_app(data, loader)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,12 +37,13 @@ from mpota.formats.partition_table import (
     Partition,
     PartitionTable,
 )
-from mpota.storage import FlashContents
+from mpota.storage import FlashContents, Reader
 from mpota.storage.file import FileImage, read_file
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, align_up
 
 _MAX_CSV_SIZE = 64 * KiB
 _DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
+_MISPLACED_END = 0x8000
 _TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
 
 
@@ -333,7 +335,7 @@ def find_base(data: bytes, name: str = "file") -> int:
 
     Raises MpotaError for anything else, saying what it seems to be.
     """
-    _check_no_other(data, name)
+    check_no_other(data, name)
     if is_app_image(data):
         raise MpotaError(
             f"{name} is an app image alone, without bootloader and partition table",
@@ -350,6 +352,14 @@ def find_base(data: bytes, name: str = "file") -> int:
             header = ImageHeader.from_bytes(header_bytes)
             if find_chip(header.chip_id) == chip:
                 return 0
+    misplaced = _misplaced_bootloader(FileImage(0, data))
+    if misplaced is not None:
+        raise MpotaError(f"{name}: {misplaced}", misplaced.hint)
+    if _looks_encrypted(data):
+        raise MpotaError(
+            f"{name} looks like flash that is encrypted: the key never leaves the chip",
+            "take the firmware as it was before it was flashed",
+        )
     raise MpotaError(
         f"{name} starts with {data[:4].hex(' ')}: it is no firmware for a chip that is known, "
         "whose images start with e9"
@@ -381,6 +391,9 @@ def _read_bootloader(flash: FlashContents, name: str, table_offset: int) -> Imag
         except MpotaError as error:
             raise MpotaError(f"{name}: bootloader: {error}", error.hint) from None
         return bootloader
+    misplaced = _misplaced_bootloader(flash)
+    if misplaced is not None:
+        raise MpotaError(f"{name}: {misplaced}", misplaced.hint)
     raise MpotaError(f"{name}: no bootloader where a chip has it")
 
 
@@ -395,13 +408,14 @@ def _read_table(flash: FlashContents, name: str, table_offset: int) -> Partition
     except MpotaError as error:
         hint = error.hint
         if data[:2] != ENTRY_MAGIC:
-            hint = _find_table_hint(flash) or hint
+            hint = find_table_hint(flash, flash.end) or hint
         raise MpotaError(f"{name}: at {table_offset:#x}: {error}", hint) from None
     return table
 
 
-def _find_table_hint(flash: FlashContents) -> str | None:
-    for offset in range(0, min(_TABLE_SEARCH_END, flash.end), SECTOR_SIZE):
+def find_table_hint(flash: Reader, end: int = _TABLE_SEARCH_END) -> str | None:
+    """What to do about a table that stands elsewhere, None if none is found below ``end``."""
+    for offset in range(0, min(_TABLE_SEARCH_END, end), SECTOR_SIZE):
         try:
             PartitionTable.from_bytes(flash.read(offset, TABLE_SIZE))
         except MpotaError:
@@ -445,7 +459,7 @@ def read_table(
     """
     from mpota.formats.partition_csv import table_from_csv
 
-    _check_no_other(data, name)
+    check_no_other(data, name)
     if not is_table(data):
         if Path(name).suffix.lower() == ".csv":
             raise MpotaError(
@@ -484,12 +498,65 @@ _OTHER_FILES = (  # how they start, what they are, what to do; in small letters
 )
 
 
-def _check_no_other(data: bytes, name: str) -> None:
+def check_no_other(data: bytes, name: str) -> None:
     """What people have beside firmware, and what a failed download leaves under its name."""
+    if is_esp8266(data):
+        raise MpotaError(
+            f"{name} is an image for the ESP8266, not for an ESP32",
+            "MicroPython's downloads name the chip; the ESP8266 has no OTA slots like these",
+        )
+    if _INTEL_HEX.match(data):
+        raise MpotaError(
+            f"{name} is an Intel HEX file, not a firmware, an app or a table",
+            "the same build as .bin is what mpota takes",
+        )
     start = data[:64].lstrip().lower()
     for magic, what, hint in _OTHER_FILES:
         if start.startswith(magic):
             raise MpotaError(f"{name} is {what}, not a firmware, an app or a table", hint)
+
+
+_INTEL_HEX = re.compile(rb":[0-9A-Fa-f]{10,}\r?\n")
+_ESP8266_MAGICS = (0xE9, 0xEA)  # esptool: ESP8266ROMFirmwareImage, ESP8266V2FirmwareImage
+
+
+def is_esp8266(data: bytes) -> bool:
+    """``data`` starts with an image for the ESP8266: behind 8 bytes of header stands the first
+    segment's address, where an ESP32's header has pins.
+    """
+    if len(data) < 16 or data[0] not in _ESP8266_MAGICS or not 1 <= data[1] <= 16:
+        return False
+    entry, address = (int.from_bytes(data[at : at + 4], "little") for at in (4, 8))
+    is_v2 = data[0] == 0xEA and data[1] == 4
+    in_memory = 0x3FFE8000 <= address < 0x40000000 or 0x40100000 <= address < 0x40300000
+    return 0x40100000 <= entry < 0x40300000 and (in_memory or is_v2)
+
+
+def _looks_encrypted(data: bytes) -> bool:
+    """A page where the bootloader should be holds nearly all byte values, about evenly."""
+    for start in (0x1000, 0x2000, 0):
+        page = data[start : start + SECTOR_SIZE]
+        if len(page) == SECTOR_SIZE and len(set(page)) > 250:
+            return max(map(page.count, range(256))) < SECTOR_SIZE // 64
+    return False
+
+
+def _misplaced_bootloader(flash: FlashContents) -> MpotaError | None:
+    """A bootloader that stands where its chip does not start it."""
+    for offset in range(0, _MISPLACED_END, SECTOR_SIZE):
+        raw = flash.read(offset, HEADER_SIZE)
+        chip = find_chip(ImageHeader.from_bytes(raw).chip_id) if raw[0] == IMAGE_MAGIC else None
+        if chip is None or chip.bootloader_offset == offset:
+            continue
+        with suppress(MpotaError):
+            Image.from_bytes(flash.read(offset, _TABLE_SEARCH_END))
+            return MpotaError(
+                f"a bootloader for {chip.title} stands at {offset:#x}, the chip starts it at "
+                f"{chip.bootloader_offset:#x}: it was written to the wrong offset",
+                f"write the merged firmware to {chip.bootloader_offset:#x}, a dump of the whole "
+                "flash to 0x0; `mpota flash` knows which it is",
+            )
+    return None
 
 
 def _text(data: bytes) -> str | None:
