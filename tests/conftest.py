@@ -137,6 +137,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         total, where = sum(map(sum, counts)), len([one for one in counts if one])
         if where:
             terminalreporter.write_line(f"{name} tried: {total:,} in {where} {unit}")
+    _print_updates(terminalreporter, reports)
+
+
+def _print_updates(
+    terminalreporter: pytest.TerminalReporter, reports: list[pytest.TestReport]
+) -> None:
+    """Every form of an update by every way to a board, as the tests found it ("update")."""
+    found: dict[str, dict[str, str]] = {}
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == "update" and report.when == "call":
+                way, form = str(value).split(": ")
+                found.setdefault(form, {})[way] = report.outcome
+    ways = sorted({way for cells in found.values() for way in cells})
+    if found:
+        lines = [
+            ["form", *ways],
+            *([form, *(c.get(w, "-") for w in ways)] for form, c in found.items()),
+        ]
+        for line in lines:
+            terminalreporter.write_line("  ".join(f"{cell:<17}" for cell in line).rstrip())
 
 
 # --- fixtures ----------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), None, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", None, 130)
+        goes_on = arguments[0] in _GOES_ON if arguments else False
+        _fail("interrupted", "the same command again goes on" if goes_on else None, 130)
     except BrokenPipeError:
         # The reader of our output has gone, as in `mpota show ... | head`.
         sys.stderr.close()

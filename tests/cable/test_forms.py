@@ -95,8 +95,13 @@ def _check_content(board: Bench, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_push_of_any_form_says_what_it_brought_and_a_second_one_has_nothing_to_do(
-    board: Bench, mpota: Run, make: Callable[[str], Path], form: str
+    board: Bench,
+    mpota: Run,
+    make: Callable[[str], Path],
+    form: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("update", f"push, and again: {form}")
     file = make(form)
     said = FORMS[form][0].format(version=_version(form))
     check = ("--check", "__import__('thing').SAYS") if form == "files" else ()
@@ -116,8 +121,14 @@ def test_a_push_of_any_form_says_what_it_brought_and_a_second_one_has_nothing_to
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_url_of_any_form_is_fetched_by_the_board_and_says_what_it_brought(
-    board: Bench, mpota: Run, make: Callable[[str], Path], form: str, tmp_path: Path
+    board: Bench,
+    mpota: Run,
+    make: Callable[[str], Path],
+    form: str,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
 ) -> None:
+    record_property("update", f"push URL (HTTP): {form}")
     file = make(form)
     handler = partial(_Handler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -136,8 +147,14 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_plan_with_any_form_is_done_and_then_up_to_date(
-    board: Bench, mpota: Run, make: Callable[[str], Path], form: str, tmp_path: Path
+    board: Bench,
+    mpota: Run,
+    make: Callable[[str], Path],
+    form: str,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
 ) -> None:
+    record_property("update", f"deploy, and again: {form}")
     plan = tmp_path / "plan.toml"
     plan.write_text(
         f'firmware = "{make(form).name}"\nsettle = 0.3\ncheck_timeout = 0\n'

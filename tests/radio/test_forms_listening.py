@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from tests.support.data_payloads import DATA, ROMFS, content
 from tests.support.network import free_port, listener
 from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral
 
+Carrier = Callable[[pytest.MonkeyPatch], AbstractContextManager[tuple[Powered, Board, str]]]
 NEW = ota_board.NEW
 NEW_APP = ("ota_0", "ota_1")
 
@@ -79,18 +80,20 @@ def by_ble(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Powered, Board, st
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("carrier", [by_tcp, by_ble], ids=["tcp", "ble"])
 def test_any_form_arrives_and_the_command_says_what_the_board_does_with_it(
-    carrier: object,
+    carrier: Carrier,
     form: str,
+    record_property: Callable[[str, object], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    record_property("update", f"{carrier.__name__[3:]}: {form}")
     monkeypatch.setenv("MPOTA_SECRET", SECRET)
     monkeypatch.setattr(
         "mpota.push.update.Options", functools.partial(Options, pause_s=0.05, attempts=20)
     )
     version, labels = FORMS[form]
-    with carrier(monkeypatch) as (powered, board, target):  # type: ignore[operator]
+    with carrier(monkeypatch) as (powered, board, target):
         with pytest.raises(SystemExit) as end:
             cli.main(["push", target, str(file_of(form, tmp_path)), "--json"])
         run = powered.wait()

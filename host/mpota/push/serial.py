@@ -47,6 +47,7 @@ _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to 
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
 _NO_DELTA_CODES = ("base", "frame", "memory")
 _MAKING = threading.Lock()  # so that one delta is made once
+_SLOW = 4  # times as long as a board is given usually
 _AGAIN = "the same command again goes on from there"
 _USUAL = Options()
 
@@ -68,7 +69,10 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
     if options.force or not before.waits_with(package):
         options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
         session.soft_reset()  # for its memory
-        sent_size = _send(session, before, package, options)
+        try:
+            sent_size = _send(session, before, package, options)
+        except LostBoardError as error:
+            raise LostBoardError(str(error), error.hint or _AGAIN) from None
         with _switched("the board has taken the update", _AGAIN):
             before = before.after(session)
     goal = _Goal.selected(before)
@@ -167,6 +171,10 @@ def _see_through(session: Session, goal: _Goal, options: Options) -> str:
     for is_last in (False, True):
         try:
             after = Status.read(session)
+            if goal.release is not None and after.waiting == goal.release:
+                # A board that is slow to start was stopped before boot.py had begun the trial.
+                console += session.reset(_SLOW * options.settle_s)
+                after = Status.read(session)
             if not goal.is_reached(after):
                 raise _gone_back(console, after, goal)
             options.tell(f"{goal.label} is up; checking its health")
@@ -405,7 +413,7 @@ if record is None:
 _TAKES_DELTAS = """
 try:
     import ota.frames, ota.delta
-    from ota.otadata import has_trust
+    from ota.base import has_trust
     takes = not has_trust()
 except ImportError:
     takes = False
