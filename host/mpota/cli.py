@@ -96,6 +96,7 @@ def build() -> click.Group:
 
 
 _WITH_SUBCOMMANDS = {"fs", "ble"}
+_GOES_ON = {"flash", "ota", "resize", "restore", "write", "erase", "push", "deploy", "install"}
 
 
 def _unknown(name: str) -> tuple[str, str]:
