@@ -1,5 +1,7 @@
 # make demo [FIRMWARE=path]   the whole story on the virtual board
 # make test                   all tests; make test-all adds every power cut and every mutation
+# make test-more              on the oldest Python that we promise, on another MicroPython
+# make coverage               all tests, and what of mpota they run
 # make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
 # make docs                   the documentation site, in site/
@@ -11,16 +13,22 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all lint bench firmware docs release clean
+.PHONY: demo test test-all test-more coverage lint bench firmware docs release clean
 
 demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
 test: firmware
-	$(RUN)/pytest -n auto $(PYTEST)
+	$(RUN)/pytest -n auto
 
 test-all: firmware
-	$(RUN)/pytest -n auto --all-cuts $(PYTEST)
+	$(RUN)/pytest -n auto --all-cuts
+
+test-more: firmware
+	.ci/more
+
+coverage: firmware
+	$(RUN)/pytest -n auto --cov=mpota
 
 lint: $(READY)
 	$(RUN)/ruff check

@@ -18,9 +18,9 @@ from tests.support import amount, once, ota_board, web
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
-# Measured on two cores; most of what one test waits for, another computes in.
-WHOLE_SUITE = "about 5 minutes on two cores"
-WORKERS_PER_CORE = 2
+# Measured on two cores. With more workers a core, mpremote loses its patience with a board.
+WHOLE_SUITE = "about 12 minutes on two cores"
+WORKERS_PER_CORE = 1
 STANDIN_SOURCES = virtual_board.STANDIN
 CACHE = cache_dir()
 

@@ -52,6 +52,8 @@ _ESP32 = const(0)
 _ESP32_P4 = const(18)
 _P4_V3_STACK = const(0x4FFBCFC0 >> 2)  # SOC_ROM_STACK_START_REV2: of bootloaders built for v3 chips
 _ESP32_DATA = const(0x3FFF0000)
+_ESP32_ROM_DATA = const(0x3FFAE000)  # memory_layout.c: rom_data
+_ESP32_ROM_DATA_END = const(0x3FFAE6E0)
 _ESP32_SRAM1 = const(0x3FFE0000)
 _ESP32_SRAM1_END = const(0x3FFF6000)  # above it is IRAM of newer releases: SOC_IRAM_HIGH
 _PAGE = const(0x1000)
@@ -104,7 +106,10 @@ def _find_used(memory, chip_id, stack):
         memory.used.append(("the bootloader's data", start, end))
     if chip_id == _ESP32:
         # SRAM1 is D/IRAM, and what lies here is no IRAM on the other bus: not loaded either.
-        memory.used.append(("SRAM1", _ESP32_SRAM1, _ESP32_SRAM1_END))
+        memory.used += (
+            ("SRAM1", _ESP32_SRAM1, _ESP32_SRAM1_END),
+            ("ROM data", _ESP32_ROM_DATA, _ESP32_ROM_DATA_END),
+        )
 
 
 def _read_segments(offset):

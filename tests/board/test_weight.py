@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mpota.firmware import sample
+from mpota.release.ota_package import parts
 from mpota.units import KiB
 
 from bench import weight
@@ -63,3 +64,27 @@ def test_the_least_heap_is_above_all_that_fail_close_by(package):
 def test_a_script_that_fails_is_no_figure(package):
     with pytest.raises(RuntimeError, match="nothing"):
         weight.file_reads(package.content, "import ota.nothing")
+
+
+# --- what the package may weigh: `python -m bench weight` has the figures
+
+
+@pytest.fixture(scope="module")
+def core() -> weight.Installed:
+    return weight.install(weight.subject(parts()["core"]).core, APP)
+
+
+def test_the_core_and_all_parts_stay_light(core: weight.Installed) -> None:
+    """Whole blocks, those of /lib and /lib/ota included: a file more is 4 KiB more."""
+    assert core.used_size <= 88 * KiB
+    assert weight.install(weight.subject().everything, APP).used_size <= 168 * KiB
+
+
+def test_a_boot_with_nothing_to_do_reads_one_small_file(core: weight.Installed) -> None:
+    assert weight.cancel_reads(core.content) <= 300
+
+
+def test_what_an_update_imports_is_read_in_few_pieces(core: weight.Installed) -> None:
+    modules = "update http http_connect http_ask image_more"
+    script = "".join(f"import ota.{name}\n" for name in modules.split())
+    assert weight.file_reads(core.content, script) <= 2800
