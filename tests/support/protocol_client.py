@@ -109,7 +109,7 @@ class Plain:
             while follow and (answer := await self.link.receive(0) or b""):
                 self._take_credit(answer)
         while answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
-            answer = await self.hear()
+            answer = await self.hear(20)
         self._take_credit(answer)
         return answer
 
