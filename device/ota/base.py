@@ -9,6 +9,7 @@ micropython-esp32-ota raises when a check fails (a MicroPython class cannot be a
 """
 
 import gc
+import os
 import struct
 import sys
 from binascii import crc32
@@ -113,6 +114,14 @@ def check_sha(sha, due):
 # --- modules
 
 
+def installed_modules():
+    """The names of this package's modules, None where it is part of the firmware."""
+    try:
+        return {name.partition(".")[0] for name in os.listdir(package_path())}
+    except OSError:
+        return None
+
+
 def package_path():
     """The directory of this package."""
     return sys.modules[__name__.rpartition(".")[0]].__path__
@@ -148,6 +157,7 @@ _TOO_LONG = const(-0x110C)  # ESP_ERR_NVS_INVALID_LENGTH
 _RECORD_SIZE = const(32)
 _SUBTYPE_OTA_0 = const(0x10)
 _MAX_SLOTS = const(16)
+ROOM = const(5120)  # bytes that slot.py needs: a sector, and a piece of it that is read back
 _SECTOR = const(4096)
 _MAGIC = const(0xE9)
 _MAX_SEGMENTS = const(16)
@@ -250,7 +260,7 @@ def image_size(partition, head=None):
     """The size in bytes of the image in a partition, its digest included; None if there is none.
 
     Only its headers are read. ``head``: its first 32 bytes, where the flash does not hold them
-    (app.py: they are written last).
+    (slot.py: they are written last).
     """
     if head is None:
         head = bytearray(32)

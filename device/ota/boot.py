@@ -38,7 +38,7 @@ def activate():
         return
     release = _age(part, record) if "next" in record else record["now"]
     tree = release.get("tree")
-    if tree and _exists(TREES + tree):
+    if tree and exists(TREES + tree):
         _enter(TREES + tree)
 
 
@@ -130,18 +130,19 @@ def _age(part, record):
 
 
 def _enter(tree):
-    if _exists(tree + "/main.py"):
+    if exists(tree + "/main.py"):
         os.chdir(tree)
     path = sys.path
     path[:] = [entry for entry in path if entry not in ("", "/")]
     path.insert(0, tree)
     library = path.index("/lib") if "/lib" in path else len(path)
     path.insert(library, tree + "/lib")
-    if _exists(tree + "/boot.py") or _exists(tree + "/boot.mpy"):
+    if exists(tree + "/boot.py") or exists(tree + "/boot.mpy"):
         __import__("boot")
 
 
-def _exists(path):
+def exists(path):
+    """Whether there is a file or directory."""
     try:
         os.stat(path)
         return True

@@ -148,7 +148,7 @@ class OTA:
         return self._run(steps, url)
 
     def from_source(self, source, sha="", length=0):
-        """Take a file from a source (app.py), to its end; returns the number of bytes."""
+        """Take a file from a source (pump.py), to its end; returns the number of bytes."""
         return self._run(self._filling(source, sha, length), source.name)
 
     def _filling(self, source, sha, length):

@@ -15,7 +15,7 @@ from micropython import const
 
 from . import base, boot
 from .base import ReleaseError, app_id
-from .boot import running
+from .boot import exists, running
 from .confirm import give_up_waiting, sweep
 from .tar import TarReader
 
@@ -25,7 +25,7 @@ _BOOT_LINE = "import ota.boot; ota.boot.activate()"
 
 
 class TreeWriter:
-    """A stage (app.py) that unpacks a `files` payload. Raises ReleaseError.
+    """A stage (pump.py) that unpacks a `files` payload. Raises ReleaseError.
 
     ``name`` is that of the directory in boot.TREES; until `finish` it ends in ".part". ``staged``
     names what the release has brought already.
@@ -77,7 +77,7 @@ class TreeWriter:
         self._count += 1
         check_path(name)
         path = self._path + "/" + name
-        if _exists(path):
+        if exists(path):
             raise ReleaseError("path", "path '%s' is there twice" % name)
         if not _is_directory(path.rpartition("/")[0]):
             raise ReleaseError("path", "path '%s' has no directory" % name)
@@ -228,7 +228,7 @@ def prepare():
     """
     try:
         for path in (boot.HOME, boot.TREES[:-1]):
-            if not _exists(path):
+            if not exists(path):
                 os.mkdir(path)
         boot.settle()
         install_boot()
@@ -239,7 +239,7 @@ def prepare():
 def install_boot():
     """Put the line that activates trees first in /boot.py, if it is not in it; True if it did."""
     text = ""
-    if _exists("/boot.py"):
+    if exists("/boot.py"):
         with open("/boot.py") as file:
             text = file.read()
     if "ota.boot" in text:
@@ -322,19 +322,11 @@ def _new_name(stem):
     """A tree is never written over, though it be the same: what runs may have changed it."""
     name = stem
     number = 0
-    while _exists(boot.TREES + name) or _exists(boot.TREES + name + ".part"):
+    while exists(boot.TREES + name) or exists(boot.TREES + name + ".part"):
         number += 1
         name = "%s-%d" % (stem, number)
     return name
 
 
-def _exists(path):
-    try:
-        os.stat(path)
-        return True
-    except OSError:
-        return False
-
-
 def _is_directory(path):
-    return _exists(path) and os.stat(path)[0] & 0x4000
+    return exists(path) and os.stat(path)[0] & 0x4000

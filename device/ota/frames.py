@@ -62,7 +62,7 @@ def make_room(head):
 
 
 class Frames:
-    """A stage (app.py) for an encoded payload. Raises FrameError for damage.
+    """A stage (pump.py) for an encoded payload. Raises FrameError for damage.
 
     ``sink`` takes the content: `buffer` gives place for up to a sector, `take(count)` moves it on,
     `work` does the rest. ``size``: of the content, None if it is not known beforehand; ``limit``:

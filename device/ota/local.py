@@ -1,7 +1,7 @@
 """Files and streams as sources, and what a file may be that is no app image.
 
 That is: a merged firmware (bootloader, partition table and app in one file), or no firmware at all.
-What a source is: app.py.
+What a source is: pump.py.
 """
 
 import gc

@@ -3,7 +3,6 @@
 Loaded for that alone, and let go before the payloads come: code lives in the heap.
 """
 
-import os
 import sys
 from time import gmtime
 
@@ -137,10 +136,8 @@ def _is_usable(form, kind, bases):
 
 def _decodes():
     """Whether the part of this package is there that takes encoded forms."""
-    try:
-        return any(name.startswith("frames.") for name in os.listdir(base.package_path()))
-    except OSError:  # it is part of the firmware
-        return True
+    found = base.installed_modules()
+    return found is None or "frames" in found
 
 
 def _check_product(manifest, trust, force):

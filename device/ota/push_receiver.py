@@ -15,7 +15,7 @@ from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .base import ImageError, OTAError, ReleaseError, StateError, chip_id, unload
+from .base import ROOM, ImageError, OTAError, ReleaseError, StateError, chip_id, unload
 
 VERSION = const(2)
 MAX_MESSAGE = const(256)
@@ -42,7 +42,6 @@ _END_FIRST = const(2)
 _RESTART = const(1)  # END, DONE
 
 _WINDOW = const(4096)
-_ROOM = const(5120)  # slot.py: ROOM
 _CRC_SIZE = const(4)
 _PROOF_SIZE = const(32)
 _HELLO_SIZE = const(18)
@@ -398,7 +397,7 @@ class Receiver:
             raise
 
     def _open_intake(self, end):
-        room = bytearray(_ROOM)  # before code divides the heap
+        room = bytearray(ROOM)  # before code divides the heap
         from .push_intake import Intake
 
         size, sha = self._wanted

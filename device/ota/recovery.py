@@ -25,7 +25,7 @@ _NOT_SUPPORTED = const(-261)  # ESP_ERR_NOT_FOUND, as esp32.Partition says it
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 _KEY = "failed"
-_TRIAL = "trial"  # app.py: set_boot
+_TRIAL = "trial"  # slot.py: set_boot
 _RETRIED = "retried"  # of version 0.1: a digest that has had its second chance
 _FAILED = const(0)
 _FORGIVABLE = const(1)  # once
@@ -95,7 +95,7 @@ def cancel_force():
     if Partition(Partition.BOOT).info()[2] == running.info()[2]:
         return
     state = base.state(running)
-    # Unless it waits for `cancel`, by the note of app.py: set_boot.
+    # Unless it waits for `cancel`, by the note of slot.py: set_boot.
     on_trial = base.recall("trial", 36)[:4] == struct.pack("<I", running.info()[2])
     if state is None and not on_trial:  # set_boot() to a factory app erases otadata
         state = base.VALID

@@ -14,10 +14,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import base
-from .base import FrameError, ImageError, OTAError, ReleaseError, SourceError, unload
+from .base import ROOM, FrameError, ImageError, OTAError, ReleaseError, SourceError, unload
 from .image import SECTOR, Board
 from .pump import Inlet, NewApp, Progress, is_stale, is_url, make_source, pumping, run, translated
-from .slot import ROOM, acquire_slot, release_slot
+from .slot import acquire_slot, release_slot
 from .tar import TarReader
 
 _MAX_MANIFEST = const(8192)
@@ -372,7 +372,7 @@ class _Checked:
 
 
 class Bundle:
-    """A stage (app.py) for a bundle: manifest, signature and payloads in one tar file.
+    """A stage (pump.py) for a bundle: manifest, signature and payloads in one tar file.
 
     Raises ReleaseError for members that are missing, too many, in another order or of another
     size than the manifest says, and what the release raises.
@@ -601,7 +601,7 @@ _OLD_SIZE = const(48)
 class Mark:
     """How far the payload ``item`` has come in the partition ``part``.
 
-    ``target`` writes it (app.py, chain.py); it is set before `note` is called. ``last``: where it
+    ``target`` writes it (pump.py, chain.py); it is set before `note` is called. ``last``: where it
     can be gone on from at most. ``at`` and ``place``: bytes of content, and of the bytes that gave
     them, of an earlier attempt, 0 if there is none; ``more``: what the note holds beside that.
     """

@@ -15,14 +15,13 @@ from micropython import const
 from uctypes import bytearray_at
 
 from . import base
-from .base import SlotError, StateError
+from .base import ROOM, SlotError, StateError
 from .image import SECTOR
 
 HEAD_SIZE = const(32)  # of an app: what is written last
 
 _BLOCK = const(65536)
 _PIECE = const(1024)  # what is read back at once
-ROOM = const(5120)  # bytes: for a sector, and for a piece of it that is read back
 _NOT_WRITTEN = const(-258)  # ESP_ERR_INVALID_ARG
 _NOTE = "erase"  # u8 tries that ended in a reset, or one of the next two; digest of the app
 _TRIES = const(2)

@@ -213,13 +213,9 @@ def parts():
 
     None where the package is part of the firmware.
     """
-    import os
-
-    try:
-        files = os.listdir(base.package_path())
-    except OSError:
+    found = base.installed_modules()
+    if found is None:
         return None
-    found = {name.partition(".")[0] for name in files}
     return ["core"] + [part for part, modules in PARTS if found.issuperset(modules.split())]
 
 

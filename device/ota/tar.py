@@ -10,7 +10,7 @@ _MAX_ZEROS = const(20)  # blocks at the end: tar fills up to 10 KiB
 
 
 class TarReader:
-    """A stage (app.py) that takes a tar file apart.
+    """A stage (pump.py) that takes a tar file apart.
 
     ``open_member(name, size, is_directory)`` is called for each member; what it returns is the
     stage for its content, or None skips it. ``what`` names the file in errors. Raises ReleaseError

@@ -15,10 +15,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import base
-from .base import FrameError, ImageError, OTAError, StateError, check_sha, unload
+from .base import ROOM, FrameError, ImageError, OTAError, StateError, check_sha, unload
 from .image import DESC_MAGIC, SECTOR, Board
 from .pump import NewApp, Progress, is_stale, is_url, make_source, pumping, run, translated
-from .slot import HEAD_SIZE, ROOM, acquire_slot, release_slot, take_head
+from .slot import HEAD_SIZE, acquire_slot, release_slot, take_head
 
 _DESC_OFFSET = const(32)  # of app_desc, in an app image
 _BUNDLE_MAGIC = b"manifest.json\0"  # the name of its first member
@@ -322,7 +322,7 @@ def check_ready(force):
 def taking(intake, url, sha, length, request_args, report, console=None, is_json=False):
     """A generator: bring what ``url`` names into ``intake``; the number of bytes.
 
-    ``report(done, total)`` is called after each piece; ``console`` (console.py) tells people.
+    ``report(done, total)`` is called after each piece; ``console`` (update_more.py) tells people.
     """
     args = {}
     if is_json:

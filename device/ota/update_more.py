@@ -7,9 +7,9 @@ from hashlib import sha256
 
 from esp32 import Partition
 
+from .base import ROOM
 from .image import SECTOR, AppImage
 from .pump import Inlet
-from .slot import ROOM
 
 
 def begin(intake, head, is_bundle):

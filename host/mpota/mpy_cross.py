@@ -51,6 +51,9 @@ class MpyFormat:
         return cls(word & 0xFF, word >> 8 & 3, _ARCHITECTURES[index] if known else None)
 
 
+PORTABLE = MpyFormat(6, 3, None)  # without native code: any board's, from MicroPython 1.23 on
+
+
 def can_compile(format: MpyFormat) -> bool:
     """Whether there is an mpy-cross, and it writes what the board loads."""
     emitted = _emitted()

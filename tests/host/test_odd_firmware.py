@@ -36,7 +36,7 @@ from tests.support.bootloader_images import (
     make_table,
 )
 from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
-from tests.support.real_files import SHARED
+from tests.support.real_files import SHARED, skip_unless
 
 INPUTS = SHARED / "inputs"
 FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x20000)
@@ -44,8 +44,7 @@ FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x20000)
 
 def user_file(name: str) -> Path:
     path = INPUTS / name
-    if not path.exists():
-        pytest.skip("no ../shared/inputs")
+    skip_unless(path)
     return path
 
 

@@ -299,7 +299,7 @@ def test_encrypted_keys_of_openssl_are_opened_as_well(form: str, tmp_path: Path)
     ("typed", "code", "words"),
     [
         (["open sesame", "open sesame"], 0, "(encrypted"),
-        (["open", "sesame", "x", "x"], 0, "(encrypted"),
+        (["open", "sesame", "sesame open", "sesame open"], 0, "(encrypted"),
     ],
 )
 def test_keygen_asks_for_a_passphrase_twice_at_a_terminal(

@@ -12,7 +12,6 @@ from mpota.formats.bundle import Bundle
 from mpota.push.update import RefusedError
 from mpota.push.wire import Update
 from mpota.release.build import data_content
-from mpota.units import KiB
 from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
 
@@ -43,7 +42,6 @@ def by_ble() -> Iterator[tuple[Powered, Board, Send]]:
         push(radio, Update("x.bundle", data), attempts=1)
 
     with in_reach(content=content()) as (radio, board):
-        board.heap_size = 128 * KiB  # BLE, a signed release and data take the most of all
         trusted = releases.key().public.digest.hex()
         ota_board.output(board, f"import ota; ota.keys.add({trusted!r})")
         script = peripheral("").replace("rest -= is_stopped", "rest -= p.receiver.is_done")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import socketserver
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import Operation, VirtualFlash
 
-from tests.support import boards, ota_package
+from tests.support import boards, ota_package, web
 from tests.support.boards import OTA_0, OTA_1
 
 LOOPBACK = "127.0.0.1"
@@ -139,14 +138,8 @@ class Server(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def serving(answers: dict[str, Answer]) -> Iterator[Server]:
-    with Server(answers) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with web.running(Server(answers)) as server:
+        yield server
 
 
 def merged_firmware(app: bytes) -> bytes:

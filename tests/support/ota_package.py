@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from mpota.mpy_cross import MpyFormat, compile_module
+from mpota.mpy_cross import PORTABLE, compile_module
 
 from tests.support import once
 from tests.support.real_files import ROOT
 
 DEVICE = ROOT / "device"
-FORMAT = MpyFormat(6, 3, None)
 
 
 @cache
@@ -28,5 +27,5 @@ def compile_all(sources: Path, target: Path, prefix: str) -> None:
     """Compile the modules in ``sources``. Tracebacks name them ``prefix`` and the file."""
     target.mkdir(exist_ok=True)
     for source in sorted(sources.glob("*.py")):
-        made = compile_module(source.read_bytes(), f"{prefix}{source.name}", FORMAT)
+        made = compile_module(source.read_bytes(), f"{prefix}{source.name}", PORTABLE)
         (target / f"{source.stem}.mpy").write_bytes(made)

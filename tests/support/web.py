@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+_Server = TypeVar("_Server", bound=socketserver.BaseServer)
 
 HOST = "localhost"
 ADDRESS = "127.0.0.1"
@@ -261,12 +264,9 @@ class WebServer(socketserver.ThreadingTCPServer):
 
 
 @contextmanager
-def serving(
-    files: dict[str, File | Callable[[Handler], None]] | None = None,
-    context: ssl.SSLContext | None = None,
-) -> Iterator[WebServer]:
-    with WebServer(context) as server:
-        server.files = dict(files or {})
+def running(server: _Server) -> Iterator[_Server]:
+    """Serve until the block ends."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -274,6 +274,16 @@ def serving(
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serving(
+    files: dict[str, File | Callable[[Handler], None]] | None = None,
+    context: ssl.SSLContext | None = None,
+) -> Iterator[WebServer]:
+    with running(WebServer(context)) as server:
+        server.files = dict(files or {})
+        yield server
 
 
 # --- certificates ------------------------------------------------------------------------------

@@ -50,6 +50,23 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
     context.meta[_OLD_SECRET] = value
 
 
+check_option = click.option(
+    "--check",
+    metavar="EXPR|FILE.py",
+    help="Health check on the board: an expression that is true, or a script that ends well.",
+)
+
+
+def settle_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``what`` starts: "the app", say."""
+    return click.option(
+        "--settle",
+        type=click.FloatRange(min=0.05),
+        default=3.0,
+        help=f"Seconds of silence after which {what} counts as started (default 3).",
+    )
+
+
 @contextmanager
 def outcomes(as_json: bool) -> Iterator[None]:
     """Whatever ends the block is told on standard output as well, where JSON is asked for."""

@@ -9,30 +9,21 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import json_option
-from mpota.commands._sending import outcomes, secret_option, send_file
+from mpota.commands._sending import check_option, outcomes, secret_option, send_file, settle_option
 from mpota.errors import UsageError
 
 
 @click.command()
 @click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME")
 @click.argument("package", metavar="APP|FIRMWARE|BUNDLE|DELTA|URL")
-@click.option(
-    "--check",
-    metavar="EXPR|FILE.py",
-    help="Health check on the board: an expression that is true, or a script that ends well.",
-)
+@check_option
 @click.option(
     "--check-timeout",
     type=click.FloatRange(min=0),
     default=30.0,
     help="Seconds to go on trying the check (default 30).",
 )
-@click.option(
-    "--settle",
-    type=click.FloatRange(min=0.05),
-    default=3.0,
-    help="Seconds of silence after which the new app counts as started (default 3).",
-)
+@settle_option("the new app")
 @click.option("--force", is_flag=True, help="Install what runs already, or has failed before.")
 @click.option(
     "--delta-from",

@@ -6,22 +6,13 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import json_option, port_argument
-from mpota.commands._sending import outcomes
+from mpota.commands._sending import check_option, outcomes, settle_option
 
 
 @click.command()
 @port_argument
-@click.option(
-    "--check",
-    metavar="EXPR|FILE.py",
-    help="Health check on the board: an expression that is true, or a script that ends well.",
-)
-@click.option(
-    "--settle",
-    type=click.FloatRange(min=0.05),
-    default=3.0,
-    help="Seconds of silence after which the app counts as started (default 3).",
-)
+@check_option
+@settle_option("the app")
 @json_option
 def command(port: str, check: str | None, settle: float, as_json: bool) -> None:
     """Have the board on PORT start the app that ran before, see it boot, confirm it.

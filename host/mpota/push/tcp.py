@@ -13,7 +13,6 @@ from mpota.errors import UsageError
 from mpota.push.update import LostLinkError, Options, Pushed
 from mpota.push.wire import Update, send_update
 
-SCHEME = "tcp://"
 PORT = 8266
 
 _HEAD = struct.Struct("<HB")  # size of what follows, channel

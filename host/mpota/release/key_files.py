@@ -55,10 +55,6 @@ def read_private_keys(paths: Iterable[Path]) -> tuple[PrivateKey, ...]:
     return tuple(map(read_private_key, paths))
 
 
-def read_public_keys(paths: Iterable[Path]) -> tuple[PublicKey, ...]:
-    return tuple(map(read_public_key, paths))
-
-
 def read_app_keys(paths: Iterable[Path]) -> tuple[PublicKey | EcdsaKey, ...]:
     """Keys that sign apps, RSA's and ECDSA's; raises as `read_public_key`."""
     return tuple(_read(path, app_key_from_pem) for path in paths)

@@ -6,9 +6,9 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mpota.errors import MpotaError
 from mpota.formats.signature import (
@@ -28,6 +28,9 @@ from mpota.formats.signature import (
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+_Key = TypeVar("_Key", PublicKey, EcdsaKey)
+_Block = TypeVar("_Block", SignatureBlock, EcdsaBlock)
 
 _SIGNATURE_SIZE = KEY_BITS // 8
 _PUBLIC_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----\s(.*?)-----END PUBLIC KEY-----", re.DOTALL)
@@ -125,18 +128,27 @@ def check_signature(content: bytes, sector: bytes, trusted: Iterable[PublicKey])
     a valid signature of a trusted key.
     """
     digest = hashlib.sha256(padded(content)).digest()
-    known = set(trusted)
     blocks = parse_sector(sector)
     for block in blocks:
-        if block.content_digest != digest:
-            raise MpotaError("signature belongs to other content: the digests differ")
-        if not is_valid(block):
-            raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
-    for block in blocks:
-        if block.key in known:
-            return block.key
-    signers = ", ".join(block.key.digest.hex()[:16] for block in blocks)
-    raise MpotaError(f"signed by {signers}: none of the keys given")
+        _check_block(block, digest, is_valid)
+    return _trusted_signer([block.key for block in blocks], trusted)
+
+
+def _check_block(block: _Block, digest: bytes, verifies: Callable[[_Block], bool]) -> None:
+    if block.content_digest != digest:
+        raise MpotaError("signature belongs to other content: the digests differ")
+    if not verifies(block):
+        raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
+
+
+def _trusted_signer(signers: Sequence[_Key], trusted: Iterable[PublicKey | EcdsaKey]) -> _Key:
+    """Raises MpotaError if none of the signers is trusted."""
+    known = set(trusted)
+    for key in signers:
+        if key in known:
+            return key
+    names = ", ".join(key.digest.hex()[:16] for key in signers)
+    raise MpotaError(f"signed by {names}: none of the keys given")
 
 
 def check_app_signature(
@@ -148,15 +160,8 @@ def check_app_signature(
     if not blocks:
         return check_signature(content, sector, [k for k in trusted if isinstance(k, PublicKey)])
     for block in blocks:
-        if block.content_digest != block.key.curve.digest(padded(content)):
-            raise MpotaError("signature belongs to other content: the digests differ")
-        if not _is_valid_ecdsa(block):
-            raise MpotaError(f"signature of key {block.key.digest.hex()[:16]} is not valid")
-    for block in blocks:
-        if block.key in trusted:
-            return block.key
-    signers = ", ".join(block.key.digest.hex()[:16] for block in blocks)
-    raise MpotaError(f"signed by {signers}: none of the keys given")
+        _check_block(block, block.key.curve.digest(padded(content)), _is_valid_ecdsa)
+    return _trusted_signer([block.key for block in blocks], trusted)
 
 
 def _is_valid_ecdsa(block: EcdsaBlock) -> bool:
