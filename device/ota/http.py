@@ -102,9 +102,9 @@ class Client:
                 if trust:
                     trust.end()
                     trust = None
+                    unload("tls_trust")
             else:
                 yield _POLL_MS
-        unload("tls_trust")
 
     def is_over(self):
         """Whether the body has come to its end and the connection can be used again."""
