@@ -13,7 +13,7 @@ import sys
 
 from esp32 import Partition
 
-from .base import HOME, app_id, has_home
+from .otadata import HOME, app_id, has_home
 
 TREES = HOME + "/trees/"
 _SETTLED = HOME + "/settled"

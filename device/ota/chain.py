@@ -10,10 +10,10 @@ from hashlib import sha256
 
 from micropython import const
 
-from .base import ReleaseError
-from .image import SECTOR
+from .base import ReleaseError, unload
 from .slot import HEAD_SIZE, SlotWriter
 
+_SECTOR = const(4096)
 _LINK_SIZE = const(32)
 _FRAME_SIZE = const(4128)
 _HEAD_SIZE = const(8192)  # of the partition, which comes last
@@ -36,17 +36,24 @@ class DataWriter:
         self._blank_end = 0  # of what `work` has erased
         self._left_out = self._have = at
         if at < self._tail:
-            writer.go_to(_HEAD_SIZE + at)
+            writer.at = _HEAD_SIZE + at
         else:
-            writer.go_to(0, _HEAD_SIZE)  # which `work` erases
+            self._begin_head()
 
     @staticmethod
     def last_resume(size):
         """Bytes after which an update of ``size`` bytes can be gone on with at most."""
         return size - min(size, _HEAD_SIZE)
 
+    def _begin_head(self):
+        """What comes now belongs to the first two sectors, which `work` erases."""
+        self._writer.at = 0
+        self._writer.blank_end = _HEAD_SIZE
+
     def _passed(self, buf):
-        self.written = min(self.written + SECTOR, self._have)
+        if not self.written:
+            unload("begin", "otadata")  # slot.py asked whether 64 KiB can be erased at once
+        self.written = min(self.written + _SECTOR, self._have)
 
     def wanted(self):
         return self._size - self._have
@@ -54,8 +61,9 @@ class DataWriter:
     def work(self):
         at = self._blank_end
         if at < min(_HEAD_SIZE, self._writer.limit):
-            self._writer.clear(at)
-            self._blank_end = at + SECTOR
+            if not self._writer.is_blank(at, _SECTOR):
+                self._writer.erase_sector(at)
+            self._blank_end = at + _SECTOR
             return True
         if self._writer.at or self._have == self._size:
             return self._writer.work()
@@ -72,7 +80,7 @@ class DataWriter:
         self._writer.take(count)
         if self._have == self._tail:
             self._writer.close()
-            self._writer.go_to(0, _HEAD_SIZE)  # which `work` has erased
+            self._begin_head()
 
     def write(self, view):
         while view:
@@ -93,7 +101,9 @@ class DataWriter:
                 "member", "the data payload gave %d bytes of %d" % (self._have, self._size)
             )
         self._writer.close()
-        self._writer.write_head()
+        from .finish import write_head
+
+        write_head(self._writer)
 
 
 class Chain:
@@ -150,7 +160,7 @@ class Chain:
             raise ReleaseError(
                 "digest",
                 "the data payload is not what its manifest says, from byte %d on: nothing of that "
-                "was written" % (self._piece * SECTOR),
+                "was written" % (self._piece * _SECTOR),
             )
         end = self._have
         if self._left:
@@ -191,7 +201,7 @@ class Chain:
 
     def _jump(self, place):
         """Go on where an earlier attempt ended."""
-        piece = (place - 1) // SECTOR
+        piece = (place - 1) // _SECTOR
         if self._rest is not None:
             if piece == self._piece:
                 self._rest = self._rest[place - self._place :]
@@ -203,7 +213,7 @@ class Chain:
             self._mark.forget()
             raise ReleaseError("member", "the data payload cannot be gone on with at %d" % place)
         self._left_out = (piece - self._piece) * _FRAME_SIZE
-        self._drop = place - piece * SECTOR
+        self._drop = place - piece * _SECTOR
         self._piece = piece
         self._place = place
         self._link = self._mark.more

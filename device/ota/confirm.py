@@ -10,14 +10,15 @@ import sys
 
 from esp32 import Partition
 
-from . import base, boot
-from .base import HOME, ReleaseError
+from . import base, boot, otadata
+from .base import ReleaseError
+from .otadata import HOME
 
 
 def confirm():
     """Keep the files on trial, raise the counter, change keys, remove what is of no more use."""
     part = Partition(Partition.RUNNING)
-    if base.state(part) == base.PENDING_VERIFY:
+    if otadata.state(part) == otadata.PENDING_VERIFY:
         return
     is_done = True
     record = boot.read_record(part)
@@ -85,7 +86,7 @@ def check_confirmed():
     """
     part = Partition(Partition.RUNNING)
     what = None
-    if base.state(part) == base.PENDING_VERIFY:
+    if otadata.state(part) == otadata.PENDING_VERIFY:
         what = "the running app (%s) is" % part.info()[4]
     elif boot.is_on_trial():
         what = "the files in use are"
@@ -175,7 +176,7 @@ def check_room(payloads, force):
     gain = 0  # of the file system, by then
     for payload in payloads:
         if payload.kind == "app":
-            part = base.find_next_slot()
+            part = otadata.find_next_slot()
             _check_size(payload.size, part, "app")
             gain = (boot.read_record(part) or {"now": {}})["now"].get("disk", 0)
         elif payload.kind == "files":

@@ -12,7 +12,6 @@ from struct import unpack_from
 from esp32 import Partition
 from micropython import const
 
-from . import base
 from .base import FrameError
 
 SECTOR = const(4096)
@@ -230,7 +229,9 @@ def finding(buf):
     ``buf``: a memoryview of up to a sector to read with.
     """
     part = Partition(Partition.RUNNING)
-    size = base.image_size(part)
+    from .otadata import image_size
+
+    size = image_size(part)
     sizes = [size]
     end = (size + SECTOR - 1) // SECTOR * SECTOR
     if end + SECTOR <= part.info()[3]:

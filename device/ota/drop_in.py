@@ -22,14 +22,12 @@ from select import POLLIN, poll
 
 from micropython import const
 
-from .base import OTAError, ReleaseError, SourceError, StateError, no_memory
-from .image import SECTOR
-from .pump import LIMIT, Progress, open_source, run, translated
-from .update import Intake, check_ready, closing, filling, reading_end, taking
+from .base import ROOM, OTAError, SourceError, StateError, no_memory
+from .pump import Progress, run, translated
+from .update import Intake, closing, filling, load_resident, reading_end, taking
 
+_SECTOR = const(4096)
 _ACK = b"\x06"
-_MAX_JSON = const(4096)
-_JSON_KEYS = ("firmware", "sha", "length")
 _PIECE_SIZE = const(4096)
 _UNIT_SIZE = const(127)
 _HEAD_SIZE = const(65)
@@ -69,14 +67,21 @@ class OTA:
     ):
         self.verbose = verbose
         self.reboot = reboot
-        self.part = check_ready(force)
         gc.collect()
-        self._intake = Intake(
-            sha, length, force=force, verify=verify, by_sectors=block_size == SECTOR
-        )
+        try:
+            room = bytearray(ROOM)  # before code and strings divide the heap
+            load_resident("")
+            from .ready import check_ready
+
+            self.part = check_ready(force)
+            self._intake = Intake(
+                sha, length, force=force, verify=verify, by_sectors=block_size == _SECTOR, room=room
+            )
+        except MemoryError as error:
+            raise no_memory(error, "the update")
         self._console = None
         if verbose:
-            from .update_more import Console
+            from .console import Console
 
             self._console = Console(self.part)
         self._report = Progress(progress, self._intake, self._console)
@@ -98,8 +103,17 @@ class OTA:
         return len(data)
 
     def _writing(self, data):
-        self._intake.write(data)
-        self._report(self._intake.received, None)
+        intake = self._intake
+        view = memoryview(data)
+        while view:
+            place = intake.buffer()
+            if place is None:  # the app is whole before the file ends
+                break
+            count = min(len(view), len(place))
+            place[:count] = view[:count]
+            intake.take(count)
+            view = view[count:]
+        self._report(intake.received, None)
         yield 0
 
     def close(self):
@@ -109,7 +123,7 @@ class OTA:
         self._run(closing(self._intake, self._console))
         self._is_over = True
         if self.reboot:
-            from .update_more import ota_reboot
+            from .console import ota_reboot
 
             ota_reboot()
 
@@ -142,65 +156,20 @@ class OTA:
         return self._take(url, "", 0, request_args, True)
 
     def _take(self, url, sha, length, request_args, is_json=False):
-        steps = taking(
-            self._intake, url, sha, length, request_args, self._report, self._console, is_json
-        )
-        return self._run(steps, url)
+        steps = taking(self._intake, url, request_args, self._report, self._console, is_json)
+        return self._run(self._expecting(steps, sha, length), url)
+
+    def _expecting(self, steps, sha, length):
+        self._intake.expect(sha, length)
+        return (yield from steps)
 
     def from_source(self, source, sha="", length=0):
         """Take a file from a source (pump.py), to its end; returns the number of bytes."""
-        return self._run(self._filling(source, sha, length), source.name)
+        return self._run(self._expecting(self._filling(source), sha, length), source.name)
 
-    def _filling(self, source, sha, length):
+    def _filling(self, source):
         yield from reading_end(self._intake, source)
-        return (yield from filling(self._intake, source, sha, length, self._report, self._console))
-
-
-def read_json(url, **request_args):
-    """(firmware, sha, length) of a JSON file as micropython-esp32-ota has them.
-
-    A relative ``firmware`` is made relative to the file. Raises SourceError, and ReleaseError if it
-    is the manifest of a release.
-    """
-    from json import loads
-
-    request_args["limit"] = _MAX_JSON
-    source = open_source(url, **request_args)
-    try:
-        data = memoryview(bytearray(_MAX_JSON + 1))
-        data = bytes(data[: source.readinto(data)])
-    finally:
-        source.close()
-    try:
-        found = loads(data)
-    except (ValueError, RuntimeError):  # RuntimeError: too deep for the interpreter's stack
-        found = None
-    what = None
-    if not isinstance(found, dict):
-        what = "it is no JSON object: it begins with %s" % str(data[:32])[1:]
-    elif "payloads" in found:
-        raise ReleaseError(
-            "manifest", "%s is the manifest of a release: ota.release.install() takes it" % url
-        )
-    else:
-        for key in _JSON_KEYS:
-            if key not in found and not what:
-                what = 'OTA json must include "firmware", "sha" and "length" keys, it has no "%s"'
-                what = what % key
-        firmware, sha, length = [found.get(key) for key in _JSON_KEYS]
-        if not what and (
-            not firmware
-            or not isinstance(firmware, str)
-            or not isinstance(sha or "", str)
-            or type(length or 0) is not int
-            or not 0 <= (length or 0) <= LIMIT
-        ):
-            what = "a value in it is of a wrong type, or out of range"
-    if what:
-        raise SourceError("json", "%s is not what updates are named by: %s" % (url, what))
-    from .http_ask import resolve
-
-    return resolve(url, firmware), sha or "", length or 0
+        return (yield from filling(self._intake, source, self._report, self._console))
 
 
 # --- the line
@@ -219,7 +188,7 @@ def receive(size, sha, app_offset=0, app_size=0, force=False):
         update.from_source(source, sha, size)
 
     # A piece that the slot holds is not sent: by sectors it stays there.
-    _update(line, take, force=force, block_size=SECTOR)
+    _update(line, take, force=force, block_size=_SECTOR)
 
 
 def fetch(url, force=False, **request_args):
@@ -331,7 +300,7 @@ class LineSource:
         held = "-"
         start = self._at - self._app_offset
         if start >= 0 and self._at + size <= self._app_end:
-            self._slot.readblocks(start // SECTOR, view, start % SECTOR)
+            self._slot.readblocks(start // _SECTOR, view, start % _SECTOR)
             held = sha256(view).digest().hex()
         self._line.say("GET %d %d %s" % (self._at, size, held))
         self._line.read(self._head)

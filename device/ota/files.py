@@ -14,9 +14,10 @@ from esp32 import Partition
 from micropython import const
 
 from . import base, boot
-from .base import ReleaseError, app_id
+from .base import ReleaseError
 from .boot import exists, running
 from .confirm import give_up_waiting, sweep
+from .otadata import app_id
 from .tar import TarReader
 
 _MAX_DEPTH = const(16)

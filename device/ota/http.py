@@ -16,7 +16,6 @@ from time import sleep_ms, ticks_diff, ticks_ms
 from micropython import const
 
 from .base import SourceError, no_memory, unload
-from .pump import too_long
 
 _POLL_MS = const(1)  # where nobody else waits
 _FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
@@ -67,7 +66,7 @@ class Client:
                 data = None
                 from .http_ask import read_head as step
 
-                yield from step(self, url)
+                yield from step(self)
                 step = None
             except (OSError, SourceError) as error:
                 if not self.is_reused or not _is_closed(error):
@@ -246,7 +245,7 @@ class HttpSource:
         client = self.client
         from .http_connect import prepare as step
 
-        more = yield from step(self, buf)
+        more = step(self, buf)
         step = None
         yield from client.get(self.name, more)
         if buf or self.at:
@@ -311,6 +310,8 @@ class HttpSource:
         if count:
             self.given += count
             if (self.size or self.at) > self.limit:
+                from .failure import too_long
+
                 raise too_long(self.name, self.limit)
         return count
 

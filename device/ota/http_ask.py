@@ -1,7 +1,6 @@
 """Reads the head of an answer, and begins with its body: see http.py.
 
-Loaded for that, and let go of again; the lines of a chunked body keep it. Where one URL leads to
-another is here too.
+Loaded for that, and let go of again; the lines of a chunked body keep it.
 """
 
 import gc
@@ -9,7 +8,6 @@ import gc
 from micropython import const
 
 from .base import SourceError
-from .pump import is_url, too_long
 
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_INTERIM = const(8)
@@ -39,13 +37,13 @@ _END = const(2)
 _TRAILERS = const(3)
 
 
-def read_head(client, url):
-    """A generator: read the head of the answer for ``url``. It sets of the client
+def read_head(client):
+    """A generator: read the head of the answer. It sets of the client
 
     ``status``, ``reason``; ``size`` of the body, None if it is not known; ``location``, where a
-    redirect leads, or None; of a part ``first``, its first byte, and ``total``, the size of the
-    whole, None where it does not say; ``validator``: ETag or Last-Modified; ``has_ranges``;
-    ``retry_after``.
+    redirect leads, as the server says it, or None; of a part ``first``, its first byte, and
+    ``total``, the size of the whole, None where it does not say; ``validator``: ETag or
+    Last-Modified; ``has_ranges``; ``retry_after``.
     """
     lines = Lines()
     for _ in range(_MAX_INTERIM + 1):
@@ -80,12 +78,12 @@ def read_head(client, url):
         client.status = status = int(parts[1])
         client.reason = _text(parts[2][:_MAX_REASON]) if len(parts) > 2 else ""
         if not 100 <= status < 200:  # interim: the real answer follows
-            _take_headers(client, url, lines, found, parts[0] == b"HTTP/1.1")
+            _take_headers(client, lines, found, parts[0] == b"HTTP/1.1")
             return
     raise broken(client, "more than %d interim answers" % _MAX_INTERIM)
 
 
-def _take_headers(client, url, lines, found, is_kept):
+def _take_headers(client, lines, found, is_kept):
     """What the answer says; how its body is delimited."""
 
     def header(name):
@@ -107,7 +105,7 @@ def _take_headers(client, url, lines, found, is_kept):
     if client.status in _REDIRECTS and b"location" in found:
         # As browsers take what is not ASCII, or a blank.
         place = ["%%%02X" % c if c < 33 or c > 126 else chr(c) for c in found[b"location"]]
-        client.location = join_url(url, "".join(place))
+        client.location = "".join(place)
     client.validator = header(b"etag") or header(b"last-modified") or None
     client.has_ranges = header(b"accept-ranges") == "bytes"
     client.retry_after = header(b"retry-after") or None
@@ -128,6 +126,8 @@ def begin(source):
         source.note = "the file has changed on the server: starting over with " + source.name
     source.size = size = client.size
     if size is not None and size > source.limit:
+        from .failure import too_long
+
         raise too_long(source.name, source.limit)
     client.most = source.limit if size is None else size
     source.has_ranges = client.has_ranges
@@ -242,64 +242,6 @@ class Lines:
 
 def broken(client, what):
     return SourceError("protocol", "%s sent %s" % (client.key[1], what))
-
-
-# --- where one URL leads to another
-
-
-def join_url(base, reference):
-    """The absolute URL of ``reference``, relative to ``base``: RFC 3986, 5.2."""
-    if is_url(reference):
-        start, path = _split_path(reference)
-        return start + remove_dots(path)
-    scheme = reference.partition(":")[0]
-    if scheme != reference and not any(mark in scheme for mark in "/?#"):
-        raise SourceError("address", "not an http:// or https:// URL: %s" % reference)
-    if reference.startswith("//"):
-        return join_url(base, base.partition("://")[0] + ":" + reference)
-    start, path = _split_path(base)
-    path = path.partition("#")[0]
-    if reference and reference[0] not in "#":
-        path = path.partition("?")[0]
-        if reference[0] == "/":
-            path = ""
-        elif reference[0] != "?":
-            path = path.rpartition("/")[0] + "/"
-    return start + remove_dots(path + reference)
-
-
-def _split_path(url):
-    """What is before the path of an absolute URL, and the path with what is behind it."""
-    at = url.find("://") + 3
-    while at < len(url) and url[at] not in "/?#":
-        at += 1
-    path = url[at:]
-    return url[:at], path if path.startswith("/") else "/" + path
-
-
-def remove_dots(path):
-    """An absolute path, with what may be behind it, without "." and "..": RFC 3986, 5.2.4."""
-    at = min([path.find(mark) for mark in "?#" if mark in path] or [len(path)])
-    found = []
-    parts = path[:at].split("/")[1:]
-    for part in parts:
-        if part == "..":
-            found = found[:-1]
-        elif part != ".":
-            found.append(part)
-    if parts[-1] in (".", ".."):
-        found.append("")
-    return "/" + "/".join(found) + path[at:]
-
-
-def resolve(base, reference):
-    """A URL or path that is relative to that of the file, or the URL, that names it."""
-    if is_url(base):
-        return join_url(base, reference)
-    if is_url(reference) or reference.startswith("/"):
-        return reference
-    folder = base.rpartition("/")[0]
-    return folder + "/" + reference if folder else reference
 
 
 gc.collect()  # what loading left behind would divide a small heap

@@ -94,21 +94,19 @@ def set_up(
 
 
 def prepare(source, buf):
-    """A generator: the headers to ask for what ``source`` still lacks, or for its end (``buf``)."""
+    """The headers to ask for what ``source`` still lacks, or for its end (``buf``)."""
     if buf:
         return [("Range", "bytes=-%d" % len(buf))]
     client = source.client
     if source.is_new:
         source.is_new = False
         trail = source.trail
-        if trail:
-            yield from trail.recall(source.sha or source.name)
-            if trail.size:
-                source.kept = trail.start
-                source.kept_end = trail.start + trail.size
-                source.size, source.validator = trail.total, trail.validator
-                if not source.kept:
-                    source.at = source.kept_end
+        if trail and trail.size:
+            source.kept = trail.start
+            source.kept_end = trail.start + trail.size
+            source.size, source.validator = trail.total, trail.validator
+            if not source.kept:
+                source.at = source.kept_end
         client.waited_s = 0
         client.most = source.size or source.limit
     source.skip = 0
@@ -134,7 +132,7 @@ def request(client, url, more, hops):
     if client.location:
         before = target
         verb = "redirects"
-        url = client.location
+        url = join_url(url, client.location)
         target = split_url(url)
     if before[0] == "https" != target[0] and not client.may_downgrade:
         raise SourceError("redirect", "%s %s from https to http" % (before[1], verb))
@@ -204,6 +202,64 @@ def split_url(url):
     if not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise SourceError("address", "not a port: %s in %s" % (port, url))
     return scheme, host, int(port), path
+
+
+# --- where one URL leads to another
+
+
+def join_url(base, reference):
+    """The absolute URL of ``reference``, relative to ``base``: RFC 3986, 5.2."""
+    if is_url(reference):
+        start, path = _split_path(reference)
+        return start + remove_dots(path)
+    scheme = reference.partition(":")[0]
+    if scheme != reference and not any(mark in scheme for mark in "/?#"):
+        raise SourceError("address", "not an http:// or https:// URL: %s" % reference)
+    if reference.startswith("//"):
+        return join_url(base, base.partition("://")[0] + ":" + reference)
+    start, path = _split_path(base)
+    path = path.partition("#")[0]
+    if reference and reference[0] not in "#":
+        path = path.partition("?")[0]
+        if reference[0] == "/":
+            path = ""
+        elif reference[0] != "?":
+            path = path.rpartition("/")[0] + "/"
+    return start + remove_dots(path + reference)
+
+
+def _split_path(url):
+    """What is before the path of an absolute URL, and the path with what is behind it."""
+    at = url.find("://") + 3
+    while at < len(url) and url[at] not in "/?#":
+        at += 1
+    path = url[at:]
+    return url[:at], path if path.startswith("/") else "/" + path
+
+
+def remove_dots(path):
+    """An absolute path, with what may be behind it, without "." and "..": RFC 3986, 5.2.4."""
+    at = min([path.find(mark) for mark in "?#" if mark in path] or [len(path)])
+    found = []
+    parts = path[:at].split("/")[1:]
+    for part in parts:
+        if part == "..":
+            found = found[:-1]
+        elif part != ".":
+            found.append(part)
+    if parts[-1] in (".", ".."):
+        found.append("")
+    return "/" + "/".join(found) + path[at:]
+
+
+def resolve(base, reference):
+    """A URL or path that is relative to that of the file, or the URL, that names it."""
+    if is_url(base):
+        return join_url(base, reference)
+    if is_url(reference) or reference.startswith("/"):
+        return reference
+    folder = base.rpartition("/")[0]
+    return folder + "/" + reference if folder else reference
 
 
 # --- the connection

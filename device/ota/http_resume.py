@@ -12,7 +12,7 @@ from time import ticks_diff, ticks_ms
 from micropython import const
 
 from .base import SlotError, SourceError, unload
-from .pump import reason, too_long, too_short
+from .pump import reason
 
 _POLL_MS = const(5)
 _MAX_PAUSE_MS = const(60000)
@@ -219,7 +219,9 @@ def fill_end(source, buf):
         raise _refused(source)
     whole = client.size if client.status == 200 else client.total
     if whole is not None and whole < size:
-        raise too_short(source.name, whole, buf)
+        from .failure import too_short
+
+        raise too_short(source.name, whole, size)
     if client.status != 206 or client.total is None or client.first != client.total - size:
         client.close()
         raise SourceError("no-range", "the server sends no part of %s" % source.name)
@@ -240,6 +242,8 @@ def read_kept(source, buf):
     given = source.given
     end = source.kept_end
     if (source.size or source.at) > source.limit:
+        from .failure import too_long
+
         raise too_long(source.name, source.limit)
     if given == source.kept:
         if source.at < end:

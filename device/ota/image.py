@@ -32,7 +32,7 @@ class Memory:
     """Where an app may be loaded: the chip's memory less what the bootloader in this flash uses.
 
     The bootloader refuses an app that would be loaded over itself (``esp_image_format.c:
-    verify_load_addresses``), set_boot() does not look. Filled in by image_more.py; addresses in
+    verify_load_addresses``), set_boot() does not look. Filled in by chips.py; addresses in
     ``mapped``, ``ram`` and ``alias`` are in units of 16 bytes.
     """
 
@@ -84,11 +84,11 @@ class Board:
         self.header = bytearray(_HEADER_SIZE)
         running.readblocks(0, self.header, 0)
         self.chip_id, self.min_rev, self.max_rev = _chip_limits(self.header)
-        from .image_more import load_memory
+        from .chips import load_memory
 
         self.memory = load_memory(self.chip_id)
         del load_memory
-        unload("image_more")
+        unload("chips")
 
     def check_chip(self, header, what):
         """Raises ImageError unless ``header`` is of an image for this chip and its revision.
@@ -142,7 +142,7 @@ class AppImage:
         self._page = _MMU_PAGE
         # The next field to look at: its offset, its size, what has arrived of it, and its parser.
         self._at, self._size, self._have = 0, _HEADER_SIZE, 0
-        self._field = bytearray(_DESC_SIZE)
+        self._field = self.desc  # until that has come
         self._parse = self._parse_header
 
     def write(self, buf):
@@ -215,7 +215,7 @@ class AppImage:
             self._next_segment()
 
     def _parse_desc(self):
-        self.desc[:] = self._field
+        self._field = bytearray(_DIGEST_SIZE)  # what comes now is smaller, and desc stays
         if self.desc[:4] != DESC_MAGIC:
             raise refused("no-app-desc")
         page = self.desc[_MMU_PAGE_OFFSET]  # log2, 0 in older images
@@ -314,7 +314,7 @@ def is_blank(view):
 
 
 def refused(*args):
-    """The ImageError for a key of image_more.py, with what belongs in its text."""
-    from .image_more import refused
+    """The ImageError for a key of failure.py, with what belongs in its text."""
+    from .failure import refused
 
     return refused(*args)

@@ -12,7 +12,7 @@ from micropython import const
 
 from .base import ImageError, SourceError, no_memory
 from .image import DESC_MAGIC, MAGIC, SECTOR, is_blank
-from .pump import LIMIT, TIMEOUT_S, reason, too_long, too_short
+from .pump import LIMIT, TIMEOUT_S, reason
 
 _POLL_MS = const(10)
 _SEARCH_SIZE = const(0x80000)  # MicroPython's version stands in the first segment
@@ -41,6 +41,12 @@ _LOOKS = (
 )
 
 
+def _too_long(source):
+    from .failure import too_long
+
+    return too_long(source.name, source.limit)
+
+
 class FileSource:
     """A file on the board."""
 
@@ -63,7 +69,7 @@ class FileSource:
         except MemoryError as error:
             raise no_memory(error, self.name, SourceError)
         if self.size > self.limit:
-            raise too_long(self.name, self.limit)
+            raise _too_long(self)
         return self
 
     def _failed(self, code, what, error):
@@ -94,7 +100,9 @@ class FileSource:
         if not self._file:
             self.open()
         if self.size < len(buf):
-            raise too_short(self.name, self.size, buf)
+            from .failure import too_short
+
+            raise too_short(self.name, self.size, len(buf))
         at = self._file.tell()
         self._seek(self.size - len(buf))
         self.readinto(buf)
@@ -128,7 +136,7 @@ class StreamSource:
             count = self._wait(buf)
         self._came += count
         if self._came > self.limit:
-            raise too_long(self.name, self.limit)
+            raise _too_long(self)
         return count
 
     def _wait(self, buf):

@@ -10,8 +10,8 @@ from esp32 import Partition
 from micropython import const
 
 from . import __version__, base
-from .base import OTAError, ReleaseError, has_home, is_older
-from .image_more import chip_name
+from .base import OTAError, ReleaseError, is_older
+from .otadata import has_home
 
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
 
@@ -171,6 +171,8 @@ def _check_product(manifest, trust, force):
 
 
 def _check_board(manifest):
+    from .chips import chip_name
+
     head = bytearray(14)
     Partition(Partition.RUNNING).readblocks(0, head, 0)
     chip = chip_name(head[12] | head[13] << 8).lower().replace("-", "")

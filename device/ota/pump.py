@@ -1,4 +1,4 @@
-"""Where bytes come from, how they are moved into stages, and the stages of a new app.
+"""Where bytes come from, and how they are moved into stages.
 
 A *source* is a file or a stream (local.py), or a URL (http.py). It has ``readinto(buf)`` (the
 number of bytes, 0 at the end), ``size`` (in bytes, None if it is not known), ``limit`` (the most
@@ -15,24 +15,15 @@ A *stage* takes bytes by ``write(view)``, of at most ``wanted()`` bytes: 0 where
 What a write leaves to be done, ``work()`` does, step by step, none longer than one flash operation
 and a sector; it answers whether there was anything, and comes before the next write. ``skip()``:
 how many of the bytes that come next it does not want. ``finish()``: all bytes have come.
-
-A new app is checked as it comes (image.py), written (slot.py), judged, and switched to. What makes
-it an image, its first 32 bytes, is written when all else has been judged: a slot with a refused
-image, or a part of one, holds nothing that could boot.
 """
 
 import errno
 import gc
-from hashlib import sha256
 from time import sleep_ms
 
-from esp32 import Partition
 from micropython import const
 
-from . import base
-from .base import OTAError, SourceError, StateError, check_sha, no_memory, unload
-from .image import SECTOR, AppImage, refused
-from .slot import HEAD_SIZE, SlotWriter, set_boot
+from .base import SourceError, no_memory, unload
 
 TIMEOUT_S = const(30)
 LIMIT = const(0x8000000)  # bytes, if the caller names no limit: the largest flash there is
@@ -77,6 +68,15 @@ def is_stale(source, error):
     return error.code == "changed" or (
         source is not None and source.is_joined and not isinstance(error, SourceError)
     )
+
+
+def reason(error):
+    """An OSError in a word."""
+    number = error.errno
+    name = errno.errorcode.get(number) if hasattr(errno, "errorcode") else None
+    if name is None and len(error.args) > 1:
+        name = error.args[1]
+    return name or str(number)
 
 
 # --- from a source into stages
@@ -193,14 +193,15 @@ def translated(error, progress, what):
     """What comes out for ``error``: an OTAError where it is not the app's own, nor an interrupt."""
     if progress and error is progress.error:
         return error
+    try:
+        if isinstance(error, (OSError, ImportError)):
+            from .failure import explained
+
+            return explained(error, what)
+    except MemoryError as lack:
+        error = lack
     if isinstance(error, MemoryError):
         return no_memory(error, what)
-    if isinstance(error, OSError):
-        return OTAError("io", "%s: the flash or the file system fails: %s" % (what, error))
-    if isinstance(error, ImportError):
-        from .status import missing
-
-        return missing(error)
     return error
 
 
@@ -215,206 +216,6 @@ def run(generator):
         return end.value
     finally:
         generator.close()  # a KeyboardInterrupt may come while it waits
-
-
-# --- the app
-
-
-class NewApp:
-    """A stage for the bytes of an app image, which may stand in a larger file (``embedded``).
-
-    ``board``: see image.py. ``force``: though this image has failed before. ``total``: bytes of the
-    file, if known; ``sha``: its SHA-256, if that is due. ``signed``: SHA-256 of the content that a
-    signature covers, if one was judged before. ``note``: what is remembered for an attempt after a
-    reset: update.py, release.py. ``buf``, ``by_sectors``: see SlotWriter.
-
-    Bytes come by `write`, or by `buffer` and `take`. Then `seal` judges, `committing` switches.
-    """
-
-    def __init__(
-        self,
-        board,
-        force=False,
-        verify=True,
-        *,
-        embedded=False,
-        needs_digest=True,
-        total=None,
-        sha=None,
-        signed=None,
-        buf=None,
-        by_sectors=False,
-    ):
-        self.part = part = base.find_next_slot()
-        self._board = board
-        self._force = force
-        self._total = None if embedded else total
-        self.signed = signed
-        self.note = None
-        self._failed = None
-        self._sha = sha256()  # over the image up to its own digest
-        self._due = sha
-        self._content_sha = sha256() if sha else None
-        # Over all that a signature covers, where there may be one: it is a sector at the end.
-        self._signed_sha = sha256() if signed or (total and not total % SECTOR) else None
-        self.writer = SlotWriter(
-            part,
-            self._passed,
-            verify,
-            self._before_erase,
-            HEAD_SIZE,
-            buf=buf,
-            by_sectors=by_sectors,
-        )
-        self.image = AppImage(self.writer, board, part, self._accept, embedded, needs_digest)
-        self.write = self.image.write
-        self.buffer = self.writer.buffer
-        self.work = self.writer.work
-
-    @property
-    def written(self):
-        """Bytes that the slot holds, but for the first 32."""
-        return self.writer.at
-
-    def take(self, count):
-        """``count`` bytes stand in `buffer`."""
-        buf = self.writer.buffer()
-        self.write(buf if count == len(buf) else buf[:count])
-
-    def keep(self, size, head):
-        """Take the first ``size`` bytes, whole sectors, from the slot, where they are already.
-
-        ``head``: the first 32 of them, which are not. A generator: it yields between sectors.
-        """
-        self.writer.kept = size
-        for at in range(0, size, SECTOR):
-            buf = self.buffer()
-            self.part.readblocks(at // SECTOR, buf)
-            if not at:
-                buf[:HEAD_SIZE] = head
-            self.take(SECTOR)
-            yield 0
-
-    def _accept(self, image):
-        """The header has passed: the last word before the first erase."""
-        if self._total and self._total > self.writer.limit:
-            raise refused("too-long", self._total, "", self.writer.name, self.writer.limit)
-        if self.signed:  # a bare image has no counter: it is not to be older than what runs
-            desc = bytearray(4)
-            Partition(Partition.RUNNING).readblocks(0, desc, 36)
-            found, least = (int.from_bytes(data, "little") for data in (image.desc[4:8], desc))
-            if found < least:
-                raise refused("secure-version", found, least)
-        if base.has_note("failed") or base.state(self.part) in (
-            base.ABORTED,
-            base.INVALID,
-        ):
-            from .recovery import Failed
-
-            self._failed = Failed(self.part)
-            if not self._force:
-                self._failed.check_header(image)
-
-    def _before_erase(self):
-        """What speaks of the slot's content ends with it.
-
-        Else a complete image that was then refused could be rolled back to as the former one
-        (esp_ota_begin does the same: esp_ota_invalidate_inactive_ota_data_slot).
-        """
-        if self._failed:
-            self._failed.save()
-        if self.writer.kept:  # what is noted of that still holds
-            base.forget("download", "payload")
-        else:
-            base.forget_attempt()
-        found = base.find_record(self.part)
-        if found:
-            base.erase(found[0])
-
-    def _passed(self, buf):
-        """A sector is in the flash."""
-        at = self.writer.at
-        end = at + SECTOR
-        stop = self.image.digest_offset
-        if stop is None or end <= stop:
-            self._sha.update(buf)
-        elif at < stop:
-            self._sha.update(buf[: stop - at])
-        if self._content_sha:
-            self._content_sha.update(buf if end <= self._total else buf[: self._total - at])
-        if self._signed_sha and (self.image.size is None or at < self.image.size):
-            self._signed_sha.update(buf)
-        if self.note:
-            self.note.passed(end)
-
-    # --- the end
-
-    def seal(self, is_payload=False):
-        """No more bytes come: judge them. Raises OTAError.
-
-        ``is_payload``: of a release. If it is signed itself, that only has to be whole.
-        """
-        image = self.image
-        image.finish()
-        self.writer.close()
-        if self._due:
-            check_sha(self._content_sha, self._due)
-        if image.digest and self._sha.digest() != image.digest:
-            raise refused("digest", image.digest.hex())
-        if image.digest and self._failed and not self._force:
-            self._failed.check_digest(image.digest)
-        if self.signed:
-            if self._signed_sha.digest() != self.signed:
-                raise refused("digest 2")
-        elif is_payload and image.is_signed:
-            self._check_signature()
-
-    def _check_signature(self):
-        """The image is signed itself, for Secure Boot perhaps: then that has to be good as well."""
-        from . import keys
-
-        sector = bytearray(SECTOR)
-        self.part.readblocks((self.image.size + SECTOR - 1) // SECTOR, sector)
-        keys.check_signed(self._signed_sha.digest(), sector)
-        unload("keys")
-
-    def committing(self, attach=None):
-        """A generator: make the slot the next to boot. ``attach(part, head)`` is called before."""
-        writer = self.writer
-        yield from writer.tidy()
-        if attach:
-            attach(self.part, writer.head)
-        if writer.at:
-            writer.write_head()
-        self.writer = None
-        yield 0
-        try:
-            set_boot(self.part, self.image.digest)
-        except StateError:
-            self.part.ioctl(6, 0)  # it is refused: no image any more
-            base.forget_attempt()
-            raise
-        base.forget_attempt()
-
-
-# --- what can go wrong, in words
-
-
-def too_long(name, limit):
-    return SourceError("too-long", "%s has more than %d bytes, the limit here" % (name, limit))
-
-
-def too_short(name, size, buf):
-    return SourceError("too-short", "%s has %d bytes, at least %d are due" % (name, size, len(buf)))
-
-
-def reason(error):
-    """An OSError in a word."""
-    number = error.errno
-    name = errno.errorcode.get(number) if hasattr(errno, "errorcode") else None
-    if name is None and len(error.args) > 1:
-        name = error.args[1]
-    return name or str(number)
 
 
 gc.collect()  # what loading left behind would divide a small heap

@@ -1,10 +1,13 @@
 """The end of a push: takes a file window by window, whatever it is."""
 
-from . import base, update
-from .image import SECTOR
+from micropython import const
+
+from . import update
+from .base import acquire_slot, release_slot
 from .pump import run
-from .slot import acquire_slot, release_slot
-from .update import Trail
+from .ready import make_trail, recall
+
+_SECTOR = const(4096)
 
 
 class Intake(update.Intake):
@@ -15,11 +18,12 @@ class Intake(update.Intake):
     """
 
     def __init__(self, sha, size, block_size=0, **options):
+        update.load_resident("")
         super().__init__(sha.hex(), size, **options)
         acquire_slot(self)
         try:
-            self._trail = Trail(base.find_next_slot())
-            run(self._trail.recall(sha.hex()))
+            self._trail = make_trail()
+            run(recall(self._trail, sha.hex()))
         except BaseException:
             release_slot(self)
             raise
@@ -31,10 +35,10 @@ class Intake(update.Intake):
         if not self._is_new:
             return super().skip()
         self._is_new = False
-        if self._trail.total == self._length:
+        if self._trail.total == self.length:
             self._kept = self._trail.size
         else:
-            self._trail.begin(self._length, None)
+            self._trail.begin(self.length, None)
         return self._kept
 
     def buffer(self):
@@ -44,7 +48,7 @@ class Intake(update.Intake):
     def take(self, count):
         if self._is_new:
             self._is_new = False
-            self._trail.begin(self._length, None)
+            self._trail.begin(self.length, None)
         super().take(count)
 
     def work(self):
@@ -53,12 +57,13 @@ class Intake(update.Intake):
         if self._at == self._kept:
             return False
         at = self._at
-        self._at += SECTOR
+        self._at += _SECTOR
         self._trail.read(at, self.buffer())
-        self.take(SECTOR)
+        self.take(_SECTOR)
         return True
 
     def finishing(self):
         """A generator: all has come. Check the whole, and switch."""
-        yield from self.sealing()
-        yield from self.committing()
+        from .finish import closing
+
+        return closing(self)

@@ -15,7 +15,7 @@ from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .base import ROOM, ImageError, OTAError, ReleaseError, StateError, chip_id, unload
+from .base import ROOM, ImageError, OTAError, ReleaseError, StateError, unload
 
 VERSION = const(2)
 MAX_MESSAGE = const(256)
@@ -66,8 +66,8 @@ _NO_MEMORY = b"\x85\x06memorythe board has not enough memory"  # an ERROR that t
 
 # What an update has loaded, or has begun to: without it there is room for the next client.
 _OF_UPDATES = (
-    "push_intake", "update", "update_more", "local", "pump", "slot", "image", "image_more",
-    "release", "tar", "chain", "frames", "delta", "recovery",
+    "push_intake", "update", "ready", "begin", "finish", "otadata", "local", "pump", "slot",
+    "image", "chips", "release", "tar", "chain", "frames", "delta", "recovery",
     "keys", "manifest", "policy", "files", "confirm", "boot",
 )  # fmt: skip
 
@@ -357,7 +357,7 @@ class Receiver:
             if active and (self._is_safe() or active.left > _GREETING_MS - _VOUCH_MS):
                 raise busy()
             _check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
-            unload("image_more")  # before the update comes
+            unload("chips")  # before the update comes
             if flags & _END_FIRST and not self._flags & _TAKES_IMAGES:
                 raise PushError("protocol", "this board has not asked for the end first")
             if active:
@@ -678,10 +678,19 @@ def _greet(session, data, flags, runs):
         nonces = session.nonces = nonce + urandom(_NONCE_SIZE)
     runs = runs[:_MAX_VERSION]
     head = struct.pack(
-        "<BBB16sHHB", _WELCOME, VERSION, flags, nonces[_NONCE_SIZE:], chip_id(),
+        "<BBB16sHHB", _WELCOME, VERSION, flags, nonces[_NONCE_SIZE:], _chip_id(),
         session.link.packet_size, len(runs),
     )  # fmt: skip
     return head + runs
+
+
+def _chip_id():
+    """The chip that the running app is for: the number in image headers."""
+    from esp32 import Partition
+
+    head = bytearray(14)
+    Partition(Partition.RUNNING).readblocks(0, head, 0)
+    return head[12] | head[13] << 8
 
 
 def _check_wish(size, chip, version, accept):
@@ -693,9 +702,9 @@ def _check_wish(size, chip, version, accept):
             "too-long" if size else "empty",
             "a file of %d bytes, the flash has %d" % (size, flash_size()),
         )
-    own = chip_id()
+    own = _chip_id()
     if chip not in (_ANY_CHIP, own):
-        from .image_more import chip_name
+        from .chips import chip_name
 
         raise ImageError(
             "wrong-chip",

@@ -18,14 +18,14 @@ from esp32 import Partition
 from machine import PWRON_RESET, reset_cause
 from micropython import const
 
-from . import base
+from . import base, otadata
 from .base import ImageError, StateError
 
 _NOT_SUPPORTED = const(-261)  # ESP_ERR_NOT_FOUND, as esp32.Partition says it
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 _KEY = "failed"
-_TRIAL = "trial"  # slot.py: set_boot
+_TRIAL = "trial"  # finish.py: _set_boot
 _RETRIED = "retried"  # of version 0.1: a digest that has had its second chance
 _FAILED = const(0)
 _FORGIVABLE = const(1)  # once
@@ -82,7 +82,7 @@ def force():
             "the image in %s is not intact: still booting %s"
             % (partition.info()[4], _running().info()[4]),
         )
-    if base.has_home():
+    if otadata.has_home():
         from .confirm import give_up_waiting
 
         give_up_waiting()
@@ -94,13 +94,13 @@ def cancel_force():
     running = _running()
     if Partition(Partition.BOOT).info()[2] == running.info()[2]:
         return
-    state = base.state(running)
-    # Unless it waits for `cancel`, by the note of slot.py: set_boot.
+    state = otadata.state(running)
+    # Unless it waits for `cancel`, by the note of finish.py: _set_boot.
     on_trial = base.recall("trial", 36)[:4] == struct.pack("<I", running.info()[2])
     if state is None and not on_trial:  # set_boot() to a factory app erases otadata
-        state = base.VALID
+        state = otadata.VALID
     running.set_boot()
-    if state in (base.VALID, base.UNDEFINED):
+    if state in (otadata.VALID, otadata.UNDEFINED):
         Partition.mark_app_valid_cancel_rollback()
 
 
@@ -121,16 +121,16 @@ def mark_invalid(reboot=True):
     back to (no-previous, not-bootable) or otadata does not name the running app (not-selected).
     """
     _check_intact(_previous())
-    index = base.active(base.records())
+    index = otadata.active(otadata.records())
     if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
         raise StateError("not-selected", "otadata selects another app")
     # Written anew with another state: esp_ota_ops.c, rewrite_ota_seq.
-    otadata = base.find_otadata()
+    partition = otadata.find_otadata()
     record = bytearray(32)
-    otadata.readblocks(index, record, 0)
-    struct.pack_into("<I", record, 24, base.INVALID)
-    base.erase(index)
-    otadata.writeblocks(index, record, 0)
+    partition.readblocks(index, record, 0)
+    struct.pack_into("<I", record, 24, otadata.INVALID)
+    otadata.erase(index)
+    partition.writeblocks(index, record, 0)
     if reboot:
         from machine import reset
 
@@ -151,7 +151,7 @@ def guard(timeout_s, check=None):
     these days. A program that feeds a watchdog of its own must not do so before it has confirmed:
     there is only one.
     """
-    if base.state(_running()) != base.PENDING_VERIFY:
+    if otadata.state(_running()) != otadata.PENDING_VERIFY:
         return True
     from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
@@ -206,7 +206,7 @@ def _previous():
     It is what the bootloader would roll back to (esp_ota_check_rollback_is_possible): the slot of
     the other record, else the factory app.
     """
-    pair, slots = base.records(), base.slots()
+    pair, slots = otadata.records(), otadata.slots()
     if not pair or not slots:
         raise OSError(_NOT_SUPPORTED)
     running = _running().info()[2]
@@ -220,8 +220,8 @@ def _previous():
 
 
 def _check_intact(partition):
+    from .console import is_intact, read_app
     from .image import Board
-    from .update_more import is_intact, read_app
 
     try:
         if is_intact(partition, read_app(partition, Board(_running()))):
@@ -256,9 +256,9 @@ def settle(trial):
     if offset == running:  # confirmed
         _forgive(trial[4:])
     else:
-        slots = [slot for slot in base.slots() if slot.info()[2] == offset]
+        slots = [slot for slot in otadata.slots() if slot.info()[2] == offset]
         if slots:
-            if base.state(slots[0]) not in (base.ABORTED, base.INVALID):
+            if otadata.state(slots[0]) not in (otadata.ABORTED, otadata.INVALID):
                 return
             entries = _entries()
             if _add_app(entries, slots[0]):
@@ -296,10 +296,10 @@ def check_files(sha256, last):
 
 def _add_app(entries, slot):
     """Add what failed in ``slot``; whether that changed anything."""
-    digest = base.app_id(slot)
+    digest = otadata.app_id(slot)
     if digest is None:
         return False
-    is_power_cut = base.state(slot) == base.ABORTED and reset_cause() == PWRON_RESET
+    is_power_cut = otadata.state(slot) == otadata.ABORTED and reset_cause() == PWRON_RESET
     if base.recall(_RETRIED, 32) == digest:
         is_power_cut = False
     head = bytearray(24 + 256)
@@ -350,7 +350,7 @@ class Failed:
 
     def __init__(self, slot):
         self._entries = _entries()
-        self._is_new = base.state(slot) in (base.ABORTED, base.INVALID) and _add_app(
+        self._is_new = otadata.state(slot) in (otadata.ABORTED, otadata.INVALID) and _add_app(
             self._entries, slot
         )
 

@@ -14,12 +14,21 @@ from esp32 import Partition
 from micropython import const
 
 from . import base
-from .base import ROOM, FrameError, ImageError, OTAError, ReleaseError, SourceError, unload
-from .image import SECTOR, Board
-from .pump import Inlet, NewApp, Progress, is_stale, is_url, make_source, pumping, run, translated
-from .slot import acquire_slot, release_slot
+from .base import (
+    ROOM,
+    FrameError,
+    ImageError,
+    OTAError,
+    ReleaseError,
+    SourceError,
+    acquire_slot,
+    release_slot,
+    unload,
+)
+from .pump import Inlet, Progress, is_stale, is_url, make_source, pumping, run, translated
 from .tar import TarReader
 
+_SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
@@ -68,7 +77,7 @@ class Release:
             except ImportError:  # this board decodes nothing: it takes what is plain
                 finding = _nothing
 
-            bases = yield from finding(memoryview(bytearray(SECTOR)))
+            bases = yield from finding(memoryview(bytearray(_SECTOR)))
         from .manifest import read
 
         manifest = read(data)
@@ -78,7 +87,7 @@ class Release:
 
         self._entry, items = judge(manifest, trust, place, bases, self._force)
         del judge, trust
-        unload("policy", "image_more")
+        unload("policy", "chips")
         yield 0
         from .confirm import check_confirmed, check_room
 
@@ -114,13 +123,19 @@ class Release:
         return Frames(Buffered(sink, self.room), item.content_size, sink.finish, room=room)
 
     def _open_app(self, item):
+        from .image import Board
+
         board = Board(Partition(Partition.RUNNING))  # first: it needs code for a moment
         room = None
         if item.encoding:
             from .frames import Frames, Room
 
             room = Room(item.encoding == "delta")
+        from .otadata import find_next_slot
+        from .slot import NewApp
+
         app = NewApp(
+            find_next_slot(),
             board,
             self._force,
             self._verify,
@@ -147,7 +162,7 @@ class Release:
 
             room = Room(False)  # all that is large, before code divides the heap
         buf = self._data_room or bytearray(ROOM)
-        head = None if item.chain else bytearray(min(size, 2 * SECTOR))
+        head = None if item.chain else bytearray(min(size, 2 * _SECTOR))
         from .chain import Chain, DataWriter, HeadLast
 
         if not item.chain:
@@ -193,7 +208,7 @@ class Release:
                 yield from self._fetching(item, url, request_args, progress, buf)
 
     def _fetching(self, item, url, request_args, progress, buf):
-        from .http_ask import resolve
+        from .http_connect import resolve
 
         place = resolve(url, item.name)
         del resolve
@@ -272,7 +287,9 @@ class Release:
         entry.update(self._staged)
         yield 0
         if self._app:
-            yield from self._app.committing(lambda part, head: files.attach(part, entry, head))
+            from .finish import switching
+
+            yield from switching(self._app, lambda part, head: files.attach(part, entry, head))
         elif self._staged:
             check_selected()  # once more: it may have come between
             files.try_next(entry)
@@ -296,7 +313,7 @@ class _App:
         self._app = app
         self._mark = mark
         self._size = item.content_size
-        self._keeping = app.keep(mark.at, mark.more) if mark.at else None
+        self._keeping = _keeping(app, mark.at, mark.more) if mark.at else None
         self._have = 0
         self._left_out = mark.at
         self.buffer = app.buffer
@@ -311,7 +328,7 @@ class _App:
             return
         self._have += count
         self._app.write(view)
-        at = self._have - self._have % SECTOR  # a push brings pieces that begin anywhere
+        at = self._have - self._have % _SECTOR  # a push brings pieces that begin anywhere
         self._mark.note(at, at)
 
     def take(self, count):
@@ -340,6 +357,21 @@ class _App:
                 "member", "the app payload gave %d bytes of %d" % (self._have, self._size)
             )
         self._app.seal(True)
+
+
+def _keeping(app, size, head):
+    """A generator: take the first ``size`` bytes, whole sectors, from the slot of a NewApp.
+
+    ``head``: the first 32 of them, which are not there. It yields between sectors.
+    """
+    app.writer.kept = size
+    for at in range(0, size, _SECTOR):
+        buf = app.buffer()
+        app.part.readblocks(at // _SECTOR, buf)
+        if not at:
+            buf[: len(head)] = head
+        app.take(_SECTOR)
+        yield 0
 
 
 class _Checked:
@@ -425,7 +457,7 @@ class Bundle:
             self._manifest = _Collector(name, size, _MANIFEST, _MAX_MANIFEST)
             return self._manifest
         if self._items is None:
-            self._signature = _Collector(name, size, _SIGNATURE, SECTOR, self._release.room)
+            self._signature = _Collector(name, size, _SIGNATURE, _SECTOR, self._release.room)
             return self._signature
         if not self._items:
             raise ReleaseError("member", "the bundle has a member too many, '%s'" % name)
@@ -493,7 +525,7 @@ def install(
     see HttpSource. ``block_size`` has no meaning any more.
     """
     gc.collect()
-    buf = memoryview(bytearray(SECTOR))  # before the heap is divided
+    buf = memoryview(bytearray(_SECTOR))  # before the heap is divided
     progress = progress and Progress(progress)
     for is_last in (False, True):
         source = make_source(url, **request_args)
@@ -520,7 +552,7 @@ def _installing(release, source, url, request_args, progress, buf):
     have = yield from _filling(source, buf)
     if have and buf[0] == 0x7B:  # {: a manifest
         data = bytearray(buf[:have])
-        while have == SECTOR and len(data) <= _MAX_MANIFEST:
+        while have == _SECTOR and len(data) <= _MAX_MANIFEST:
             have = yield from _filling(source, buf)
             data.extend(buf[:have])
         source.close()
@@ -552,7 +584,7 @@ def _reading_signature(url, request_args):
     source = make_source(url, **request_args)
     try:
         yield from source.opening()
-        sector = bytearray(SECTOR + 1)
+        sector = bytearray(_SECTOR + 1)
         have = yield from _filling(source, memoryview(sector))
         return sector[:have]
     except SourceError as error:
@@ -625,10 +657,10 @@ class Mark:
                 return
             offset, size, place, at, sha256 = struct.unpack(_OLD_RECORD, data)
             more = None
-        if (offset, size, sha256) != self._what or at % SECTOR or not 0 < at <= self._last:
+        if (offset, size, sha256) != self._what or at % _SECTOR or not 0 < at <= self._last:
             return
         if more is None:
-            from .slot import take_head
+            from .ready import take_head
 
             more = take_head(part)
         self.at, self.place, self.more = at, place, more

@@ -2,9 +2,9 @@
 
 from esp32 import Partition
 
-from . import __version__, base
+from . import __version__, base, otadata
 from .base import OTAError, SlotError
-from .update_more import is_intact, ota_reboot, read_app  # noqa: F401 - where users look for it
+from .console import is_intact, ota_reboot, read_app  # noqa: F401 - where users look for it
 
 _STATES = ("NEW", "PENDING_VERIFY", "VALID", "INVALID", "ABORTED")
 _TYPES = ("app", "data")
@@ -40,7 +40,7 @@ def ready():
 
 def _next():
     try:
-        return base.find_next_slot().info()[4]
+        return otadata.find_next_slot().info()[4]
     except SlotError:
         return None
 
@@ -72,9 +72,9 @@ def info(verify=True):
 
 
 def _info(verify):
+    from .begin import erases_blocks
     from .image import Board
     from .recovery import digests
-    from .slot import erases_blocks
 
     running = Partition(Partition.RUNNING)
     board = Board(running)
@@ -106,7 +106,7 @@ def _info(verify):
                 "valid": record.is_valid,
                 "slot": None if record.slot is None else "ota_%d" % record.slot,
             }
-            for record in base.records()
+            for record in otadata.records()
         ],
         "failed": [digest.hex() for digest in digests()],
         "block_erase": erases_blocks(),
@@ -114,7 +114,7 @@ def _info(verify):
 
 
 def _release():
-    if not base.has_home():
+    if not otadata.has_home():
         return {}
     from .boot import running
 
@@ -124,7 +124,7 @@ def _release():
 
 def _boot():
     try:
-        return Partition(Partition.BOOT).info()[4] if base.find_otadata() else None
+        return Partition(Partition.BOOT).info()[4] if otadata.find_otadata() else None
     except OSError:
         return None
 
@@ -133,7 +133,7 @@ def _slot(partition, board, verify):
     from .local import find_version
 
     _, _, offset, size, label, _ = partition.info()
-    state = state_name(base.state(partition))
+    state = state_name(otadata.state(partition))
     slot = {"label": label, "offset": offset, "size": size, "state": state, "valid": False}
     try:
         image = read_app(partition, board)
@@ -163,7 +163,7 @@ def status():
     print("Will boot from partition '%s' on next reboot." % (data["boot"] or data["running"]))
     if data["next"]:
         print("The next OTA partition for update is '%s'." % data["next"])
-    elif base.slots():
+    elif otadata.slots():
         print("No spare OTA partition is available for update.")
     else:
         print("There are no OTA partitions available.")

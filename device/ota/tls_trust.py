@@ -10,7 +10,7 @@ from time import gmtime
 
 from micropython import const
 
-from .base import SourceError, has_home
+from .base import SourceError
 
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 _END = b"-----END CERTIFICATE-----"
@@ -76,6 +76,8 @@ class Trust:
             return context
         context.verify_mode = tls.CERT_REQUIRED
         context.verify_callback = self._see
+        from .otadata import has_home
+
         if not self._has_roots() and has_home():
             from .files import certs
 

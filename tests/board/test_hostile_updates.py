@@ -420,8 +420,8 @@ def test_what_stood_behind_the_image_does_not_matter_and_goes(
 
 FREE = """
 class Me: pass
-from ota import slot
-slot.acquire_slot(Me); slot.release_slot(Me)
+from ota import base
+base.acquire_slot(Me); base.release_slot(Me)
 print("free")
 """
 

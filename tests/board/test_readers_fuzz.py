@@ -37,7 +37,7 @@ APP = noisy("v1.27.0", 0x3000)
 HARNESS = """
 import gc, io, os, random, sys
 import ota
-from ota import base, slot
+from ota import base
 from ota.base import OTAError
 from ota.update import OTA
 
@@ -92,8 +92,8 @@ def fuzz(read, rounds, seed=1, fix=None):
                 print("RAW", number)
                 sys.print_exception(error)
         try:
-            slot.acquire_slot(Me)
-            slot.release_slot(Me)
+            base.acquire_slot(Me)
+            base.release_slot(Me)
         except OTAError:
             print("BUSY", number)
             base.owner = None
@@ -272,9 +272,9 @@ fuzz(read, {})""", 150),
     "records of /.ota": (lambda: records(), """
 import machine
 from esp32 import Partition
-from ota import base, boot, files
+from ota import boot, files, otadata
 part = Partition(Partition.RUNNING)
-app = base.app_id(part).hex()
+app = otadata.app_id(part).hex()
 boot.TREES  # is loaded
 for path in ("/.ota", "/.ota/trees", "/.ota/trees/t"):
     try: os.mkdir(path)
@@ -300,8 +300,8 @@ def read(data):
 fuzz(read, {})""", 150),
     "notes in NVS": (lambda: notes(), """
 from esp32 import NVS, Partition
-from ota import base
-part = base.find_next_slot()
+from ota import otadata
+part = otadata.find_next_slot()
 whole = open("/frozen/app", "rb").read()
 names = ("trust", "trust-copy", "failed", "resume", "resume-data", "erase", "trial", "payload",
          "download", "retried")
@@ -317,9 +317,9 @@ def read(data):
         ota.keys.counter()
         ota.status.info(False)
         ota.rollback.cancel()
-        from ota.update import Trail
-        trail = Trail(part)
-        for _ in trail.recall("http://x/y"): pass
+        from ota.ready import make_trail, recall
+        trail = make_trail()
+        for _ in recall(trail, "http://x/y"): pass
         if trail.size: trail.read(0, bytearray(4096))
         OTA(verbose=False).write(whole[:8192])
         take(open("/frozen/bundle", "rb").read())

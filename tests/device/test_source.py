@@ -282,7 +282,7 @@ def test_redirects_go_where_rfc_3986_says(board, files):
 def test_references_are_resolved_as_rfc_3986_says(board, root):
     names = [name for name in REFERENCES if name.isascii()]
     script = f"""
-from ota.http_ask import resolve
+from ota.http_connect import resolve
 for name in {names!r}:
     print(resolve({root + "/b/c/d;p?q"!r}, name).split("#")[0])
 for name in ("//g", "//g/../x", "http://g/./x", "HTTP://g/a/../x#f"):

@@ -15,11 +15,11 @@ from mpota.resources import data_directory
 from mpota.virtual.rom_chips import ROM_CHIPS
 
 ROOT = Path(__file__).parents[2]
-ON_BOARDS = data_directory("device") / "ota" / "image_more.py"
+ON_BOARDS = data_directory("device") / "ota" / "chips.py"
 
 
 def on_boards() -> dict[int, tuple[Any, ...]]:
-    """The rows of device/ota/image_more.py by chip id."""
+    """The rows of device/ota/chips.py by chip id."""
     for node in ast.parse(ON_BOARDS.read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_CHIPS":
             rows = eval(compile(ast.Expression(node.value), str(ON_BOARDS), "eval"), {})
@@ -51,7 +51,7 @@ def _has_registers(chip: Chip) -> bool:
 TABLES: dict[str, Callable[[Chip], bool]] = {
     "host/mpota/formats/chips.py": _is_known,
     "host/mpota/formats/memory.py": _has_memory,
-    "device/ota/image_more.py": _is_on_boards,
+    "device/ota/chips.py": _is_on_boards,
     "host/mpota/firmware/sample.py": _has_a_build,
     "host/mpota/virtual/rom_chips.py": _has_registers,
 }

@@ -1,38 +1,11 @@
-"""What an update needs now and then: what it prints, a beginning that is no image, the restart.
-
-And the image that stands in a slot already.
-"""
+"""What an update prints, the restart, and the image that stands in a slot already."""
 
 from hashlib import sha256
 
 from esp32 import Partition
+from micropython import const
 
-from .base import ROOM
-from .image import SECTOR, AppImage
-from .pump import Inlet
-
-
-def begin(intake, head, is_bundle):
-    """A bundle, or an encoded image, begins with ``head``."""
-    if is_bundle:
-        room = bytearray(ROOM)  # all that is large, before code divides the heap
-        from .release import Bundle, Release
-
-        intake.release = Release(intake.force, intake.verify, room)
-        stage = Bundle(intake.release)
-    else:
-        from .frames import Frames, make_room
-
-        room = make_room(head)
-        buf = bytearray(ROOM)
-        intake.check_trust(False)
-        intake.app = app = intake.make_app(buf)
-        stage = Frames(app, close=app.seal, room=room, limit=app.writer.limit)
-    intake.inlet = Inlet(stage, intake.buf)
-    intake.inlet.fill(len(head))
-
-
-# --- what is printed
+_SECTOR = const(4096)
 
 
 class Console:
@@ -41,7 +14,7 @@ class Console:
     def __init__(self, part):
         _, _, _, size, self._name, _ = part.info()
         print("Writing new micropython image to OTA partition '%s'..." % self._name)
-        print("Device capacity: %d x %d byte blocks." % (size // SECTOR, SECTOR))
+        print("Device capacity: %d x %d byte blocks." % (size // _SECTOR, _SECTOR))
 
     say = staticmethod(print)
 
@@ -51,11 +24,11 @@ class Console:
 
     def begin(self, total):
         if total:
-            print("Writing %d blocks + %d bytes." % (total // SECTOR, total % SECTOR))
+            print("Writing %d blocks + %d bytes." % (total // _SECTOR, total % _SECTOR))
 
     def report(self, done):
         if not done % 65536:
-            print("\rBLOCK", done // SECTOR, end="")
+            print("\rBLOCK", done // _SECTOR, end="")
 
     def seal(self, digest):
         print("\nSHA-256 of the image in flash: %s" % (digest or b"").hex())
@@ -75,11 +48,13 @@ def read_app(partition, board):
 
     Raises ImageError if there is none that this board could boot.
     """
+    from .image import AppImage
+
     image = AppImage(None, board, partition)
     field = image.next_field()
     while field:
         offset, buf = field
-        partition.readblocks(offset // SECTOR, buf, offset % SECTOR)
+        partition.readblocks(offset // _SECTOR, buf, offset % _SECTOR)
         image.parse_field()
         field = image.next_field()
     return image
@@ -88,12 +63,12 @@ def read_app(partition, board):
 def is_intact(partition, image):
     """Whether the slot holds ``image`` with the digest that it carries."""
     sha = sha256()
-    buf = bytearray(SECTOR)
+    buf = bytearray(_SECTOR)
     at = 0
     while at < image.digest_offset:
-        count = min(SECTOR, image.digest_offset - at)
-        piece = buf if count == SECTOR else memoryview(buf)[:count]
-        partition.readblocks(at // SECTOR, piece, 0)
+        count = min(_SECTOR, image.digest_offset - at)
+        piece = buf if count == _SECTOR else memoryview(buf)[:count]
+        partition.readblocks(at // _SECTOR, piece, 0)
         sha.update(piece)
         at += count
     return sha.digest() == image.digest

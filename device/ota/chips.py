@@ -1,5 +1,4 @@
-"""What is needed of images now and then: the chips, where in their memory the bootloader of this
-board's flash stands, and what is wrong with an image, in words.
+"""The chips, and where in their memory the bootloader of this board's flash stands.
 
 Where the bootloader stands differs between chips and ESP-IDF releases, so its segments are read
 from the flash. That is of use once in an update.
@@ -8,9 +7,6 @@ from the flash. That is of use once in an update.
 import struct
 
 from micropython import const
-
-from .base import ImageError
-from .image import Memory
 
 _MAGIC = const(0xE9)
 _MAX_SEGMENTS = const(16)
@@ -72,6 +68,8 @@ def load_memory(chip_id):
 
     Of a chip that is not in the table nothing is known, and every address passes.
     """
+    from .image import Memory
+
     memory = Memory()
     for row in _CHIPS:
         if row[0] == chip_id:
@@ -136,41 +134,3 @@ def _read_segments(offset):
         return segments
     except OSError:
         return []
-
-
-# --- what is wrong with an image, in words
-
-_TEXTS = {
-    "not-an-image": "%s",
-    "wrong-chip": "%s is for %s, this board is %s",
-    "chip-revision": "%s needs chip revision v%d.%d or newer, this chip is v%d.%d at most",
-    "chip-revision 2": "%s needs chip revision v%d.%d or older, this chip is v%d.%d at least",
-    "segment-count": "the image has %d segments, 1 to %d are possible",
-    "no-digest": "the image carries no SHA-256 digest: pass the file's as sha=",
-    "segment-length": "segment %d (at 0x%x) has length 0x%x, which cannot be: "
-    "the file is damaged or bytes are missing before it",
-    "load-address": "segment %d (0x%08x-0x%08x) %s",
-    "no-app-desc": "the image has no app_desc: it is no app (a bootloader, perhaps)",
-    "no-app-desc 2": "segment 0 has 0x%x bytes, app_desc alone has 0x100",
-    "mapping": "segment %d is to be mapped to 0x%08x, its data at flash 0x%x does not align",
-    "too-long": "the app image is %d bytes%s, %s holds %d: it needs a larger slot",
-    "truncated": "the file is %d bytes, an image's header alone has 24",
-    "truncated 2": "the image ends after %d bytes, in segment %d of %d: "
-    "%d bytes or more are missing",
-    "truncated 3": "the image ends after %d bytes of %d: %d bytes are missing",
-    "trailing": "bytes that are no part of it follow the image of %d bytes",
-    "secure-version": "the image has secure_version %d, the app that runs has %d",
-    "digest": "the image is damaged: its SHA-256 is not %s, which it carries",
-    "digest 2": "the image is not the one that its signature is for",
-}
-
-
-def refused(key, *args):
-    """The ImageError for ``key``: a code, with a number where it has more than one text."""
-    if key == "wrong-chip":
-        args = args[0], chip_name(args[1]), chip_name(args[2])
-    elif key == "not-an-image":
-        from .local import describe
-
-        args = (describe(args[0]),)
-    return ImageError(key.partition(" ")[0], _TEXTS[key] % args)
