@@ -42,8 +42,8 @@ def _kind(name):  # takes less heap than a class statement
 
 
 # The bytes are no app image that this board could boot. Codes: empty, not-an-image, no-app,
-# no-table, wrong-chip, chip-revision, segment-count, segment-length, mapping, load-address,
-# no-app-desc, no-digest, too-long, truncated, trailing, digest, sha, length.
+# no-table, wrong-chip, chip-revision, segment-count, segment-length, mapping, mmu-pages,
+# load-address, no-app-desc, no-digest, too-long, truncated, trailing, digest, sha, length.
 ImageError = _kind("ImageError")
 
 # An encoded payload is damaged, or a delta is not for the app that runs. Codes: frame, truncated,

@@ -16,35 +16,39 @@ _STACK_HEADROOM = const(0x8000 + 0x400)
 # One row a chip, from soc.h and bootloader.memory.ld.in; addresses in units of 16 bytes (the last
 # of 4), so that they are small integers: chip id, name, bootloader's offset in flash, ranges
 # mapped from flash, ranges of RAM (the first one is the data bus), the same RAM on both buses
-# (instruction address, data address), the ROM stack's start (the highest of all releases).
+# (instruction address, data address), the ROM stack's start, pages of the MMU where their size can
+# be chosen.
 # fmt: off
 _CHIPS = (
     (0, "ESP32", 0x100, (0x3F40000, 0x3F80000, 0x400D000, 0x4040000),
      (0x3FFAE00, 0x4000000, 0x4008000, 0x400AA00, 0x400C000, 0x400C200,
-      0x3FF8000, 0x3FF8200, 0x5000000, 0x5000200), None, 0x3FFE3F20 >> 2),
+      0x3FF8000, 0x3FF8200, 0x5000000, 0x5000200), None, 0x3FFE3F20 >> 2, 0),
     (2, "ESP32-S2", 0x100, (0x3F00000, 0x3FF8000, 0x4008000, 0x4080000),
      (0x3FFB000, 0x4000000, 0x4002000, 0x4007000, 0x4007000, 0x4007200,
-      0x3FF9E00, 0x3FFA000, 0x5000000, 0x5000200), (0x4002000, 0x3FFB000), 0x3FFFE70C >> 2),
+      0x3FF9E00, 0x3FFA000, 0x5000000, 0x5000200), (0x4002000, 0x3FFB000), 0x3FFFE70C >> 2, 0),
     (9, "ESP32-S3", 0, (0x3C00000, 0x3E00000, 0x4200000, 0x4400000),
      (0x3FC8800, 0x3FD0000, 0x4037000, 0x403E000, 0x600FE00, 0x6010000,
-      0x5000000, 0x5000200), (0x4037800, 0x3FC8800), 0x3FCEB710 >> 2),
+      0x5000000, 0x5000200), (0x4037800, 0x3FC8800), 0x3FCEB710 >> 2, 0),
     (12, "ESP32-C2", 0, (0x3C00000, 0x3C40000, 0x4200000, 0x4240000),
-     (0x3FCA000, 0x3FCE000, 0x4037C00, 0x403C000), (0x4038000, 0x3FCA000), 0x3FCDEB70 >> 2),
+     (0x3FCA000, 0x3FCE000, 0x4037C00, 0x403C000), (0x4038000, 0x3FCA000), 0x3FCDEB70 >> 2, 64),
     (5, "ESP32-C3", 0, (0x3C00000, 0x3C80000, 0x4200000, 0x4280000),
      (0x3FC8000, 0x3FCE000, 0x4037C00, 0x403E000, 0x5000000, 0x5000200),
-     (0x4038000, 0x3FC8000), 0x3FCDE710 >> 2),
+     (0x4038000, 0x3FC8000), 0x3FCDE710 >> 2, 0),
     (23, "ESP32-C5", 0x200, (0x4200000, 0x4400000),
-     (0x4080000, 0x4086000, 0x5000000, 0x5000400), None, 0x4085E5A0 >> 2),
+     (0x4080000, 0x4086000, 0x5000000, 0x5000400), None, 0x4085E5A0 >> 2, 0),
     (13, "ESP32-C6", 0, (0x4200000, 0x4300000),
-     (0x4080000, 0x4088000, 0x5000000, 0x5000400), None, 0x4087E610 >> 2),
-    (20, "ESP32-C61", 0, (0x4200000, 0x4400000), (0x4080000, 0x4085000), None, 0x4084EA70 >> 2),
+     (0x4080000, 0x4088000, 0x5000000, 0x5000400), None, 0x4087E610 >> 2, 256),
+    (20, "ESP32-C61", 0, (0x4200000, 0x4400000),
+     (0x4080000, 0x4085000), None, 0x4084EA70 >> 2, 512),
     (16, "ESP32-H2", 0, (0x4200000, 0x4300000),
-     (0x4080000, 0x4085000, 0x5000000, 0x5000100), None, 0x4084F380 >> 2),
+     (0x4080000, 0x4085000, 0x5000000, 0x5000100), None, 0x4084F380 >> 2, 256),
     (18, "ESP32-P4", 0x200, (0x4000000, 0x4400000, 0x4800000, 0x4C00000),
-     (0x4FF0000, 0x4FFC000, 0x5010800, 0x5011000, 0x3010000, 0x3010200), None, 0x4FF3CFC0 >> 2),
+     (0x4FF0000, 0x4FFC000, 0x5010800, 0x5011000, 0x3010000, 0x3010200), None, 0x4FF3CFC0 >> 2, 0),
 )
 # fmt: on
 _ESP32 = const(0)
+_ESP32_C2 = const(12)
+_ESP32_C61 = const(20)
 _ESP32_P4 = const(18)
 _P4_V3_STACK = const(0x4FFBCFC0 >> 2)  # SOC_ROM_STACK_START_REV2: of bootloaders built for v3 chips
 _ESP32_DATA = const(0x3FFF0000)
@@ -53,6 +57,11 @@ _ESP32_ROM_DATA_END = const(0x3FFAE6E0)
 _ESP32_SRAM1 = const(0x3FFE0000)
 _ESP32_SRAM1_END = const(0x3FFF6000)  # above it is IRAM of newer releases: SOC_IRAM_HIGH
 _PAGE = const(0x1000)
+_MMU_PAGE = const(0x10000)
+_LEAST_MMU_PAGE = const(0x4000)  # of the ESP32-C2
+_C61_STACK = const(0x10000)  # above the loader's start, in every release: bootloader.ld
+# What of the loader an app may overwrite, where both are on one bus: it has done its work by then.
+_LOADER_HEAD = const(16)
 
 
 def chip_name(chip_id):
@@ -75,12 +84,15 @@ def load_memory(chip_id):
         if row[0] == chip_id:
             memory.bootloader_offset = row[2] << 4
             memory.mapped, memory.ram, memory.alias = row[3], row[4], row[5]
+            memory.mmu_pages = row[7]
             _find_used(memory, chip_id, row[6] << 2)
     return memory
 
 
 def _find_used(memory, chip_id, stack):
-    segments = _read_segments(memory.bootloader_offset)
+    flash_size, segments = _read_segments(memory.bootloader_offset)
+    if chip_id == _ESP32_C2:  # Kconfig: the smallest that reaches all of the flash
+        memory.least_page = max(min(flash_size // memory.mmu_pages, _MMU_PAGE), _LEAST_MMU_PAGE)
     data = [s for s in segments if memory.ram[0] << 4 <= s[0] < memory.ram[1] << 4]
     code = [s for s in segments if s not in data]
     if not memory.alias and chip_id != _ESP32:  # one bus: the data lies above all code
@@ -88,12 +100,15 @@ def _find_used(memory, chip_id, stack):
         code, data = data[:-1], data[-1:]
     if chip_id == _ESP32_P4 and data and data[0][0] > stack:
         stack = _P4_V3_STACK << 2
-    memory.used.append(("the bootloader's stack", stack - _STACK_HEADROOM, stack))
     # An app may overwrite iram_seg, not the loader (iram_loader_seg), which is the larger.
     loader = max(code, key=lambda s: s[1] - s[0]) if code else None
     if loader:
         loader = memory.on_data_bus(loader[0]), memory.on_data_bus(loader[1])
-        memory.used.append(("the bootloader's loader", loader[0], loader[1]))
+        head = 0 if memory.alias or chip_id == _ESP32 else _LOADER_HEAD
+        memory.used.append(("the bootloader's loader", loader[0] + head, loader[1]))
+        if chip_id == _ESP32_C61:
+            stack = loader[0] + _C61_STACK
+    memory.used.append(("the bootloader's stack", stack - _STACK_HEADROOM, stack))
     for start, end in data:
         # .bss lies in front and is in no segment: dram_seg starts at a fixed address on the
         # ESP32, whole pages after the loader's start on the others.
@@ -111,9 +126,9 @@ def _find_used(memory, chip_id, stack):
 
 
 def _read_segments(offset):
-    """(start, end) in RAM of each segment of the image at a flash address.
+    """What the bootloader at a flash address takes for the size of the flash, and its segments.
 
-    Empty if there is no image, or none that can be read (encrypted flash).
+    These as (start, end) in RAM; none if there is no image, or it cannot be read (encrypted flash).
     """
     import esp
 
@@ -121,16 +136,17 @@ def _read_segments(offset):
     try:
         esp.flash_read(offset, header)
         if header[0] != _MAGIC or not 1 <= header[1] <= _MAX_SEGMENTS:
-            return []
+            return 0, ()
+        flash_size = 0x100000 << (header[3] >> 4)
         segments = []
         offset += 24
         for _ in range(header[1]):
             esp.flash_read(offset, header)
             start, size = struct.unpack("<II", header)
             if size >= 1 << 24:
-                return []
+                return 0, ()
             segments.append((start, start + size))
             offset += 8 + size
-        return segments
+        return flash_size, segments
     except OSError:
-        return []
+        return 0, ()

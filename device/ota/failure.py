@@ -67,6 +67,8 @@ _IMAGE_TEXTS = {
     "no-app-desc": "the image has no app_desc: it is no app (a bootloader, perhaps)",
     "no-app-desc 2": "segment 0 has 0x%x bytes, app_desc alone has 0x100",
     "mapping": "segment %d is to be mapped to 0x%08x, its data at flash 0x%x does not align",
+    "mmu-pages": "the image was built for MMU pages of 0x%x bytes, with which this bootloader "
+    "cannot map it in %s",
     "too-long": "the app image is %d bytes%s, %s holds %d: it needs a larger slot",
     "truncated": "the file is %d bytes, an image's header alone has 24",
     "truncated 2": "the image ends after %d bytes, in segment %d of %d: "

@@ -39,6 +39,7 @@ class Memory:
     bootloader_offset = None  # in flash
     mapped = ram = ()
     alias = None
+    mmu_pages = least_page = 0  # how many there are, and bytes of one, where that can be chosen
 
     def __init__(self):
         self.used = []  # (by what, start, end), on the data bus
@@ -229,8 +230,15 @@ class AppImage:
         """The segment at hand has passed; now for its mapping, and what follows it."""
         load, size, start = self._segment
         flash = self._slot_offset + start
-        if self._board.memory.is_mapped(load) and (flash - load) % self._page:
-            raise refused("mapping", self._index, load, flash)
+        memory = self._board.memory
+        page = self._page
+        if memory.is_mapped(load):
+            if (flash - load) % page:
+                raise refused("mapping", self._index, load, flash)
+            # mmu_hal.c: mmu_hal_map_region asserts it, and the chip resets for ever.
+            pages = memory.mmu_pages
+            if pages and (page < memory.least_page or flash + size > page * pages):
+                raise refused("mmu-pages", page, self._slot_name)
         self._index += 1
         end = start + size
         if self._index < self.header[1]:
