@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mpota.formats.tar import read_tree, write_tar
 from mpota.release.build import Content
 from mpota.release.ota_package import MARK
 from mpota.release.with_ota import with_ota
-from mpota.virtual.board import Board
+from mpota.virtual.board import Board, Run
 from mpota.virtual.cuts import Scenario, all_points, chosen_points
 from mpota.virtual.flash import CutMode, VirtualFlash
 
@@ -149,12 +150,25 @@ def test_the_command_makes_such_a_release(
     assert package(board) == ota_files.new_files()
 
 
-def test_at_every_cut_of_the_confirmation_a_whole_package_runs(
-    request: pytest.FixtureRequest, record_property: pytest.RecordProperty
+def confirm(board: Board) -> Run:
+    return board.run()
+
+
+def whole(board: Board) -> Run:
+    return board.run(INSTALL.format("2", True))
+
+
+@pytest.mark.parametrize("play", [confirm, whole])
+def test_at_every_cut_a_whole_package_runs(
+    play: Callable[[Board], Run],
+    request: pytest.FixtureRequest,
+    record_property: pytest.RecordProperty,
 ) -> None:
+    """Of the confirmation, which exchanges it, and of all: 0.1 installs, the trial, the end."""
     board = fresh()
-    board.run(INSTALL.format("2", False))
-    scenario = Scenario("self-update", board.flash.snapshot(), Board.run)
+    if play is confirm:
+        board.run(INSTALL.format("2", False))
+    scenario = Scenario(f"self-update-{play.__name__}", board.flash.snapshot(), play)
     operations = scenario.record(board)
     if request.config.getoption("--all-cuts"):
         points = all_points(scenario.name, operations, MODES)
@@ -176,4 +190,4 @@ def test_at_every_cut_of_the_confirmation_a_whole_package_runs(
             failures.append(f"{point}: {running} runs, {sorted(found)}")
         seen.add(running)
     assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:3])
-    assert "0.2.0" in seen
+    assert seen == set(packages)
