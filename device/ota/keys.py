@@ -395,6 +395,7 @@ def _digest_of_modulus(n):
         inverse = inverse * (2 - n * inverse) & 0xFFFFFFFF
     sha = sha256(n.to_bytes(_KEY_SIZE, "little"))
     sha.update(struct.pack("<I", _EXPONENT))
-    sha.update(((1 << 6144) % n).to_bytes(_KEY_SIZE, "little"))
+    # Not 1 << 6144: the compiler would put that into the module, digit by digit.
+    sha.update(pow(2, 16 * _KEY_SIZE, n).to_bytes(_KEY_SIZE, "little"))
     sha.update(struct.pack("<I", -inverse & 0xFFFFFFFF))
     return sha.digest().hex()

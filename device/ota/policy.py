@@ -10,7 +10,7 @@ from esp32 import Partition
 from micropython import const
 
 from . import __version__, base
-from .base import OTAError, ReleaseError, is_older
+from .base import OTAError, ReleaseError, is_older, unload
 from .otadata import has_home
 
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
@@ -42,19 +42,21 @@ def _make_item(payload, form, name, is_taken):
     return item
 
 
-def judge(manifest, trust, place, bases, force):
+def judge(manifest, known, place, bases, force):
     """(what to remember of the release, its Items). Raises OTAError if it must not come in.
 
-    ``manifest``: see manifest.py; its signature was found good. ``trust``: this board's keys.Trust;
-    ``place``: where this board gets payloads from, "member" or "url"; ``bases``: what deltas may
+    ``manifest``: see manifest.py; its signature was found good. ``known``: of this board's
+    keys.Trust the trusted keys, the counter, name and version; ``place``: where this board gets
+    payloads from, "member" or "url"; ``bases``: what deltas may
     start from, the SHA-256 (hex) of the app that runs. Nothing is written.
     """
-    _check_counter(manifest, trust)
-    _check_product(manifest, trust, force)
+    trusted, counter, name, version = known
+    _check_counter(manifest, trusted, counter)
+    _check_product(manifest, name, version, force)
     _check_board(manifest)
     _check_time(manifest.expires)
     items = [
-        item for payload in manifest.payloads for item in _choose(payload, place, bases, trust)
+        item for payload in manifest.payloads for item in _choose(payload, place, bases, trusted)
     ]
     return _entry(manifest), items
 
@@ -76,32 +78,36 @@ def _entry(manifest):
     return entry
 
 
-def _check_counter(manifest, trust):
+def _check_counter(manifest, trusted, counter):
     """The counter may not go back; to change keys it has to go on."""
-    if manifest.counter < trust.counter:
+    if manifest.counter < counter:
         raise ReleaseError(
             "counter",
             "the release has counter %d, this board has had %d: it is older than what was "
-            "confirmed here" % (manifest.counter, trust.counter),
+            "confirmed here" % (manifest.counter, counter),
         )
     if not manifest.changes_keys:
         return
-    if not trust.trusted:
+    if not trusted:
         raise ReleaseError(
             "keys", "the manifest changes keys, and this board has none that could allow it"
         )
-    if manifest.counter == trust.counter:
+    if manifest.counter == counter:
         raise ReleaseError(
             "counter",
             "the release changes keys with counter %d, which this board has had: a higher one is "
-            "due" % trust.counter,
+            "due" % counter,
         )
-    trust.change(manifest.add_keys, manifest.retire_keys)
+    from .keys import load
+
+    load().change(manifest.add_keys, manifest.retire_keys)  # whether that is possible
+    del load
+    unload("keys")
 
 
-def _choose(payload, place, bases, trust):
+def _choose(payload, place, bases, trusted):
     """Items for all of a payload's forms; the smallest that this board can use is taken."""
-    needs_chain = payload.kind == "data" and trust.trusted
+    needs_chain = payload.kind == "data" and trusted
     placed = [form for form in payload.forms if getattr(form, place) is not None]
     usable = [
         form
@@ -140,15 +146,15 @@ def _decodes():
     return found is None or "frames" in found
 
 
-def _check_product(manifest, trust, force):
+def _check_product(manifest, name, version, force):
     """Name and version against those confirmed last, whatever was installed since."""
-    found = {}
-    if has_home() and not trust.name:
+    if has_home() and not name:  # as ota 0.1 stored it
         from .boot import running
 
         found = running()
-    name = trust.name or found.get("name")  # as ota 0.1 stored it
-    version = trust.version or found.get("version")
+        name = found.get("name")
+        version = version or found.get("version")
+    name = name or None
     if not manifest.name or (force and name != manifest.name):
         return
     if name not in (None, manifest.name):

@@ -15,7 +15,17 @@ from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .base import ROOM, ImageError, OTAError, ReleaseError, StateError, unload
+from .base import (
+    ROOM,
+    TRUST,
+    ImageError,
+    OTAError,
+    ReleaseError,
+    StateError,
+    has_trust,
+    recall,
+    unload,
+)
 
 VERSION = const(2)
 MAX_MESSAGE = const(256)
@@ -49,6 +59,7 @@ _BEGIN_HEAD = "<BBI32sHB"
 _BEGIN_HEAD_SIZE = const(41)
 _MAX_VERSION = const(64)
 _MIN_SECRET = const(16)
+_USUAL_KEYS = const(256)  # bytes of keys.py's blob
 _BEHIND = const(0x8000)  # a packet this far ahead of what is due, modulo 64 KiB, is an old one
 _MAX_CREDIT = const(0x4000)
 
@@ -117,6 +128,7 @@ class Receiver:
 
     is_done = is_shut = needs_restart = False
     wants_restart = False  # the client does, and it can be done now
+    _keys = None  # what they looked like when they were read
     active = None  # the session whose update it is
 
     def __init__(
@@ -159,28 +171,34 @@ class Receiver:
 
     def check_keys(self):
         """Raises StateError where anyone could update the board."""
-        from .base import has_trust
-
-        self.is_shut = self._needs_keys
         self._cleared = _cleared
-        self._flags = _NEEDS_SECRET if self._secret else 0
-        if has_trust():
-            from .keys import load
-
-            trust = load()
-            del load
-            unload("keys")
-            if trust.trusted:
-                self._flags |= _SIGNED_ONLY
-                if trust.takes_images:
-                    self._flags |= _TAKES_IMAGES
-                self.is_shut = False
+        found = _look_at_keys()
+        if not found or found != self._keys:
+            self._keys = None
+            self._read_keys()
+            self._keys = found
         if self.is_shut:
             raise StateError(
                 "open",
                 "without a secret, and with no keys installed, anyone could update it: "
                 "give a secret, or open=True",
             )
+
+    def _read_keys(self):
+        self.is_shut = self._needs_keys
+        self._flags = _NEEDS_SECRET if self._secret else 0
+        if not has_trust():
+            return
+        from .keys import load
+
+        trust = load()
+        del load
+        unload("keys")
+        if trust.trusted:
+            self._flags |= _SIGNED_ONLY
+            if trust.takes_images:
+                self._flags |= _TAKES_IMAGES
+            self.is_shut = False
 
     # --- sessions
 
@@ -660,6 +678,20 @@ def hmac(key, message):
     for pad in (0x36, 0x5C):
         message = sha256(bytes([byte ^ pad for byte in key]) + message).digest()
     return message
+
+
+def _look_at_keys():
+    """What changes with the keys of this board, by which it is known without the code for them.
+
+    None where that cannot be told: there are none, or more than usual.
+    """
+    sha = sha256()
+    for name in TRUST:
+        found = recall(name, _USUAL_KEYS)
+        if not len(found):
+            return None
+        sha.update(found)
+    return sha.digest()
 
 
 # --- the greeting

@@ -32,6 +32,7 @@ _SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
+_NUMBERS = const(3072)  # bytes that the numbers of a signature take
 _AT_THE_END = ("files", "boot", "confirm")  # modules that are of use then, and before
 
 
@@ -62,12 +63,8 @@ class Release:
         """
         if b'"data"' in data:
             self._data_room = bytearray(ROOM)  # before code divides the heap
-        from .keys import check_manifest, load
-
-        trust = load()
-        check_manifest(data, signature_sector, trust)
-        self.vouched = bool(trust.trusted)
-        del check_manifest, load
+        known = _check_signature(data, signature_sector)
+        self.vouched = bool(known[0])
         unload("keys")
         yield 0
         bases = ()
@@ -77,7 +74,9 @@ class Release:
             except ImportError:  # this board decodes nothing: it takes what is plain
                 finding = _nothing
 
-            bases = yield from finding(memoryview(bytearray(_SECTOR)))
+            bases = yield from finding(self.room[:_SECTOR])
+            del finding
+            unload("delta")
         from .manifest import read
 
         manifest = read(data)
@@ -85,8 +84,8 @@ class Release:
         unload("manifest")
         from .policy import judge
 
-        self._entry, items = judge(manifest, trust, place, bases, self._force)
-        del judge, trust
+        self._entry, items = judge(manifest, known, place, bases, self._force)
+        del judge
         unload("policy", "chips")
         yield 0
         from .confirm import check_confirmed, check_room
@@ -304,6 +303,27 @@ class Release:
     def needs_reset(self):
         """Whether the board must restart for the release to come into force."""
         return bool(self._app or self._staged)
+
+
+def _check_signature(data, sector):
+    """(trusted keys, counter, name and version) of this board, by which ``data`` is signed.
+
+    Not the Trust itself, which is of a class of keys.py: that would stay in memory with it. Raises
+    ReleaseError.
+    """
+    keys = _load_keys()
+    trust = keys.load()
+    keys.check_manifest(data, sector, trust)
+    return trust.trusted, trust.counter, trust.name, trust.version
+
+
+def _load_keys():
+    """keys.py, with a place for the numbers of a signature, which its code does not divide."""
+    place = bytearray(_NUMBERS)
+    from . import keys
+
+    del place
+    return keys
 
 
 class _App:

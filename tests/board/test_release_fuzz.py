@@ -67,7 +67,7 @@ def read_manifest(data):
     if manifest.from_version:
         ota.base.version_key(manifest.from_version)
     try:
-        ota.policy.judge(manifest, ota.keys.load(), "member", (), False)
+        ota.policy.judge(manifest, ([], 0, "", ""), "member", (), False)
         ota.policy.check_room(manifest.payloads, False)
     except OTAError:
         pass

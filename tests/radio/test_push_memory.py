@@ -27,13 +27,13 @@ FORMS: dict[str, Callable[[], bytes]] = {
 }
 # From which size of heap on it has to go through, in KiB: over BLE, over TCP. Some less may do, as
 # the heap happens to be divided.
-ENOUGH = {"plain": (80, 72), "compressed": (112, 100), "delta": (120, 104), "signed": (144, 112)}
+ENOUGH = {"plain": (76, 68), "compressed": (104, 94), "delta": (106, 98), "signed": (124, 104)}
 # By default: sizes at which boards once fell silent, and their neighbours; --all-cuts takes all.
 FEW = {
     "plain": (44, 57, 60, 64, 68),
     "compressed": (64, 80),
     "delta": (73, 86),
-    "signed": (90,),
+    "signed": (44, 90),
 }
 
 
