@@ -77,8 +77,8 @@ class OTA:
             self._intake = Intake(
                 sha, length, force=force, verify=verify, by_sectors=block_size == _SECTOR, room=room
             )
-        except MemoryError as error:
-            raise no_memory(error, "the update")
+        except (MemoryError, OSError) as error:
+            raise translated(error, None, "the update")
         self._console = None
         if verbose:
             from .console import Console

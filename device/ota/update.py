@@ -275,7 +275,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
                     raise translated(error, report, url)
                 if console:
                     console.log("%s: starting over" % error)
-    except MemoryError as error:
+    except (MemoryError, OSError) as error:
         raise translated(error, report, url)
     finally:
         room = intake = report = None

@@ -569,6 +569,62 @@ update.abort()
     assert said(board, UPDATE.format(url, "")) == "INSTALLED"
 
 
+def test_an_ota_that_is_dropped_holds_the_slot_until_its_owner_is_aborted(board: Board) -> None:
+    """MicroPython tells no object of a class that it goes."""
+    path = put(board, bundle(app()))
+    run = board.run(
+        f"""
+import gc, ota
+update = ota.update.OTA(verbose=False)
+with open({path!r}, "rb") as file:
+    update.write(file.read(5000))
+del update
+gc.collect()
+try:
+    ota.{INSTALL.format(path)}
+except ota.OTAError as error:
+    print(error.code)
+ota.base.owner.abort()
+ota.{INSTALL.format(path)}
+print("INSTALLED")
+"""
+        + FREE
+    )
+    assert run.output.split() == ["busy", "INSTALLED", "free"], run.console
+    assert slot(board).startswith(NEW)
+
+
+# --- flash, NVS and file system fail ------------------------------------------------------------
+
+FAILS = 0x6001  # ESP_ERR_FLASH_OP_FAIL
+FAULTS = [
+    ("read", "ota_0"), ("read", "ota_1"), ("erase", "ota_1"), ("write", "ota_1"),
+    ("set_boot", "ota_1"), ("read", "otadata"), ("erase", "otadata"), ("write", "vfs"),
+    ("erase", "vfs"), ("nvs_open", None), ("nvs_set", None), ("nvs_get", None),
+    ("nvs_erase", None), ("nvs_commit", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "where"), FAULTS)
+@pytest.mark.parametrize("way", [INSTALL, UPDATE.replace("{}", "")])
+def test_what_fails_in_an_update_is_an_ota_error_with_a_code(
+    board: Board, call: str, where: str | None, way: str
+) -> None:
+    tree = releases.tree("2.0")
+    path = put(board, bundle(app(), tree))
+    board.run("import ota; ota.rollback.cancel()")
+    board.call_faults = [CallFault(call, FAILS, where)]
+    run = board.run(TRY.format(call=way.format(path)))
+    assert (run.end, run.traceback) == (End.IDLE, ""), run.console
+    # The last line: what the collector closes meets the fault as well.
+    found = run.output.splitlines()[-1].split()[:2][-1]
+    assert found in ("flash", "io", "disk", "otadata", "key-store", "not-bootable", "INSTALLED")
+    board.call_faults = []
+    assert board.run("").labels == (("ota_1",) if found == "INSTALLED" else ("ota_0",))
+    if found != "INSTALLED":
+        assert said(board, way.format(path)) == "INSTALLED"
+
+
 # --- 64 KiB at once -----------------------------------------------------------------------------
 
 BLOCKS = "import ota; print(ota.status.info(False)['block_erase'])"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from mpota.virtual.board import Board
 
-from tests.support import ota_board
+from tests.support import boards, ota_board
 
 PRELUDE = """
 import gc, os, random, struct
@@ -527,6 +527,36 @@ print(code(c.end()), r.is_done)
 """
     said = say(board, script).splitlines()
     assert said == ["aborted", "unsigned False"]
+    hostile()
+
+
+def test_an_update_of_the_program_and_a_push_exclude_each_other(
+    board: Board, hostile: Callable[..., None]
+) -> None:
+    """Whoever brings it: the network and Bluetooth have the same receiver."""
+    image = boards.app("v1.27.0", 0x3000)
+    script = f"""
+import ota
+from ota.base import acquire_slot, release_slot
+with open("app.bin", "wb") as file:
+    file.write({image!r})
+class Mine: pass
+acquire_slot(Mine)
+r = pr.Receiver(SECRET)
+c = Client(r)
+c.greet()
+print(code(c.begin()))
+release_slot(Mine)
+c = Client(r)
+c.greet()
+print(code(c.begin()))
+try:
+    ota.update.from_file("app.bin", verbose=False, reboot=False)
+except ota.OTAError as error:
+    print(error.code, r.active is c.session)
+print(code(c.abort()), ota.base.owner)
+"""
+    assert say(board, script).splitlines() == ["busy", "kind 86", "busy True", "aborted None"]
     hostile()
 
 
