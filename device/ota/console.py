@@ -77,14 +77,19 @@ def is_intact(partition, image):
 # --- the restart
 
 
-def ota_reboot(delay=10):
-    """Count down ``delay`` seconds, then reset the board into the app that is to boot."""
+def ota_reboot(delay=10, feed=None):
+    """Count down ``delay`` seconds, then reset the board into the app that is to boot.
+
+    ``feed()`` is called each second.
+    """
     from time import sleep
 
     from machine import reset
 
     for left in range(delay, 0, -1):
         print("\rRebooting in %2d seconds (ctrl-C to cancel)" % left, end="")
+        if feed:
+            feed()
         sleep(1)
     print()
     reset()

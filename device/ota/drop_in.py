@@ -48,7 +48,11 @@ class OTA:
     ``force``: update though the running app is not confirmed, and install again what has failed
     before. ``progress(done, total)`` is called after every piece, ``total`` is None while the size
     of the file is not known. ``block_size=4096``: erase by sectors, not by 64 KiB: that is slower,
-    and leaves alone what the slot holds already.
+    and leaves alone what the slot holds already. ``feed()``, as of a machine.WDT, is called between
+    two steps, and twice a second in waits.
+
+    One that is dropped without an end keeps the slot, and others are refused as busy:
+    ``ota.base.owner.abort()`` ends it.
 
     Raises OTAError; nothing has been written then if ``error.code`` tells of the header.
     """
@@ -64,8 +68,10 @@ class OTA:
         force=False,
         progress=None,
         block_size=0,
+        feed=None,
     ):
         self.verbose = verbose
+        self._feed = feed
         self.reboot = reboot
         gc.collect()
         try:
@@ -90,7 +96,7 @@ class OTA:
     def _run(self, generator, what="the update"):
         """Run a generator to its end; what it fails with ends the update."""
         try:
-            return run(generator)
+            return run(generator, self._feed)
         except BaseException as error:
             self.abort(error)
             raise translated(error, self._report, what)
@@ -125,7 +131,7 @@ class OTA:
         if self.reboot:
             from .console import ota_reboot
 
-            ota_reboot()
+            ota_reboot(feed=self._feed)
 
     def abort(self, error=None):
         """Stop: `write` and `close` raise StateError, and the running app stays selected."""

@@ -29,6 +29,7 @@ TIMEOUT_S = const(30)
 LIMIT = const(0x8000000)  # bytes, if the caller names no limit: the largest flash there is
 
 _POLL_MS = const(2)
+_FEED_MS = const(500)
 
 
 # --- sources
@@ -205,11 +206,20 @@ def translated(error, progress, what):
     return error
 
 
-def run(generator):
-    """Run a generator that yields ms to wait, to its end; what it returns."""
+def run(generator, feed=None):
+    """Run a generator that yields ms to wait, to its end; what it returns.
+
+    ``feed()``, of a watchdog, is called between its steps, and twice a second while it waits.
+    """
     try:
         while True:
             pause_ms = next(generator)
+            while feed:
+                feed()
+                if pause_ms <= _FEED_MS:
+                    break
+                sleep_ms(_FEED_MS)
+                pause_ms -= _FEED_MS
             if pause_ms:
                 sleep_ms(pause_ms)
     except StopIteration as end:

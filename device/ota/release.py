@@ -536,13 +536,21 @@ class _Collector:
 
 
 def install(
-    url, reboot=True, *, force=False, verify=True, block_size=0, progress=None, **request_args
+    url,
+    reboot=True,
+    *,
+    force=False,
+    verify=True,
+    block_size=0,
+    progress=None,
+    feed=None,
+    **request_args,
 ):
     """Install a bundle or a manifest, from a URL or a file. Raises OTAError.
 
     With ``reboot`` the board restarts then, if the release needs it; the new firmware or files have
-    to call ota.rollback.cancel(). ``progress(done, total)``: see ota.update.OTA. ``request_args``:
-    see HttpSource. ``block_size`` has no meaning any more.
+    to call ota.rollback.cancel(). ``progress(done, total)``, ``feed()``: see ota.update.OTA.
+    ``request_args``: see HttpSource. ``block_size`` has no meaning any more.
     """
     gc.collect()
     buf = memoryview(bytearray(_SECTOR))  # before the heap is divided
@@ -552,7 +560,7 @@ def install(
         release = Release(force, verify)
         acquire_slot(release)
         try:
-            run(_installing(release, source, url, request_args, progress, buf))
+            run(_installing(release, source, url, request_args, progress, buf), feed)
             break
         except BaseException as error:
             release.doubt(error)

@@ -285,21 +285,24 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
 def from_file(url, sha="", length=0, verify=True, verbose=True, reboot=True, **more):
     """Update from a URL or a file; returns the number of bytes.
 
-    ``more``: ``force``, ``progress`` and ``block_size`` of OTA, and what HttpSource takes.
+    ``more``: ``force``, ``progress``, ``block_size`` and ``feed`` of OTA, and what HttpSource
+    takes.
     """
-    return _rebooted(run(_updating(url, sha, length, verify, verbose, more)), reboot)
+    feed = more.pop("feed", None)
+    return _rebooted(run(_updating(url, sha, length, verify, verbose, more), feed), reboot, feed)
 
 
 def from_json(url, verify=True, verbose=True, reboot=True, **more):
     """Update from what a JSON file names; returns the number of bytes. ``more``: see from_file."""
-    return _rebooted(run(_updating(url, "", 0, verify, verbose, more, True)), reboot)
+    feed = more.pop("feed", None)
+    return _rebooted(run(_updating(url, "", 0, verify, verbose, more, True), feed), reboot, feed)
 
 
-def _rebooted(count, reboot):
+def _rebooted(count, reboot, feed):
     if reboot:
         from .console import ota_reboot
 
-        ota_reboot()
+        ota_reboot(feed=feed)
     return count
 
 
