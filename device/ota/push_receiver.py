@@ -175,7 +175,19 @@ class Receiver:
         found = _look_at_keys()
         if not found or found != self._keys:
             self._keys = None
-            self._read_keys()
+            self.is_shut = self._needs_keys
+            self._flags = _NEEDS_SECRET if self._secret else 0
+            if has_trust():
+                from .keys import load
+
+                trust = load()
+                del load
+                unload("keys")
+                if trust.trusted:
+                    self._flags |= _SIGNED_ONLY
+                    if trust.takes_images:
+                        self._flags |= _TAKES_IMAGES
+                    self.is_shut = False
             self._keys = found
         if self.is_shut:
             raise StateError(
@@ -183,22 +195,6 @@ class Receiver:
                 "without a secret, and with no keys installed, anyone could update it: "
                 "give a secret, or open=True",
             )
-
-    def _read_keys(self):
-        self.is_shut = self._needs_keys
-        self._flags = _NEEDS_SECRET if self._secret else 0
-        if not has_trust():
-            return
-        from .keys import load
-
-        trust = load()
-        del load
-        unload("keys")
-        if trust.trusted:
-            self._flags |= _SIGNED_ONLY
-            if trust.takes_images:
-                self._flags |= _TAKES_IMAGES
-            self.is_shut = False
 
     # --- sessions
 
