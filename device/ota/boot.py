@@ -42,6 +42,15 @@ def activate():
         _enter(TREES + tree)
 
 
+def check_confirmed():
+    """Raises StateError while the app or the files that run are unconfirmed."""
+    from .otadata import check_app_confirmed, unconfirmed
+
+    check_app_confirmed()
+    if is_on_trial():
+        raise unconfirmed("the files in use are")
+
+
 def is_on_trial():
     """Whether files that came without a new app are in use and not confirmed."""
     return has_home() and "tried" in (read_record(Partition(Partition.RUNNING)) or ())

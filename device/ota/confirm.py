@@ -79,27 +79,6 @@ def apply_trust(release):
     return True
 
 
-def check_confirmed():
-    """Raises StateError while the app or the files that run are unconfirmed.
-
-    A failed update would leave nothing to roll back to.
-    """
-    part = Partition(Partition.RUNNING)
-    what = None
-    if otadata.state(part) == otadata.PENDING_VERIFY:
-        what = "the running app (%s) is" % part.info()[4]
-    elif boot.is_on_trial():
-        what = "the files in use are"
-    if what:
-        from .base import StateError
-
-        raise StateError(
-            "unconfirmed",
-            "%s not confirmed: call ota.rollback.cancel() first, or a failed update would leave "
-            "nothing to roll back to" % what,
-        )
-
-
 def check_selected():
     """Raises StateError while another app waits for its first boot.
 

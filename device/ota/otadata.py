@@ -111,6 +111,24 @@ def state(partition):
     return found[1].state if found else None
 
 
+def check_app_confirmed():
+    """Raises StateError while the running app is unconfirmed: see `unconfirmed`."""
+    part = Partition(Partition.RUNNING)
+    if state(part) == PENDING_VERIFY:
+        raise unconfirmed("the running app (%s) is" % part.info()[4])
+
+
+def unconfirmed(what):
+    """The StateError where ``what`` is unconfirmed: a failed update would end what it came from."""
+    from .base import StateError
+
+    return StateError(
+        "unconfirmed",
+        "%s not confirmed: call ota.rollback.cancel() first, or a failed update would leave "
+        "nothing to roll back to" % what,
+    )
+
+
 def erase(index):
     """Blank record ``index``."""
     find_otadata().ioctl(6, index)

@@ -31,19 +31,19 @@ _OLD_SIZE = const(80)
 def check_ready(force):
     """The slot for the next update. Raises OTAError without one, or if what runs is unconfirmed."""
     part = otadata.find_next_slot()
-    if not force and (
-        otadata.state(Partition(Partition.RUNNING)) == otadata.PENDING_VERIFY or otadata.has_home()
-    ):
-        try:
-            from .confirm import check_confirmed
-        except ImportError as error:
-            from .status import missing
+    if not force:
+        otadata.check_app_confirmed()
+        if otadata.has_home():
+            try:
+                from .boot import check_confirmed
+            except ImportError as error:
+                from .status import missing
 
-            raise missing(error)
+                raise missing(error)
 
-        check_confirmed()
-        del check_confirmed
-        unload("confirm", "boot")
+            check_confirmed()
+            del check_confirmed
+            unload("boot")
     return part
 
 

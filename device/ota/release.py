@@ -88,12 +88,15 @@ class Release:
         del judge
         unload("policy", "chips")
         yield 0
-        from .confirm import check_confirmed, check_room
-
         if not self._force:
+            from .boot import check_confirmed
+
             check_confirmed()
+            del check_confirmed
+        from .confirm import check_room
+
         check_room(manifest.payloads, self._force)
-        del check_confirmed, check_room
+        del check_room
         unload("recovery", *_AT_THE_END)
         self.items = items
         yield 0

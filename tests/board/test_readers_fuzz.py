@@ -288,7 +288,7 @@ def read(data):
         boot.running(), files.certs(), files.check_failed("0" * 64)
         ota.rollback.cancel()
         ota.status.info(False)
-        from ota.confirm import check_confirmed
+        from ota.boot import check_confirmed
         check_confirmed()
     finally:
         sys.path[:] = path

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+from mpota.virtual.board import Board
 
 from tests.support import boards, ota_board, ota_package
 from tests.support.boards import OTA_0, OTA_1
@@ -510,6 +511,21 @@ def test_an_update_is_refused_while_the_running_app_is_not_confirmed(updated, se
     assert run.labels == ("ota_0", "ota_1")
     assert run.boots[1].output.startswith("unconfirmed: the running app (ota_1) is not confirmed")
     assert states(updated) == ["VALID", "PENDING_VERIFY"]
+
+
+def test_a_board_with_the_core_alone_says_so_as_well(board, server):
+    """What judges the files of a release is not installed there, and not needed."""
+    core = Board(board.flash, frozen=ota_package.core())
+    script = (
+        "with open('main.py', 'w') as f:\n"
+        f"    f.write({try_update(server.url('/other.bin'))!r})\n"
+        + try_update(server.url("/app.bin"))
+        + "import machine\nmachine.reset()"
+    )
+    run = core.run(script)
+    assert run.labels == ("ota_0", "ota_1"), run.console
+    assert run.boots[1].output.startswith("unconfirmed: the running app (ota_1) is not confirmed")
+    assert states(core) == ["VALID", "PENDING_VERIFY"]
 
 
 def test_a_failed_version_is_not_installed_again_by_itself(board, server):

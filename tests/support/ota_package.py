@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 from mpota.mpy_cross import PORTABLE, compile_module
+from mpota.release.ota_package import parts
 
 from tests.support import once
 from tests.support.real_files import ROOT
@@ -21,6 +23,18 @@ def compiled() -> Path:
         compile_all(DEVICE / "ota", target / "ota", "ota/")
 
     return once.directory("ota-package", fill)
+
+
+@cache
+def core() -> Path:
+    """As `compiled`, without the parts that are installed only if asked for."""
+
+    def fill(target: Path) -> None:
+        (target / "ota").mkdir()
+        for name in parts()["core"]:
+            shutil.copy(compiled() / "ota" / f"{name}.mpy", target / "ota")
+
+    return once.directory("ota-core", fill)
 
 
 def compile_all(sources: Path, target: Path, prefix: str) -> None:
