@@ -111,24 +111,14 @@ def record_path(part):
 
 
 def _age(part, record):
-    """What to take while files are on trial, by the rules that the bootloader has for apps.
-
-    Files that are given up are remembered as apps are (recovery.py), before the record is
-    exchanged: a power cut leads here once more.
-    """
+    """What to take while files are on trial, by the rules that the bootloader has for apps."""
     import machine
 
     if record.get("tried"):
-        if machine.reset_cause() == machine.SOFT_RESET:
+        cause = machine.reset_cause()
+        if cause == machine.SOFT_RESET:
             return record["next"]
-        record["failed"] = record.pop("next").get("sha256")
-        del record["tried"]
-        try:
-            from .recovery import add_files
-
-            add_files(record["failed"])
-        except Exception:  # the record holds it: then it is not forgiven
-            pass
+        give_up(record, cause == machine.PWRON_RESET)
     else:
         record["tried"] = True
     try:
@@ -136,6 +126,22 @@ def _age(part, record):
     except OSError:
         return record["now"]  # a trial that leaves no trace could go on for ever
     return record.get("next") or record["now"]
+
+
+def give_up(record, is_power_cut):
+    """Take the files on trial out of ``record``, which is to be written then.
+
+    They are remembered as apps are (recovery.py), before the record is exchanged: a power cut leads
+    here once more.
+    """
+    record["failed"] = record.pop("next").get("sha256")
+    del record["tried"]
+    try:
+        from .recovery import add_files
+
+        add_files(record["failed"], is_power_cut)
+    except Exception:  # the record holds it: then it is not forgiven
+        pass
 
 
 def _enter(tree):

@@ -29,7 +29,7 @@ def confirm():
         if "sha256" in record["now"] and base.has_note("failed"):
             from .recovery import forgive
 
-            forgive(record["now"]["sha256"])
+            forgive(bytes.fromhex(record["now"]["sha256"]))
         is_done = apply_trust(record["now"])
         path = base.package_path()
         if path[:5] in ("/ota", "/.ota"):  # this package came with a release
@@ -105,6 +105,19 @@ def give_up_waiting():
     if record and "next" in record and "tried" not in record:
         del record["next"]
         boot.write_record(part, record)
+
+
+def give_up_files():
+    """The files on trial had their chance: the next boot takes the former ones."""
+    part = Partition(Partition.RUNNING)
+    record = boot.read_record(part)
+    boot.give_up(record, False)
+    try:
+        boot.write_record(part, record)
+    except OSError as error:
+        from .files import disk_error
+
+        raise disk_error(error)
 
 
 def sweep(staged=()):

@@ -1,9 +1,12 @@
 """What an update prints, the restart, and the image that stands in a slot already."""
 
+import struct
 from hashlib import sha256
 
 from esp32 import Partition
 from micropython import const
+
+from . import base, otadata
 
 _SECTOR = const(4096)
 
@@ -74,7 +77,30 @@ def is_intact(partition, image):
     return sha.digest() == image.digest
 
 
-# --- the restart
+def check_intact(partition):
+    """Raises StateError for a slot whose app is not one that this board could boot."""
+    from .image import Board
+
+    try:
+        if is_intact(partition, read_app(partition, Board(Partition(Partition.RUNNING)))):
+            return
+        reason = "its SHA-256 does not match"
+    except base.ImageError as error:
+        reason = str(error)
+    raise base.StateError("not-bootable", "%s: %s" % (partition.info()[4], reason))
+
+
+# --- the state of the app that runs, and the restart
+
+
+def rewrite_state(index, state):
+    """Write record ``index`` of otadata with another state: esp_ota_ops.c, rewrite_ota_seq."""
+    partition = otadata.find_otadata()
+    record = bytearray(32)
+    partition.readblocks(index, record, 0)
+    struct.pack_into("<I", record, 24, state)
+    otadata.erase(index)
+    partition.writeblocks(index, record, 0)
 
 
 def ota_reboot(delay=10, feed=None):

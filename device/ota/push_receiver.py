@@ -601,7 +601,7 @@ class Receiver:
     def _tell_done(self):
         session = self.active
         self._renew()
-        self.wants_restart = self._wants_restart
+        self.wants_restart = self._wants_restart and self.needs_restart
         message = bytes((_DONE, _RESTART if self.needs_restart else 0))
         self._last_words = message + self._prove(session, b"done", message + self._finished[1])
         session.link.send(self._last_words)

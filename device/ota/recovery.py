@@ -19,7 +19,7 @@ from machine import PWRON_RESET, reset_cause
 from micropython import const
 
 from . import base, otadata
-from .base import ImageError, StateError
+from .base import StateError
 
 _NOT_SUPPORTED = const(-261)  # ESP_ERR_NOT_FOUND, as esp32.Partition says it
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
@@ -106,8 +106,10 @@ def cancel_force():
 
 def is_possible():
     """Whether there is an app to go back to and its image is intact (reads all of it)."""
+    from .console import check_intact
+
     try:
-        _check_intact(_previous())
+        check_intact(_previous())
     except (OSError, StateError):
         return False
     return True
@@ -117,29 +119,41 @@ def is_possible():
 def mark_invalid(reboot=True):
     """Give up the running app, as esp_ota_mark_app_invalid_rollback_and_reboot() does.
 
+    While a confirmed app runs with files on trial, it is these that are given up.
+
     Raises OSError(-261) where the table has no OTA slots, StateError if there is nothing to go
     back to (no-previous, not-bootable) or otadata does not name the running app (not-selected).
     """
-    _check_intact(_previous())
-    index = otadata.active(otadata.records())
-    if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
-        raise StateError("not-selected", "otadata selects another app")
-    # Written anew with another state: esp_ota_ops.c, rewrite_ota_seq.
-    partition = otadata.find_otadata()
-    record = bytearray(32)
-    partition.readblocks(index, record, 0)
-    struct.pack_into("<I", record, 24, otadata.INVALID)
-    otadata.erase(index)
-    partition.writeblocks(index, record, 0)
+    if _has_trial_files():
+        from .confirm import give_up_files
+
+        give_up_files()
+    else:
+        from .console import check_intact, rewrite_state
+
+        check_intact(_previous())
+        index = otadata.active(otadata.records())
+        if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
+            raise StateError("not-selected", "otadata selects another app")
+        rewrite_state(index, otadata.INVALID)
     if reboot:
         from machine import reset
 
         reset()
 
 
+def _has_trial_files():
+    """Whether a confirmed app runs with files that are not."""
+    if otadata.state(_running()) == otadata.PENDING_VERIFY or not otadata.has_home():
+        return False
+    from .boot import is_on_trial
+
+    return is_on_trial()
+
+
 @_translated
 def guard(timeout_s, check=None):
-    """Arm the watchdog if the running app is not confirmed yet; True if it is (or has been now).
+    """Arm the watchdog if what runs, app or files, is not confirmed; True if it is (or is now).
 
     Without ``check`` the app goes on, and has ``timeout_s`` seconds to call `cancel`. With it,
     ``check()`` is called again and again until it answers True, which confirms the app, or until
@@ -151,7 +165,11 @@ def guard(timeout_s, check=None):
     these days. A program that feeds a watchdog of its own must not do so before it has confirmed:
     there is only one.
     """
-    if otadata.state(_running()) != otadata.PENDING_VERIFY:
+    from . import rollback
+
+    if otadata.state(_running()) != otadata.PENDING_VERIFY and not _has_trial_files():
+        if otadata.has_home():
+            rollback.cancel()  # goes on with a confirmation that was cut short
         return True
     from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
@@ -169,8 +187,6 @@ def guard(timeout_s, check=None):
         except Exception:
             is_healthy = False
         if is_healthy:
-            from . import rollback
-
             rollback.cancel()
             return True
         sleep_ms(_POLL_MS)
@@ -219,19 +235,6 @@ def _previous():
     raise StateError("no-previous", "otadata names no app that ran before this one")
 
 
-def _check_intact(partition):
-    from .console import is_intact, read_app
-    from .image import Board
-
-    try:
-        if is_intact(partition, read_app(partition, Board(_running()))):
-            return
-        reason = "its SHA-256 does not match"
-    except ImageError as error:
-        reason = str(error)
-    raise StateError("not-bootable", "%s: %s" % (partition.info()[4], reason))
-
-
 # --- versions that failed
 
 
@@ -254,7 +257,7 @@ def settle(trial):
     running = Partition(Partition.RUNNING).info()[2]
     offset = struct.unpack_from("<I", trial)[0]
     if offset == running:  # confirmed
-        _forgive(trial[4:])
+        forgive(trial[4:])
     else:
         slots = [slot for slot in otadata.slots() if slot.info()[2] == offset]
         if slots:
@@ -266,22 +269,18 @@ def settle(trial):
     base.forget(_TRIAL)
 
 
-def forgive(sha256):
-    """The files with this SHA-256 (hex) are confirmed."""
-    _forgive(bytes.fromhex(sha256))
-
-
-def _forgive(digest):
+def forgive(digest):
+    """What has this digest is confirmed; of files it is their SHA-256."""
     entries = _entries()
     kept = [entry for entry in entries if entry[1:_DIGEST] != digest]
     if len(kept) < len(entries):
         _store(kept)
 
 
-def add_files(sha256):
-    """Files with this SHA-256 (hex) were not confirmed in the boot before this one."""
+def add_files(sha256, is_power_cut):
+    """Files with this SHA-256 (hex) were given up; ``is_power_cut``: at a power-on."""
     entries = _entries()
-    if _add(entries, bytes.fromhex(sha256), reset_cause() == PWRON_RESET, bytes(8)):
+    if _add(entries, bytes.fromhex(sha256), is_power_cut, bytes(8)):
         _store(entries)
 
 

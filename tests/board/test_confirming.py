@@ -237,6 +237,68 @@ def test_cancel_force_brings_an_app_back_from_factory_as_it_was(
     assert states[0] == ("VALID" if is_confirmed else "NEW")
 
 
+# --- files on trial
+
+
+def on_trial(main: str) -> str:
+    """A main.py that tells which code runs, and then does ``main``."""
+    return f"import ota, code\nprint('runs', code.VERSION)\n{main}\n"
+
+
+def try_files(board: Board, main: str, version: str = "2", **limits: object) -> Run:
+    """Install files without an app, whose main.py does ``main``, and boot until all is calm."""
+    put(board, version, tree(version, on_trial(main)), counter=int(version), chip=None)
+    return board.run(INSTALL.format(version), **limits)  # type: ignore[arg-type]
+
+
+def test_files_that_are_given_up_do_not_come_back_by_themselves(board: Board) -> None:
+    run = try_files(board, "ota.rollback.mark_invalid()")
+    assert "runs 2\nruns v1.26.1 1 " in run.output, run.console
+    assert state(board) == "1"
+    again = board.run(TRY)  # by no power cut: this is not forgiven
+    assert again.output.startswith("failed-version: these files have failed"), again.console
+
+
+def test_files_can_be_given_up_without_a_reset(board: Board) -> None:
+    run = try_files(board, "ota.rollback.mark_invalid(reboot=False)\nota.rollback.cancel()")
+    assert run.output.endswith("runs 2\n"), run.console
+    assert "runs v1.26.1 1" in board.run().output
+    assert state(board) == "1"
+
+
+def test_with_an_app_on_trial_it_is_the_app_that_is_given_up(board: Board) -> None:
+    put(board, "2", app(), tree("2", on_trial("ota.rollback.mark_invalid()")), counter=2)
+    run = board.run(INSTALL.format("2"))
+    assert run.labels == ("ota_0", "ota_1", "ota_0"), run.console
+    assert "runs v1.26.1 1" in run.output
+
+
+def test_a_guard_confirms_files_that_are_healthy(board: Board) -> None:
+    run = try_files(board, "print(ota.rollback.guard(5, check=lambda: True))")
+    assert run.output.endswith("runs 2\nTrue\n"), run.console
+    assert state(board) == "2"
+    assert board.run().output == "runs 2\nTrue\n"
+
+
+@pytest.mark.parametrize("check", ["lambda: 1 / 0", "lambda: False"])
+def test_a_guard_gives_files_up_that_are_not(board: Board, check: str) -> None:
+    run = try_files(board, f"ota.rollback.guard(0.3, check={check})", wait_at_idle=True)
+    second, third = run.boots[-2:]
+    assert (second.output[:7], third.output[:15]) == ("runs 2\n", "runs v1.26.1 1 "), run.console
+    assert state(board) == "1"
+
+
+def test_a_guard_goes_on_with_a_confirmation_that_was_cut_short(board: Board) -> None:
+    main = "import ota\nota.rollback.guard(5, check=lambda: True)"
+    put(board, "2", app(), tree("2", main), counter=2)
+    board.call_faults = [CallFault("nvs_commit", NOT_ENOUGH_SPACE)]
+    run = board.run(INSTALL.format("2"))
+    assert "to be tried again" in run.output, run.console
+    board.call_faults = []
+    board.run()
+    assert state(board) == "2"
+
+
 # --- the boot path
 
 

@@ -35,7 +35,7 @@ FORMS = {
     "compressed-bundle": ("demo 2.0", NEW_APP),
     "delta": ("delta", NEW_APP),
     "files": ("demo 2.0", ("ota_0", "ota_0")),
-    "data": ("demo 2.0", ("ota_0", "ota_0")),
+    "data": ("demo 2.0", ("ota_0",)),  # all of it is in force: no restart
 }
 
 
