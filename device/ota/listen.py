@@ -8,8 +8,10 @@ Nothing listens unless the app asks for it so. docs/PROTOCOL.md says what goes o
 import asyncio
 import socket
 
+from esp32 import Partition
 from micropython import const
 
+from . import __version__
 from .push_receiver import MAX_MESSAGE, Receiver, busy, send_error
 
 PORT = const(8266)
@@ -26,20 +28,30 @@ _REST_SIZE = const(256)
 _BACKLOG = const(4)
 _MAX_TASKS = const(6)  # the sessions, and those that are on their way out
 
+_QUESTION_SIZE = const(256)  # no answer is longer, whoever's address the question bears
+_TEXT_SIZE = const(238)
+_ON_TRIAL = const(1)
+_UPDATING = const(2)
+_WAITING = const(3)
+
 
 class Listener:
     """Listens on a TCP port.
 
     ``secret``: what client and board have in common, 16 random bytes or more; without one the
     board must have keys, and takes what they have signed; or ``open=True``: anyone may update it.
-    ``reboot``: restart into a complete update. All else is for `Receiver`: ``accept``,
+    ``reboot``: restart into a complete update. ``visible``: answer `mpota scan`, which asks for
+    name, release, state and what an update needs. All else is for `Receiver`: ``accept``,
     ``progress``, ``version``, ``silence``, ``keep``, ``force``, ``verify``.
     """
 
-    def __init__(self, secret=None, *, port=PORT, host="0.0.0.0", reboot=True, **options):
+    def __init__(
+        self, secret=None, *, port=PORT, host="0.0.0.0", reboot=True, visible=True, **options
+    ):
         self.receiver = Receiver(secret, **options)
         self._address = host, port
         self._reboot = reboot
+        self._visible = visible
         self._tasks = 0
         self._buf = memoryview(bytearray(_MAX_FRAME))  # of the session whose update it is
 
@@ -48,20 +60,33 @@ class Listener:
         receiver = self.receiver
         receiver.check_keys()
         server = socket.socket()
+        questions = None
         try:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(socket.getaddrinfo(*self._address)[0][-1])
+            address = socket.getaddrinfo(*self._address)[0][-1]
+            server.bind(address)
             server.listen(_BACKLOG)
             server.setblocking(False)
+            if self._visible:
+                try:
+                    questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                    questions.bind(address)
+                    questions.setblocking(False)
+                except OSError:  # it is somebody else's: updates come all the same
+                    questions = None
             while not receiver.is_shut:
                 try:
                     receiver.poll()
                     self._accept(server)
+                    if questions:
+                        _answer(questions, receiver)
                 except MemoryError:  # the next time, there may be some
                     pass
                 await asyncio.sleep_ms(_POLL_MS)
         finally:
             server.close()
+            if questions:
+                questions.close()
             receiver.close()
         receiver.check_keys()
 
@@ -204,3 +229,37 @@ class _Link:
         self.is_closed = True
         if asyncio.current_task() is not self._task:
             self._task.cancel()
+
+
+# --- who is there: docs/PROTOCOL.md
+
+
+def _answer(questions, receiver):
+    """Answer one question. What is none gets no answer."""
+    try:
+        question, address = questions.recvfrom(_QUESTION_SIZE + 1)
+        if len(question) != _QUESTION_SIZE or question[:8] != b"mpota ?\1":
+            return
+        found = {}
+        if receiver.active:  # it has the memory
+            state = _UPDATING
+        elif receiver.is_done and receiver.needs_restart:
+            state = _WAITING
+        else:
+            from . import otadata
+
+            running = Partition(Partition.RUNNING)
+            state = _ON_TRIAL * (otadata.state(running) == otadata.PENDING_VERIFY)
+            if otadata.has_home():
+                from . import boot
+
+                state = state or boot.is_on_trial()
+                found = boot.running()
+        release = " ".join([found[key] for key in ("name", "version") if key in found])
+        from network import hostname
+
+        texts = "\n".join((hostname(), release, __version__, "")).encode() + receiver.runs
+        head = bytes((receiver.flags, state))
+        questions.sendto(b"mpota !\1" + question[8:16] + head + texts[:_TEXT_SIZE], address)
+    except OSError:  # there is none, or nobody to be reached
+        pass

@@ -123,7 +123,8 @@ class Receiver:
     ``force``, ``verify``: see ota.update.OTA.
 
     ``is_done``: an update is complete, verified, and selected for the next boot. ``is_shut``:
-    the keys that it relied on are gone, and nothing is taken any more.
+    the keys that it relied on are gone, and nothing is taken any more. ``flags`` (of WELCOME) and
+    ``runs`` (bytes) are what anybody is told.
     """
 
     is_done = is_shut = needs_restart = False
@@ -154,7 +155,7 @@ class Receiver:
         self._needs_keys = not (secret or open or is_paired)
         self._accept = accept
         self._progress = progress
-        self._version = (version or "MicroPython %d.%d.%d" % sys.implementation[1][:3]).encode()
+        self.runs = (version or "MicroPython %d.%d.%d" % sys.implementation[1][:3]).encode()
         self._silence_ms = int(silence * 1000)
         self._keep_ms = keep * 1000
         self._options = options
@@ -176,7 +177,7 @@ class Receiver:
         if not found or found != self._keys:
             self._keys = None
             self.is_shut = self._needs_keys
-            self._flags = _NEEDS_SECRET if self._secret else 0
+            self.flags = _NEEDS_SECRET if self._secret else 0
             if has_trust():
                 from .keys import load
 
@@ -184,9 +185,9 @@ class Receiver:
                 del load
                 unload("keys")
                 if trust.trusted:
-                    self._flags |= _SIGNED_ONLY
+                    self.flags |= _SIGNED_ONLY
                     if trust.takes_images:
-                        self._flags |= _TAKES_IMAGES
+                        self.flags |= _TAKES_IMAGES
                     self.is_shut = False
             self._keys = found
         if self.is_shut:
@@ -326,7 +327,7 @@ class Receiver:
 
     def _greet(self, session, data):
         self.check_keys()
-        session.link.send(_greet(session, data, self._flags, self._version))
+        session.link.send(_greet(session, data, self.flags, self.runs))
 
     def _prove(self, session, who, message):
         """What shows that whoever says ``message`` knows the secret; empty without one."""
@@ -372,7 +373,7 @@ class Receiver:
                 raise busy()
             _check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
             unload("chips")  # before the update comes
-            if flags & _END_FIRST and not self._flags & _TAKES_IMAGES:
+            if flags & _END_FIRST and not self.flags & _TAKES_IMAGES:
                 raise PushError("protocol", "this board has not asked for the end first")
             if active:
                 self._refuse(active, busy())
@@ -578,7 +579,7 @@ class Receiver:
         session.link.send(message)
 
     def _end(self, data):
-        flags = self._flags
+        flags = self.flags
         self.check_keys()
         self._wants_restart = bool(data[1] & _RESTART)
         if not self._wanted:  # it is complete: the client has not heard of that
@@ -589,7 +590,7 @@ class Receiver:
             self._tell(_AGAIN)
         else:
             try:
-                if self._flags != flags:
+                if self.flags != flags:
                     raise ReleaseError("unsigned", "the keys are others since this push began")
                 self._finishing = self._update.finishing()
             except BaseException:

@@ -41,6 +41,7 @@ _GROUPS = {
         "push": "an update: sent, booted, checked, confirmed",
         "rollback": "a board back to what ran before",
         "deploy": "many boards by one plan",
+        "scan": "boards that take updates, on the network and by Bluetooth",
         "ble": "boards that take updates over Bluetooth, and updates for them",
     },
     "Releases": {

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import json_option
+from mpota.commands._results import print_results, to_document
 from mpota.storage.file import write_file
-
-if TYPE_CHECKING:
-    from mpota.push.deploy import Result
 
 
 @click.command()
@@ -69,36 +64,12 @@ def command(
     for target, result in zip(read.targets, results, strict=True):
         if result.is_good and target.package:
             known.add(target.package.app)
-    document = _document(plan, results)
+    document = {"plan": plan.name} | to_document(results)
     if report_path is not None:
         write_file(report_path, json.dumps(document, indent=2).encode())
     if as_json:
         report.print_json(document)
     else:
-        _print_table(results)
+        print_results(results)
     if not all(result.is_good for result in results):
         ctx.exit(1)
-
-
-def _document(plan: Path, results: Iterable[Result]) -> dict[str, object]:
-    return {"plan": plan.name, "boards": [result.to_json() for result in results]}
-
-
-def _print_table(results: tuple[Result, ...]) -> None:
-    columns = ("Board", "Port", "Outcome", "Version", ">Seconds", "What changed")
-    report.print_table(
-        columns,
-        (
-            (
-                result.name,
-                result.port,
-                result.outcome,
-                result.version or "-",
-                f"{result.seconds:.1f}",
-                "; ".join(result.changes) or "-",
-            )
-            for result in results
-        ),
-    )
-    counts = Counter(result.outcome for result in results)
-    report.say(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))

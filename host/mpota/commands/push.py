@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 
 from mpota.commands import _report as report
-from mpota.commands._options import json_option
+from mpota.commands._finding import find, push_all, where_options
+from mpota.commands._options import json_option, yes_option
 from mpota.commands._sending import check_option, outcomes, secret_option, send_file, settle_option
 from mpota.errors import UsageError
 
 
 @click.command()
 @click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME")
-@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|DELTA|URL")
+@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|DELTA|URL", required=False)
+@click.option("--all", "has_all", is_flag=True, help="To all boards that `mpota scan` finds.")
+@where_options
+@yes_option
 @check_option
 @click.option(
     "--check-timeout",
@@ -35,7 +40,12 @@ from mpota.errors import UsageError
 @json_option
 def command(
     port: str,
-    package: str,
+    package: str | None,
+    has_all: bool,
+    addresses: tuple[str, ...],
+    only: str | None,
+    timeout: float,
+    yes: bool,
     check: str | None,
     check_timeout: float,
     settle: float,
@@ -55,6 +65,9 @@ def command(
     At tcp://HOST and ble://NAME the app on the board listens (ota.listen, ota.ble), and it is the
     app's business to check its health and to confirm it.
 
+    mpota push --all FILE looks for boards that listen, shows them, asks, and sends it to those that
+    do not run it yet.
+
     \b
     Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
                 1 refused, the board is unchanged 4 unhealthy: given up, rolled back
@@ -67,6 +80,16 @@ def command(
     from mpota.push.update import HealthCheck, Options, Package
 
     with outcomes(as_json):
+        if has_all:
+            if package or check or base:
+                raise UsageError("--all finds the boards itself, and takes one file")
+            search = partial(find, addresses, only, timeout)
+            push_all(search, port, secret, force=force, yes=yes, as_json=as_json)
+            return
+        if package is None:
+            raise UsageError("what is to be sent?", "mpota push PORT FILE, or --all FILE")
+        if addresses or only:
+            raise UsageError("--address and --only are for --all")
         if not has_repl(port):
             if check or force or base:
                 raise UsageError("--check, --force and --delta-from need a serial port")
