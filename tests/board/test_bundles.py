@@ -99,6 +99,17 @@ def test_files_alone_are_tried_and_confirmed(board: Board) -> None:
     assert state(board) == "3 1"  # the former tree is gone: nothing leads to it
 
 
+@pytest.mark.parametrize(("mpy", "with_app"), [(6, False), (5, True)])
+def test_modules_that_the_board_loads_or_that_come_with_their_micropython_are_taken(
+    board: Board, mpy: int, with_app: bool
+) -> None:
+    contents = (app(), tree("3")) if with_app else (tree("3"),)
+    bundle = make(*contents, keys=(key(),), version="3.0", counter=3, mpy=mpy)
+    (board.frozen / "mpy.bundle").write_bytes(bundle.to_bytes())
+    run = board.run(INSTALL.format("mpy"))
+    assert run.output.splitlines()[-1].split()[-2] == "3", run.console
+
+
 def test_files_alone_that_are_not_confirmed_go_back(board: Board) -> None:
     for _ in range(2):  # the power may have gone in the first boot: once that is forgiven
         assert lines(board.run(INSTALL.format("3-silent"))) == [NEW_FILES]

@@ -138,6 +138,70 @@ def test_modules_are_compiled_but_not_main(mpota: Mpota, project: Path) -> None:
     assert members["lib/pump.mpy"].startswith(b"M\x06")
 
 
+def test_the_manifest_says_which_modules_a_board_must_load(mpota: Mpota, project: Path) -> None:
+    assert Bundle.from_bytes(bundle(mpota, project).read_bytes()).manifest.mpy == 0
+    made = Bundle.from_bytes(bundle(mpota, project, "--mpy", "--force").read_bytes())
+    assert (made.manifest.mpy, b'"x-mpy": 6' in made.manifest_bytes) == (6, True)
+
+
+NATIVE = "import micropython\n@micropython.native\ndef f(x):\n    return x + 1\n"
+
+
+def test_native_code_is_compiled_for_the_chip_of_the_firmware(mpota: Mpota, project: Path) -> None:
+    (project / "src" / "lib" / "fast.py").write_text(NATIVE)
+    for chip, architecture in (("esp32", 10), ("esp32c3", 11)):
+        (project / "app.bin").write_bytes(build_app(chip, size=0x18000))
+        made = Bundle.from_bytes(bundle(mpota, project, "--mpy", "--force").read_bytes())
+        assert made.manifest.mpy == architecture << 10 | 3 << 8 | 6
+
+
+def test_files_alone_are_compiled_for_a_firmware_that_is_named(mpota: Mpota, project: Path) -> None:
+    (project / "src" / "lib" / "fast.py").write_text(NATIVE)
+    alone = ("bundle", "--files", project / "src", "--name", "x", "--version", "1",
+             "-o", project / "x.bundle")  # fmt: skip
+    code, _, error = mpota(*alone, "--mpy")
+    assert (code, "lib/fast.py" in error) == (1, True), error  # for which chip?
+    code, _, error = mpota(*alone, "--mpy-for", project / "app.bin")
+    assert code == 0, error
+    made = Bundle.from_bytes((project / "x.bundle").read_bytes())
+    assert (made.manifest.mpy, made.manifest.chip) == (0x2B06, None)
+
+
+def test_an_mpy_cross_of_another_version_is_named(mpota: Mpota, project: Path) -> None:
+    (project / "app.bin").write_bytes(build_app("esp32", size=0x18000, version="v1.18.0"))
+    code, _, error = mpota(
+        "bundle", project / "app.bin", "--files", project / "src", "--mpy", "--name", "x",
+        "--version", "1", "-o", project / "x.bundle",
+    )  # fmt: skip
+    assert (code, (project / "x.bundle").exists()) == (2, False)
+    assert "this mpy-cross writes .mpy v6, the board loads v5" in error
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (
+            {"a": b"M\5\0\x1f"},
+            "the modules are .mpy v5, MicroPython v1.26.1 in app.bin loads .mpy v6",
+        ),
+        ({"a": b"M\6\x2f\x1f"}, "the modules are .mpy v6.3 for rv32imc, MicroPython v1.26.1"),
+        ({"a": b"M\6\0\x1f", "b": b"M\5\0\x1f"}, "'lib/a.mpy' is .mpy v6, 'lib/b.mpy' is .mpy v5"),
+        ({"a": b"M\6\x2b\x1f", "b": b"M\6\x2f\x1f"}, "no board loads both of them"),
+        ({"a": b"import x\n"}, "'lib/a.mpy' is no .mpy file"),
+    ],
+)
+def test_modules_that_the_firmware_does_not_load_are_not_packed(
+    mpota: Mpota, project: Path, modules: dict[str, bytes], message: str
+) -> None:
+    for name, data in modules.items():
+        (project / "src" / "lib" / f"{name}.mpy").write_bytes(data)
+    code, _, error = mpota(
+        "bundle", project / "app.bin", "--files", project / "src", "--name", "x",
+        "--version", "1", "-o", project / "x.bundle",
+    )  # fmt: skip
+    assert (code, message in error, (project / "x.bundle").exists()) == (1, True, False), error
+
+
 def test_a_module_that_does_not_compile_leaves_no_bundle(mpota: Mpota, project: Path) -> None:
     (project / "src" / "lib" / "bad.py").write_text("def\n")
     code, _, error = mpota(

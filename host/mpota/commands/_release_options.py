@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 import click
 
 from mpota.commands._options import split_pair
-from mpota.errors import UsageError
+from mpota.errors import MpotaError, UsageError
+from mpota.firmware.firmware import read_app
+from mpota.formats.app_desc import find_micropython
 from mpota.formats.manifest import MAX_COUNTER, Manifest
+from mpota.mpy_cross import PORTABLE, MpyFormat, told
 from mpota.release.build import Contents, Sources
 from mpota.release.key_files import passphrase_file_option, read_public_key
+from mpota.storage.file import read_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _COUNTER_EPOCH = 1577836800  # 2020-01-01T00:00:00Z
@@ -37,7 +41,14 @@ _OPTIONS = (
     click.option("--name", help="The product: boards take only releases of the same name."),
     click.option("--version", "release_version", help="Of the release: 2.1.0 or 2.1.0-rc1."),
     click.option("--files", "directories", multiple=True, type=_PATH, help="A tree of files."),
-    click.option("--mpy", is_flag=True, help="Compile the modules in it by mpy-cross."),
+    click.option(
+        "--mpy", is_flag=True, help="Compile the modules in it, for the MicroPython of FIRMWARE."
+    ),
+    click.option(
+        "--mpy-for",
+        metavar="PORT|FIRMWARE",
+        help="Compile them for the MicroPython of this board, or in this firmware.",
+    ),
     click.option(
         "--with-ota",
         "has_ota",
@@ -85,6 +96,7 @@ def compose(
     release_version: str | None,
     directories: tuple[Path, ...],
     mpy: bool,
+    mpy_for: str | None,
     has_ota: bool,
     certs: tuple[Path, ...],
     data: tuple[str, ...],
@@ -109,12 +121,14 @@ def compose(
         directories,
         certs,
         tuple((label, Path(path)) for label, path in pairs),
-        mpy,
+        _mpy_format(firmware, mpy_for) if mpy or mpy_for else None,
         compress,
         bases,
         has_ota,
     )
     contents = Contents.read(sources)
+    if firmware is not None:
+        _check_mpy(firmware, contents.mpy)
     manifest = Manifest(
         name,
         release_version,
@@ -127,9 +141,40 @@ def compose(
         add_keys=tuple(key_digest(key) for key in add_keys),
         retire_keys=tuple(key_digest(key) for key in retire_keys),
         allow_downgrade=allow_downgrade,
+        mpy=contents.mpy,
     )
     manifest.to_bytes()  # says what is wrong with it
     return manifest, contents
+
+
+def _mpy_format(firmware: Path | None, source: str | None) -> MpyFormat:
+    """What the board loads that the release is for: by ``source``, by its firmware, or any."""
+    if source is not None and not Path(source).is_file():
+        from mpota.push.install import read_mpy_format
+        from mpota.push.repl import Session
+
+        with Session(source) as session:
+            return read_mpy_format(session)
+    path = firmware if source is None else Path(source)
+    if path is None:
+        return PORTABLE
+    app = read_app(read_file(path), path.name)
+    return MpyFormat.of_micropython(find_micropython(app.image.data).version, app.image.chip.name)
+
+
+def _check_mpy(firmware: Path, needs: int) -> None:
+    """Raises MpotaError if the MicroPython in a firmware does not load the modules beside it."""
+    app = read_app(read_file(firmware), firmware.name)
+    version = find_micropython(app.image.data).version
+    if not needs or version is None:
+        return
+    loads = MpyFormat.of_micropython(version, app.image.chip.name)
+    if not loads.takes(needs):
+        raise MpotaError(
+            f"the modules are {told(needs)}, MicroPython {version} in {firmware.name} loads "
+            f".mpy v{loads.version}.{loads.sub_version}",
+            "--mpy compiles the sources for it",
+        )
 
 
 def key_digest(text: str) -> str:

@@ -17,6 +17,11 @@ which are ignored: a later meaning needs a later ``format``::
     allow_downgrade  optional, format 2: true where the version may be lower than the one that was
                   confirmed last
     expires       optional: no board installs it from this time on, 2027-01-31T00:00:00Z
+    x-mpy         optional: which .mpy files are among the files, as sys.implementation._mpy tells
+                  what a board loads: version | sub-version << 8 | architecture << 10, or the
+                  version alone if none has native code. Where there is no app payload, which
+                  might bring another MicroPython, a board that loads others refuses the release
+                  before it writes; up to 0.2.0 it is ignored
     payloads      see below, in the order in which a board takes them
     keys          optional: {"add": [digest...], "retire": [digest...]}, changes to the trusted
                   keys when the release is confirmed; at once if it has no payloads. The counter
@@ -69,6 +74,7 @@ OTA_VERSION = "0.2.0"  # the oldest package on a board that reads format 2
 MAX_SIZE = 8192
 MAX_PAYLOADS = 8
 MAX_COUNTER = 0x7FFFFFFF
+MAX_MPY = 0x3FFF  # version, sub-version and architecture, without flags
 MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
 
 CHAINED = ("chained", "chained-deflate")
@@ -162,6 +168,7 @@ class Manifest:
     retire_keys: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # fields that start with x-
     allow_downgrade: bool = False
+    mpy: int = 0
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -188,7 +195,8 @@ class Manifest:
             expires=fields.optional_text("expires", _EXPIRES),
             add_keys=keys.digests("add"),
             retire_keys=keys.digests("retire"),
-            extra={key: value for key, value in document.items() if key.startswith("x-")},
+            mpy=fields.number("x-mpy", 0, MAX_MPY, 0),
+            extra={key: value for key, value in fields.found.items() if key.startswith("x-")},
             allow_downgrade=number > 1 and fields.take("allow_downgrade", bool, False),
         )
         keys.end()
@@ -251,7 +259,7 @@ class Manifest:
         )
         document["payloads"] = [_compose_payload(payload) for payload in self.payloads]
         keys = _present(add=list(self.add_keys) or None, retire=list(self.retire_keys) or None)
-        document |= _present(keys=keys or None) | self.extra
+        document |= _present(keys=keys or None, **{"x-mpy": self.mpy or None}) | self.extra
         data = json.dumps(document, indent=1).encode() + b"\n"
         Manifest.from_bytes(data)
         return data

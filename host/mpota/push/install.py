@@ -63,9 +63,7 @@ def install(
     lost, `import ota` finds the one or the other. Raises MpotaError for a board that stores
     something else or has no room for both, ScriptError for a key that it does not take.
     """
-    format = MpyFormat.from_word(
-        session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS, fits=_is_word)
-    )
+    format = read_mpy_format(session)
     is_compiled = can_compile(format)
     found = _look(session)
     if found["is_unfinished"]:
@@ -97,6 +95,12 @@ def install(
     removed = tuple(f"{FOLDER}/{name}" for name in stale)
     kept = len(wanted) + len(more) - len(copied)
     return Installed(copied, removed, kept, is_compiled, chosen, trusted, origin)
+
+
+def read_mpy_format(session: Session) -> MpyFormat:
+    """What the board on this session loads."""
+    word = session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS, fits=_is_word)
+    return MpyFormat.from_word(word)
 
 
 def ca_path(path: Path) -> str:

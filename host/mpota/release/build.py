@@ -18,7 +18,7 @@ from mpota.formats.payloads import APP, CERTS, DATA, FILES, KINDS
 from mpota.formats.private_key import is_private_key
 from mpota.formats.signature import EcdsaKey, PublicKey, padded, parse_sector
 from mpota.formats.tar import Member, read_tree, write_tar
-from mpota.mpy_cross import compile_source
+from mpota.mpy_cross import MpyFormat, compile_source, word_of
 from mpota.release.signing import PrivateKey, check_app_signature, check_signature, sign
 from mpota.storage.file import read_file, write_file
 from mpota.units import SECTOR_SIZE
@@ -132,7 +132,7 @@ class Sources:
     directories: tuple[Path, ...] = ()
     certs: tuple[Path, ...] = ()
     data: tuple[tuple[str, Path], ...] = ()
-    compiled: bool = False
+    compiled: MpyFormat | None = None
     compress: bool = False
     bases: tuple[Path, ...] = ()
     has_ota: bool = False
@@ -158,6 +158,19 @@ class Contents:
             for path in sources.bases:
                 found[0] = found[0].with_delta(_base(path, chip))
         return cls(tuple(found), chip)
+
+    @property
+    def mpy(self) -> int:
+        """What a board must load to import the modules in it: see `mpota.mpy_cross.word_of`."""
+        return word_of(
+            {
+                member.name: member.data
+                for content in self.contents
+                if content.kind == FILES
+                for member in read_tree(content.data)
+                if member.name.endswith(".mpy")
+            }
+        )
 
     def payloads(self, *, as_url: bool = False) -> tuple[Payload, ...]:
         """The manifest's entries; see `Content.payload`."""
@@ -185,22 +198,22 @@ def _base(path: Path, chip: str) -> bytes:
 
 
 def files_content(
-    directories: Iterable[Path], *, compiled: bool = False, has_ota: bool = False
+    directories: Iterable[Path], *, compiled: MpyFormat | None = None, has_ota: bool = False
 ) -> Content:
     """The trees below ``directories``, laid over each other, as one ``files`` payload.
 
-    ``compiled``: modules become ``.mpy`` by mpy-cross; boot.py and main.py at the top stay text,
-    since MicroPython looks for these. ``has_ota``: see with_ota.py. Raises MpotaError for links,
-    and for files that two trees have.
+    ``compiled``: modules become ``.mpy`` that a board with this format loads; boot.py and main.py
+    at the top stay text, since MicroPython looks for these. ``has_ota``: see with_ota.py. Raises
+    MpotaError for links, and for files that two trees have.
     """
     members: dict[str, Member] = {}
     for directory in directories:
         if not directory.is_dir():
             raise UsageError(f"'{directory}' is not a directory")
         for member in _read_directory(directory, directory):
-            if compiled and member.name.endswith(".py") and member.name not in _SCRIPTS:
+            if compiled is not None and member.name.endswith(".py") and member.name not in _SCRIPTS:
                 compiled_name = member.name.removesuffix(".py") + ".mpy"
-                member = Member(compiled_name, compile_source(member.data, member.name))
+                member = Member(compiled_name, compile_source(member.data, member.name, compiled))
             former = members.get(member.name)
             if former is not None and not (former.is_directory and member.is_directory):
                 raise MpotaError(f"two directories have '{member.name}'")
