@@ -44,6 +44,8 @@ class _Rollback:
     ``guard(timeout_s, check=None)``.
     """
 
+    watchdog = None  # of `guard`: an update may unload the module that has armed it
+
     def cancel(self):
         """Confirm the running app: the bootloader keeps it. Call it once it has proved healthy.
 
@@ -69,9 +71,11 @@ class _Rollback:
                 from .recovery import failure
 
                 raise failure(error)
-        recovery = modules.get(__name__ + ".recovery")
-        if recovery:
-            recovery.release()  # the watchdog, before anything else can fail
+        if self.watchdog:  # before anything else can fail
+            from .recovery import release
+
+            release()
+            self.watchdog = None
         try:
             trial = bytearray(36)
             try:

@@ -391,6 +391,8 @@ class Receiver:
         if flags & _RESUME and wanted in (self._wanted, self._finished):
             return
         self._drop()
+        # It begins with a heap in one piece, whatever the one before or the app has loaded.
+        unload(*_OF_UPDATES)
         self._finished = self._last_words = None
         self.is_done = self.wants_restart = False
         self._size = wanted[0]
@@ -428,8 +430,6 @@ class Receiver:
                 update.abort()
             except _OWN:  # what it left goes with the next one
                 pass
-            update = None
-            unload(*_OF_UPDATES)  # the next one begins with a heap in one piece
 
     def data(self, session, packet):
         """One data packet has come: a memoryview, good until this returns."""

@@ -39,8 +39,6 @@ _MAX = const(8)
 _LONGEST_MS = const(0x3FFFFFFF)
 _POLL_MS = const(100)
 
-_watchdog = None
-
 
 def failure(error):
     """What comes out for an OSError of the flash."""
@@ -175,9 +173,8 @@ def guard(timeout_s, check=None):
 
     from machine import WDT, reset
 
-    global _watchdog
     timeout_ms = int(timeout_s * 1000)
-    _watchdog = WDT(timeout=timeout_ms)
+    rollback.watchdog = WDT(timeout=timeout_ms)
     if check is None:
         return False
     deadline = ticks_add(ticks_ms(), timeout_ms)
@@ -195,13 +192,9 @@ def guard(timeout_s, check=None):
 
 def release():
     """The app is confirmed: keep the watchdog of `guard` from biting."""
-    global _watchdog
-    if _watchdog is None:
-        return
     from machine import WDT
 
     watchdog = WDT(timeout=_LONGEST_MS)
-    _watchdog = None
     from sys import implementation
 
     if implementation[1] >= (1, 29):

@@ -45,6 +45,7 @@ _GROUPS = {
         "ble": "boards that take updates over Bluetooth, and updates for them",
     },
     "Releases": {
+        "init": "a project to start from, with a key and all that releases take",
         "keygen": "a key to sign releases with",
         "bundle": "a release in one file: firmware, files, certificates",
         "ls": "what is in a bundle",

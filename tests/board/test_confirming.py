@@ -288,6 +288,17 @@ def test_a_guard_gives_files_up_that_are_not(board: Board, check: str) -> None:
     assert state(board) == "1"
 
 
+def test_the_watchdog_of_a_guard_is_let_loose_though_an_update_was_tried_meanwhile(
+    board: Board,
+) -> None:
+    """What an update has loaded goes with it, and the module that has armed the watchdog too."""
+    meanwhile = "import ota.base; ota.base.unload('recovery')\n"
+    main = GUARDED.replace("ota.rollback.cancel()", meanwhile + "ota.rollback.cancel()")
+    put(board, "2", app(), tree("2", main), counter=2, version="2.0")
+    run = board.run(INSTALL.format("2"), wait_at_idle=True, max_boots=3, timeout_s=20)
+    assert (run.labels, run.output[-6:]) == (("ota_0", "ota_1"), "alive\n"), run.console
+
+
 def test_a_guard_goes_on_with_a_confirmation_that_was_cut_short(board: Board) -> None:
     main = "import ota\nota.rollback.guard(5, check=lambda: True)"
     put(board, "2", app(), tree("2", main), counter=2)

@@ -40,6 +40,7 @@ def command(
     check = "sensors.ok()"         # health check: an expression, or a .py file
     check_timeout = 30             # seconds; also settle = 3
     keys = ["release.pub.pem"]     # public keys for the boards; also ca = "ca.pem"
+    parts = ["listen"]             # of the ota package, besides the core
     parallel = 4                   # boards at a time
     stop_after = 1                 # failures
     secret = "board.secret"        # file: what boards that listen ask for

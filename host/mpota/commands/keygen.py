@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
 from mpota.commands import _report as report
-from mpota.errors import UsageError
-from mpota.release.key_files import given_passphrase, new_passphrase, passphrase_file_option
-from mpota.release.signing import PrivateKey, public_to_pem
-from mpota.storage.file import write_file
+from mpota.release.key_files import (
+    check_new_key,
+    given_passphrase,
+    new_passphrase,
+    passphrase_file_option,
+    write_key_pair,
+)
 
 
 @click.command()
@@ -25,25 +27,10 @@ def command(key: Path, is_locked: bool) -> None:
     file is never overwritten. The private key is encrypted if there is a passphrase for it: asked
     for by --passphrase, in a file or in MPOTA_KEY_PASSPHRASE.
     """
-    public = key.with_suffix(".pub.pem")
-    for path in (key, public):
-        if os.path.lexists(path):
-            raise UsageError(f"'{path}' exists", "give another name: a key is never overwritten")
+    public = check_new_key(key)
     password = new_passphrase(key) if is_locked else given_passphrase()
-    made = PrivateKey.generate()
-    try:
-        # Nobody else may ever read it, not even for a moment.
-        descriptor = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(made.to_pem(password))
-            write_file(public, public_to_pem(made.public))
-        except BaseException:
-            key.unlink()
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write '{key}': {error.strerror}") from None
+    made = write_key_pair(key, password)
     care = "encrypted" if password else "keep it secret"
     report.say(f"private key: {key} ({care}, and a copy of it safe)")
     report.say(f"public key:  {public}")
-    report.say(f"digest:      {made.public.digest.hex()}")
+    report.say(f"digest:      {made.digest.hex()}")

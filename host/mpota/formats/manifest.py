@@ -345,6 +345,12 @@ def _from_simple(document: dict[str, Any]) -> Manifest:
     return Manifest("firmware", "0", (Payload(APP, size, sha256, (form,)),))
 
 
+def check_name(name: str) -> None:
+    """Raises MpotaError for a name that no release can have."""
+    if not _NAME.pattern.fullmatch(name):
+        raise MpotaError(f"a release cannot have the name '{name}': it must be {_NAME.words}")
+
+
 def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     """Sorts versions: numbers as numbers, 2.1 as 2.1.0.0, and 2.1.0-rc1 before 2.1.0."""
     numbers, _, suffix = version.partition("-")

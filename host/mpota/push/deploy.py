@@ -7,6 +7,7 @@ A plan is TOML; paths in it are relative to it::
     check_timeout = 30                  # seconds
     settle = 3                          # seconds: `mpota push --settle`
     keys = ["release.pub.pem"]          # public keys that the boards are to trust
+    parts = ["listen"]                  # of the ota package, besides the core
     ca = "ca.pem"                       # CA certificates for https
     parallel = 4                        # boards at a time
     stop_after = 1                      # failures; boards that have not begun are left alone
@@ -48,6 +49,7 @@ from mpota.push.outcome import NOT_STARTED, SENT, UP_TO_DATE, UPDATED, outcome_o
 from mpota.push.repl import Session
 from mpota.push.schemes import connect, has_repl, read_secret
 from mpota.push.update import HealthCheck, Options, Package
+from mpota.release.ota_package import modules_of
 from mpota.storage.file import read_file
 
 if sys.version_info >= (3, 11):
@@ -74,6 +76,7 @@ class Target:
     files: Mapping[str, bytes]  # by the path on the board
     keys: tuple[Path, ...]
     ca: Path | None
+    parts: tuple[str, ...] = ()  # of the ota package, besides what the package takes
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
 def _equip(session: Session, target: Target) -> list[str]:
     """Give a board all but the firmware; what has changed."""
     parts = target.package.parts if target.package else ()
-    done = install(session, target.keys, target.ca, parts)
+    done = install(session, target.keys, target.ca, (*parts, *target.parts))
     package = [f"ota package: {len(done.copied)} files"] if done.is_changed else []
     return package + _copy_files(session, target.files)
 
@@ -274,7 +277,18 @@ class _Files:
 
 
 _BOARD_KEYS = frozenset(
-    {"port", "firmware", "check", "check_timeout", "settle", "keys", "ca", "files", "secret"}
+    {
+        "port",
+        "firmware",
+        "check",
+        "check_timeout",
+        "settle",
+        "keys",
+        "parts",
+        "ca",
+        "files",
+        "secret",
+    }
 )
 
 
@@ -307,7 +321,9 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
         },
         keys,
         table.path(ca) if ca else None,
+        tuple(table.strings("parts")),
     )
+    modules_of(target.parts)  # they exist
     table.end()
     if not target.port:
         raise UsageError(f"{table.name} has no port")
@@ -325,6 +341,7 @@ def _check_listening(target: Target, name: str) -> None:
     given = {
         "check": target.options.check.source,
         "keys": target.keys,
+        "parts": target.parts,
         "ca": target.ca,
         "files": target.files,
     }

@@ -16,8 +16,14 @@ import click
 
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.signature import EcdsaKey, PublicKey
-from mpota.release.signing import LockedKeyError, PrivateKey, app_key_from_pem, public_from_pem
-from mpota.storage.file import read_file
+from mpota.release.signing import (
+    LockedKeyError,
+    PrivateKey,
+    app_key_from_pem,
+    public_from_pem,
+    public_to_pem,
+)
+from mpota.storage.file import read_file, write_file
 from mpota.text import shown
 
 VARIABLE = "MPOTA_KEY_PASSPHRASE"
@@ -80,6 +86,36 @@ def new_passphrase(path: Path) -> bytes:
     """The passphrase for a key that is about to be made; asked for twice."""
     given = given_passphrase()
     return given if given is not None else _ask(path, is_new=True)
+
+
+def check_new_key(key: Path) -> Path:
+    """The file for the public half of a new key. Raises UsageError if that or ``key`` exists."""
+    public = key.with_suffix(".pub.pem")
+    for path in (key, public):
+        if os.path.lexists(path):
+            raise UsageError(f"'{path}' exists", "give another name: a key is never overwritten")
+    return public
+
+
+def write_key_pair(key: Path, password: bytes | None = None) -> PublicKey:
+    """Make a key: its private half in the file ``key``, encrypted if there is a password, the
+    public one beside it (.pub.pem). Raises UsageError if one of them exists, or cannot be written.
+    """
+    public = check_new_key(key)
+    made = PrivateKey.generate()
+    try:
+        # Nobody else may ever read it, not even for a moment.
+        descriptor = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made.to_pem(password))
+            write_file(public, public_to_pem(made.public))
+        except BaseException:
+            key.unlink()
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write '{key}': {error.strerror}") from None
+    return made.public
 
 
 def _read(path: Path, parse: Callable[[bytes, bytes | None], _Key]) -> _Key:
