@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -14,9 +15,11 @@ from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build
 from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
+from mpota.formats.app_desc import APP_DESC_OFFSET
 from mpota.formats.chips import CHIPS
 from mpota.formats.otadata import OtaRecord, OtaState, parse_otadata
 from mpota.formats.partition_table import PartitionTable
+from mpota.storage.board import open_board
 from mpota.units import MiB
 from mpota.virtual import rom_chips
 from mpota.virtual.flash import FaultKind, FlashFault, VirtualFlash
@@ -90,6 +93,56 @@ def test_flash_refuses_what_needs_another_chip_revision(plug_in, mpota, tmp_path
     output = mpota("flash", "new.bin", cable.path, exit_code=1)
     assert "needs chip revision v3.0, the chip is v1.3" in output
     assert cable.flash.operations == []
+
+
+@pytest.mark.parametrize("chip", [chip.name for chip in CHIPS])
+def test_the_revisions_of_a_chip_and_its_efuses_are_read_by_cable(plug_in, chip):
+    cable = plug_in(chip=chip, size=2 * MiB)
+    rom = rom_chips.rom_chip(chip)
+    with open_board(cable.path) as board:
+        assert (board.chip_revision, board.block_revision) == (
+            rom.chip_revision,
+            rom.block_revision,
+        )
+    assert (rom.block_revision is None) == (chip == "esp32")
+
+
+def needing(app: bytes, block_revision: int) -> bytes:
+    """The app with this min_efuse_blk_rev_full, major * 100 + minor."""
+    body = bytearray(app[:-32])
+    at = APP_DESC_OFFSET + 176
+    for index, new in enumerate(block_revision.to_bytes(2, "little")):
+        body[-1] ^= body[at + index] ^ new
+        body[at + index] = new
+    return bytes(body) + hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("command", ["flash", "ota", "write"])
+def test_what_needs_another_efuse_block_revision_is_refused_before_writing(
+    board, mpota, tmp_path, merged, command
+):
+    """The virtual ESP32-C3 has v1.3."""
+    cable = board(OTA)
+    cable.flash.restart_count()
+
+    def run(block_revision: int, exit_code: int) -> str:
+        app = needing(NEW_APP, block_revision)
+        path = merged(table=OTA, app=app)
+        (tmp_path / "app.bin").write_bytes(app)
+        args = {
+            "flash": ("flash", path, cable.path),
+            "ota": ("ota", cable.path, "app.bin"),
+            "write": ("write", cable.path, "ota_1=app.bin"),
+        }[command]
+        # A file alone is for any chip.
+        assert "'ota_0' boots" in mpota("check", path)
+        return mpota(*args, "-y", exit_code=exit_code)
+
+    output = run(104, 1)
+    assert "needs efuse block revision v1.4, the chip has v1.3" in output
+    assert cable.flash.operations == []
+    run(103, 0)
+    assert boots(cable) is not None
 
 
 def test_flash_keeps_nvs_and_files_and_clears_stale_otadata(board, mpota, merged):

@@ -521,6 +521,7 @@ class CutFlash:
     """Flash that loses power in its operation number ``cut``, half-way through."""
 
     chip_revision = None
+    block_revision = None
 
     def __init__(self, data: bytes, cut: int) -> None:
         self.data = bytearray(data)

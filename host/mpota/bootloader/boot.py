@@ -149,15 +149,16 @@ def boot(
     table_offset: int = DEFAULT_TABLE_OFFSET,
     rollback: bool = True,
     chip_revision: int | None = None,
+    block_revision: int | None = None,
     bootloader: BootloaderInfo | None = None,
 ) -> BootResult:
     """One power-on of a chip with this flash.
 
     ``chip`` is the chip that is there, None: the one whose bootloader the flash holds.
     ``table_offset`` and ``rollback`` were fixed when the bootloader was built, and no binary
-    shows them; MicroPython's builds have rollback since v1.21. ``chip_revision`` is as in
-    `bootloader_info`; None takes that of the chip that the flash belongs to, if there is one.
-    With ``bootloader`` the ROM's look at the flash is left out.
+    shows them; MicroPython's builds have rollback since v1.21. ``chip_revision`` and
+    ``block_revision`` are as in `bootloader_info`; None takes those of the chip that the flash
+    belongs to, if there is one. With ``bootloader`` the ROM's look at the flash is left out.
 
     Where no app starts, the chip resets for ever: the result tells of the first run, and otadata
     is left as the last one leaves it. Where the first run ends in an app that the bootloader does
@@ -166,8 +167,11 @@ def boot(
 
     def run() -> BootResult:
         power_on = _PowerOn(flash, table_offset, rollback)
-        revision = flash.chip_revision if chip_revision is None else chip_revision
-        info = bootloader or power_on.load_bootloader(chip, revision)
+        revisions = (
+            flash.chip_revision if chip_revision is None else chip_revision,
+            flash.block_revision if block_revision is None else block_revision,
+        )
+        info = bootloader or power_on.load_bootloader(chip, revisions)
         if info is not None:
             power_on.bootloader_start(info)
         return power_on.result()
@@ -252,7 +256,9 @@ class _PowerOn:
 
     # The mask ROM
 
-    def load_bootloader(self, chip: Chip | None, revision: int | None) -> BootloaderInfo | None:
+    def load_bootloader(
+        self, chip: Chip | None, revisions: tuple[int | None, int | None]
+    ) -> BootloaderInfo | None:
         """Find and load the bootloader. None: it does not run, and the chip resets."""
         found = find_bootloader(self.flash, chip)
         if found is None:
@@ -269,9 +275,11 @@ class _PowerOn:
         except MpotaError as error:  # what a ROM says of it depends on what it then loads
             self.rom_fault(Cause.BOOTLOADER_CORRUPT, str(error), offset=offset)
             return None
-        return self.rom_load(image, offset, revision)
+        return self.rom_load(image, offset, revisions)
 
-    def rom_load(self, image: Image, offset: int, revision: int | None) -> BootloaderInfo | None:
+    def rom_load(
+        self, image: Image, offset: int, revisions: tuple[int | None, int | None]
+    ) -> BootloaderInfo | None:
         """The ROM demands the checksum. A digest that does not fit is mentioned by newer chips."""
         header, is_esp32 = image.header, image.chip.name == "esp32"
         mode = FLASH_MODES[header.spi_mode] if header.spi_mode < len(FLASH_MODES) else "SLOW_READ"
@@ -292,7 +300,7 @@ class _PowerOn:
             self.log.rom("SHA-256 comparison failed:")
             self.log.rom("Attempting to boot anyway...")
         self.log.rom(f"entry 0x{header.entry_addr:08x}")
-        info = bootloader_info(image.data, revision)
+        info = bootloader_info(image.data, *revisions)
         check_chip_validity(header, info, self.log, is_app=False)
         if self.log.faults:  # bootloader_init.c: bootloader_check_bootloader_validity
             self.bootloader = info

@@ -105,15 +105,22 @@ def check_flash(
     table_offset: int = DEFAULT_TABLE_OFFSET,
     is_file: bool = True,
     chip_revision: int | None = None,
+    block_revision: int | None = None,
 ) -> Check:
     """What happens at power-on of a board with these flash contents.
 
     ``flash_size`` in bytes; None: what the bootloader's header declares, or as much as there is.
-    ``chip_revision`` as in `boot`. ``flash`` is only read. No content raises anything.
+    ``chip_revision`` and ``block_revision`` as in `boot`. ``flash`` is only read. No content raises
+    anything.
     """
     size = _flash_size(flash, flash_size)
     memory = MemoryFlash(flash, size)
-    result = boot(memory, table_offset=table_offset, chip_revision=chip_revision)
+    result = boot(
+        memory,
+        table_offset=table_offset,
+        chip_revision=chip_revision,
+        block_revision=block_revision,
+    )
     slots = tuple(_slots(memory, result))
     rollback = _rollback(result.bootloader, slots)
     plain = result
@@ -123,6 +130,7 @@ def check_flash(
             table_offset=table_offset,
             rollback=False,
             chip_revision=chip_revision,
+            block_revision=block_revision,
         )
     if rollback is False:
         result = plain
@@ -170,7 +178,8 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
     known chip and there is no ``against``.
     """
     if against is not None:
-        info = bootloader_info(against.bootloader.data, against.flash.chip_revision)
+        chip = against.flash
+        info = bootloader_info(against.bootloader.data, chip.chip_revision, chip.block_revision)
         slot = slot or update_slot(against)
     else:
         info = likely_bootloader(data)

@@ -208,8 +208,10 @@ class BootloaderInfo:
     name, the newest where nothing tells. ``data``, ``loader_iram`` and ``stack`` are what no app
     segment may touch.
     ``chip_revision`` and ``block_revision`` (major * 100 + minor) are of the chip that it runs on;
-    None skips the check. ``flash_size`` is what its header declares (bytes): the bootloader
-    believes that, not the flash. ``page_size`` (bytes) is that of the MMU that it was built for.
+    None skips the check. ``is_chip_known`` False: ``chip_revision`` is the lowest that there can
+    be, and an image that needs a higher one is for a chip that has it. ``flash_size`` is what its
+    header declares (bytes): the bootloader believes that, not the flash. ``page_size`` (bytes) is
+    that of the MMU that it was built for.
     Whether it was built with app rollback, nothing in a binary shows soundly.
     """
 
@@ -225,6 +227,7 @@ class BootloaderInfo:
     release: tuple[int, ...]
     rules: Rules
     page_size: int = BLOCK_SIZE
+    is_chip_known: bool = True
 
 
 # bootloader_common_loader.c: bootloader_common_check_chip_validity; v4.4, v5.0, v5.5.
@@ -275,12 +278,13 @@ def known_bootloader(chip: Chip, min_chip_rev: int = 0) -> BootloaderInfo:
 
 
 def bootloader_info(
-    data: bytes, chip_revision: int | None = None, block_revision: int = 0
+    data: bytes, chip_revision: int | None = None, block_revision: int | None = None
 ) -> BootloaderInfo:
     """What the bootloader image that starts ``data`` will do.
 
-    ``chip_revision`` (major * 100 + minor) is the chip's; None takes the lowest that the
-    bootloader itself runs on. ``block_revision`` is that of its eFuse block 2, 0 the lowest.
+    ``chip_revision`` (major * 100 + minor) is the chip's; None, for a file that belongs to no chip,
+    takes the lowest that the bootloader and each image run on. ``block_revision`` is that of its
+    eFuse block 2; None: whatever an image needs.
     Raises MpotaError if ``data`` does not start with a whole image.
     """
     image = Image.from_bytes(data)
@@ -298,6 +302,7 @@ def bootloader_info(
         # bootloader.ld of v5.4 to v6.1: the stack's top moved (v5.5.5, v6.0.1) and the loader with
         # it, always 64 KiB below.
         memory = replace(memory, rom_stack_start=loader.start + 0x10000)
+    is_chip_known = chip_revision is not None
     if chip_revision is None:
         chip_revision = minimum if minimum != 0xFFFF else 0
     flash_size = _declared_flash_size(image.header, release)
@@ -313,6 +318,7 @@ def bootloader_info(
         stack=_stack(memory),
         release=release,
         page_size=_page_size(memory, flash_size),
+        is_chip_known=is_chip_known,
     )
     return replace(info, rules=_rules_of(image.data)) if _has_texts(image.data) else info
 
@@ -816,19 +822,22 @@ def check_chip_validity(
         # Its one number: ImageHeader.min_revision.
         unit = 1 if bootloader.chip.name == "esp32c3" else 100
         number = revision % 100 if unit == 1 else revision // 100
-        if number < header.min_chip_rev:
+        if bootloader.is_chip_known and number < header.min_chip_rev:
             text = low_text.format(chip=number, limit=header.min_chip_rev)
             limit = header.min_chip_rev * unit
             log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=limit)
         return
     minimum, maximum = header.min_chip_rev_full, header.max_chip_rev_full
+    limit = maximum if is_app and maximum not in (0, 0xFFFF) else 0xFFFE
+    if not bootloader.is_chip_known and minimum <= limit:
+        revision = max(revision, minimum)  # there are chips that have it
     chip = _revision(revision)
     if revision < minimum:
         text = low_text.format(limit=_revision(minimum), chip=chip)
         log.fail(Cause.MIN_REVISION, "boot_comm", text, found=revision, limit=minimum)
         if bootloader.rules.revision_style == "required":
             return
-    if is_app and maximum not in (0, 0xFFFF) and revision > maximum:
+    if revision > limit:
         text = high_text.format(limit=_revision(maximum), chip=chip)
         log.fail(Cause.MAX_REVISION, "boot_comm", text, found=revision, limit=maximum)
 

@@ -160,10 +160,15 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
             "use --fit to resize it on the fly",
         )
     check = check_flash(
-        firmware.flash, table_offset=firmware.table_offset, chip_revision=board.chip_revision
+        firmware.flash,
+        table_offset=firmware.table_offset,
+        chip_revision=board.chip_revision,
+        block_revision=board.block_revision,
     )
     if not check.is_ok and not force:
-        cause = check.findings[0].cause if check.findings else "nothing boots"
+        # What is wrong with an app tells more than that none boots.
+        causes = sorted(check.findings, key=lambda found: found.where == "boot")
+        cause = causes[0].cause if causes else "nothing boots"
         raise MpotaError(
             f"{firmware.name} would not boot: {cause}", f"mpota check {firmware.name}; or --force"
         )

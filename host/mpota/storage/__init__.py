@@ -15,6 +15,10 @@ class Reader(Protocol):
     def chip_revision(self) -> int | None:
         """Of the chip that the flash belongs to, major * 100 + minor; None: no chip is known."""
 
+    @property
+    def block_revision(self) -> int | None:
+        """Of that chip's eFuse block 2, in the same form; None: not known, or it has none."""
+
 
 class FlashContents(Reader, Protocol):
     """What a firmware is read from: a file knows a part of the flash, a board all of it."""

@@ -50,9 +50,10 @@ def quiet(description: str, total: int, /) -> AbstractContextManager[Callable[[i
 class BoardFlash:
     """A board's flash. Follows `mpota.storage.Flash` and `mpota.storage.FlashContents`.
 
-    ``name`` is the port, ``mac`` the chip's in hex, ``chip_revision`` major * 100 + minor.
-    What was read once is kept; blank flash is recognised by its MD5 and never read. With
-    ``stays_in_loader`` it is not started at the end.
+    ``name`` is the port, ``mac`` the chip's in hex, ``chip_revision`` and ``block_revision`` (of
+    its eFuses, None for an ESP32) are major * 100 + minor. What was read once is kept;
+    blank flash is recognised by its MD5 and never read. With ``stays_in_loader`` it is not started
+    at the end.
     """
 
     base = 0
@@ -65,6 +66,7 @@ class BoardFlash:
         self.size = size
         self.mac = bytes(esp.read_mac()).hex()
         self.chip_revision: int | None = esp.get_chip_revision()
+        self.block_revision = _read_block_revision(esp, chip)
         self._progress = progress
         self._cache: dict[int, bytes] = {}
         has_32bit = getattr(esp, "FLASH_32BIT_ADDR_SUPPORTED", False)
@@ -283,6 +285,17 @@ def _connected(name: str, before: str, baud: int) -> Iterator[Any]:
     finally:
         with suppress(Exception):
             esp._port.close()
+
+
+def _read_block_revision(esp: Any, chip: Chip) -> int | None:
+    """efuse_hal.c: efuse_hal_blk_version."""
+    if chip.block_revision is None:
+        return None
+    major, minor = (
+        esp.read_reg(esp.EFUSE_BASE + field.address) >> field.shift & field.mask
+        for field in chip.block_revision
+    )
+    return int(major) * 100 + int(minor)
 
 
 def _flash_size(esp: Any, name: str) -> int:

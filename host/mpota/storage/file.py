@@ -27,6 +27,10 @@ class FileImage:
         """A file belongs to no chip."""
 
     @property
+    def block_revision(self) -> None:
+        """Nor to a chip's eFuses."""
+
+    @property
     def end(self) -> int:
         """The first flash address behind the data."""
         return self.base + len(self.data)

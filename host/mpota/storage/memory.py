@@ -19,6 +19,7 @@ class MemoryFlash:
         self.size = size
         self.written_end = 0
         self.chip_revision = reader.chip_revision
+        self.block_revision = reader.block_revision
         self._reader = reader
         self._sectors: dict[int, bytes] = {}
 

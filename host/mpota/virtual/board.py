@@ -160,6 +160,7 @@ class Board:
     frozen: Path | None = None  # a directory of modules that the firmware has built in
     table_offset: int = DEFAULT_TABLE_OFFSET
     chip_revision: int | None = None  # major * 100 + minor; None: any image's demand is met
+    block_revision: int | None = None  # of its eFuses, the same
     unique_id: bytes = bytes.fromhex("240ac4c0ffee")
     on_output: Callable[[str], None] | None = None  # told of the console as it is written
     radio_port: int = 0  # of the radio in reach (radio.py), 0: `bluetooth` finds none
@@ -284,7 +285,10 @@ class _PowerOn:
     def _start_bootloader(self) -> BootResult:
         board = self._board
         result = boot(
-            board.flash, table_offset=board.table_offset, chip_revision=board.chip_revision
+            board.flash,
+            table_offset=board.table_offset,
+            chip_revision=board.chip_revision,
+            block_revision=board.block_revision,
         )
         board.tell("".join(f"{line}\n" for line in result.printed), self._limits.terminal)
         return result

@@ -84,10 +84,14 @@ def plugged_in(board: Board, chip: Chip, mac: bytes = DEFAULT_MAC) -> Iterator[P
     """Power the board, and connect both of its ports until the block ends.
 
     Whoever gets hold of the ROM loader resets the board into it; it boots again when that port is
-    closed. The chip is of the revision that its loader shows, and boots nothing that needs more.
+    closed. The chip and its eFuses are of the revisions that its loader shows, and it boots nothing
+    that needs more.
     """
+    rom = rom_chip(chip.name)
     if board.chip_revision is None:
-        board.chip_revision = rom_chip(chip.name).chip_revision
+        board.chip_revision = rom.chip_revision
+    if board.block_revision is None:
+        board.block_revision = rom.block_revision
     console = ConsolePort(board)
     loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on, mac)
     with SerialPort(console) as console_port, SerialPort(loader) as loader_port, console:

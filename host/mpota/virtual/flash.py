@@ -119,6 +119,7 @@ class VirtualFlash:
             raise MpotaError(f"flash file {self.path}: {error.strerror}") from error
         self.size = size
         self.chip_revision: int | None = None  # a board's own counts: mpota.virtual.board
+        self.block_revision: int | None = None
         self.cut: Cut | None = None
         self.operations: list[Operation] = []
         self._faults: list[_ActiveFault] = []

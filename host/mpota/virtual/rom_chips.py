@@ -6,10 +6,13 @@ that is not named here reads as 0 and keeps what is written to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from mpota.errors import UsageError
+from mpota.formats.chips import chip_by_name
+from mpota.units import align_down
 
 MAGIC_REG = 0x40001000  # a ROM word that differs between the first chips: esptool's detection
 WDT_KEY = 0x50D83AA1  # unlocks the RTC watchdog: rwdt_ll.h, RTC_CNTL_WDT_WKEY
@@ -39,8 +42,9 @@ class RomChip:
 
     ``mac`` is the register that holds the last four bytes of the MAC, the first two are in the
     next one; ``values`` are other registers, among them the eFuses of the revision in
-    ``revision``; ``xtal`` in MHz. ``security_info_size`` is what GET_SECURITY_INFO answers with:
-    20 bytes with the chip id, 12 without, 0 where the ROM does not know the command.
+    ``revision``; ``block`` is that of eFuse block 2; ``xtal`` in MHz. ``security_info_size`` is
+    what GET_SECURITY_INFO answers with: 20 bytes with the chip id, 12 without, 0 where the ROM does
+    not know the command.
     ``has_32bit_addresses``: flash behind 16 MiB can be reached.
     """
 
@@ -57,12 +61,32 @@ class RomChip:
     has_32bit_addresses: bool = False
     magic: int = 0
     spi: SpiRegisters = _SPI
+    block: str = "v0.0"
 
     @property
     def chip_revision(self) -> int:
         """``revision`` as a number, major * 100 + minor."""
-        major, minor = self.revision.removeprefix("v").split(".")
-        return int(major) * 100 + int(minor)
+        return _number(self.revision)
+
+    @property
+    def block_revision(self) -> int | None:
+        """``block`` in the same form; None for a chip that has none."""
+        return _number(self.block) if chip_by_name(self.name).block_revision else None
+
+    @property
+    def registers(self) -> Mapping[int, int]:
+        """``values``, and the eFuses that hold ``block``."""
+        registers = dict(self.values)
+        fields = chip_by_name(self.name).block_revision
+        for field, number in zip(fields or (), divmod(_number(self.block), 100), strict=False):
+            address = align_down(self.mac, 0x100) + field.address
+            registers[address] = registers.get(address, 0) | number << field.shift
+        return registers
+
+
+def _number(revision: str) -> int:
+    major, minor = revision.removeprefix("v").split(".")
+    return int(major) * 100 + int(minor)
 
 
 def _values(**registers: int) -> MappingProxyType[int, int]:
@@ -96,6 +120,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32s2",
         "v1.0",
+        block="v0.2",
         spi_base=0x3F402000,
         mac=0x3F41A044,
         uart_clkdiv=0x3F400014,
@@ -108,6 +133,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32s3",
         "v0.2",
+        block="v1.3",
         spi_base=0x60002000,
         mac=0x60007044,
         uart_clkdiv=0x60000014,
@@ -119,6 +145,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32c2",
         "v1.1",
+        block="v0.1",
         spi_base=0x60002000,
         mac=0x60008840,
         uart_clkdiv=0x60000014,
@@ -129,6 +156,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32c3",
         "v0.4",
+        block="v1.3",
         spi_base=0x60002000,
         mac=0x60008844,
         uart_clkdiv=0x60000014,
@@ -139,6 +167,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32c5",
         "v1.0",
+        block="v0.1",
         spi_base=0x60003000,
         mac=0x600B4844,
         uart_clkdiv=0x60000014,
@@ -151,6 +180,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32c6",
         "v0.2",
+        block="v0.3",
         spi_base=0x60003000,
         mac=0x600B0844,
         uart_clkdiv=0x60000014,
@@ -161,6 +191,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32c61",
         "v1.0",
+        block="v0.1",
         spi_base=0x60003000,
         mac=0x600B4844,
         uart_clkdiv=0x60000014,
@@ -172,6 +203,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32h2",
         "v1.2",
+        block="v0.3",
         spi_base=0x60003000,
         mac=0x600B0844,
         uart_clkdiv=0x60000014,
@@ -183,6 +215,7 @@ ROM_CHIPS = (
     RomChip(
         "esp32p4",
         "v1.3",
+        block="v0.3",
         spi_base=0x5008D000,
         mac=0x5012D044,
         uart_clkdiv=0x500CA014,

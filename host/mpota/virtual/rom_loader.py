@@ -155,12 +155,12 @@ class RomLoader:
         self.is_stub = False
         self._is_attached = False
         self._flash_limit = _ROM_FLASH_SIZE
-        mac = self.chip.mac
+        mac, registers = self.chip.mac, self.chip.registers
         self._registers = {
-            **self.chip.values,
+            **registers,
             MAGIC_REG: self.chip.magic,
             mac: int.from_bytes(self._mac[2:], "big"),
-            mac + 4: int.from_bytes(self._mac[:2], "big") | self.chip.values.get(mac + 4, 0),
+            mac + 4: int.from_bytes(self._mac[:2], "big") | registers.get(mac + 4, 0),
         }
         self._set_baud(ROM_BAUD)
         self._ram: list[tuple[int, int]] = []  # what was uploaded, as (start, end)
