@@ -777,6 +777,14 @@ def test_a_firmware_without_a_vfs_entry_makes_one_in_the_rest_of_the_flash():
         assert run.output == f"Performing initial setup\n{info}\n"
 
 
+def test_before_v1_26_a_firmware_without_a_vfs_entry_has_no_files():
+    """_boot.py: nothing is mounted where flashbdev.py finds nothing."""
+    apps = {OTA_0.offset: boards.app("v1.25.0")}
+    with boards.flash(apps, table=boards.OTA_TABLE[:-1]) as flash:
+        script = "import flashbdev, os\nprint(flashbdev.bdev, os.listdir('/'))"
+        assert Board(flash).run(script).output == "None []\n"
+
+
 def test_the_heap_has_the_size_that_was_asked_for(board):
     board.heap_size = 56 * 1024
     free = int(output(board, "import gc\ngc.collect()\nprint(gc.mem_free())"))

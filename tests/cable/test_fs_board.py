@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build
+from mpota.firmware import sample
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
 from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
-from tests.support.cable_boards import CHIP, OLD_APP, SINGLE, firmware
+from tests.support.cable_boards import APP_SIZE, CHIP, NEW_APP, OLD_APP, SINGLE, firmware
 
 VFS = SINGLE["vfs"]
 FILES = {"/lib": None, "/lib/a.py": b"a" * 9000, "/main.py": b"print(1)\n"}
@@ -19,9 +20,11 @@ FILES = {"/lib": None, "/lib/a.py": b"a" * 9000, "/main.py": b"print(1)\n"}
 def board(plug_in):
     """``board(contents)``: a flash with a firmware, and a way to plug its board in."""
 
-    def board(vfs: bytes = b"", table: PartitionTable = SINGLE) -> VirtualFlash:
+    def board(
+        vfs: bytes = b"", table: PartitionTable = SINGLE, app: bytes = OLD_APP
+    ) -> VirtualFlash:
         contents = {"vfs": vfs} if vfs else {}
-        data = firmware(table, OLD_APP, is_dump=True, contents=contents)
+        data = firmware(table, app, is_dump=True, contents=contents)
         return VirtualFlash.create(2 * MiB, {0: data})
 
     return board
@@ -79,10 +82,26 @@ def test_files_go_to_a_board_and_come_back(board, on_board, tmp_path):
 
 def test_a_table_without_vfs_has_it_behind_the_last_entry(board, on_board, tmp_path):
     stock = PartitionTable(SINGLE.partitions[:3])
-    flash = board(table=stock)
+    flash = board(table=stock, app=NEW_APP)
     (tmp_path / "boot.py").write_text("# boot\n")
     on_board(flash, "put", "PORT", tmp_path / "boot.py")
     assert files_on(flash, stock.end) == {"/boot.py": b"# boot\n"}
+    older = board(table=stock)
+    refused = on_board(older, "put", "PORT", tmp_path / "boot.py", exit_code=1)
+    assert "MicroPython 1.25 mounts a partition 'vfs'" in refused
+    assert older.operations == []
+
+
+@pytest.mark.parametrize(("version", "expected"), [("v1.20.0", "2.0"), ("v1.25.0", "2.1")])
+def test_a_blank_partition_of_a_board_gets_the_littlefs_that_its_micropython_mounts(
+    board, on_board, tmp_path, version, expected
+):
+    app = sample.build_app(CHIP, version=version, size=APP_SIZE, flash_size=2 * MiB)
+    flash = board(app=app)
+    (tmp_path / "main.py").write_bytes(b"print(1)\n")
+    on_board(flash, "put", "PORT", tmp_path / "main.py")
+    image = flash.snapshot()[VFS.offset :]
+    assert FileSystem(MemoryDevice(len(image), image)).superblock.version_text == expected
 
 
 def test_grow_on_a_board_writes_one_block(board, on_board):

@@ -195,6 +195,15 @@ def test_what_is_no_littlefs_is_saved_and_cannot_be_kept(board, mpota, merged, t
     assert backup.read_bytes().startswith(b"files")
 
 
+def test_a_fat_that_flash_would_lose_is_called_fat_and_saved(board, mpota, merged, tmp_path):
+    sector = bytes(54) + b"FAT16   " + bytes(448) + b"\x55\xaa"
+    cable = board(contents={"vfs": sector})
+    shown = mpota("flash", merged(table=OTA), cable.path, "-y")
+    assert "saved before: vfs: 1.56 MiB of FAT" in shown
+    (backup,) = tmp_path.glob("mpota-files-*-vfs.bin")
+    assert backup.read_bytes().startswith(sector)
+
+
 def test_flash_with_another_table_leaves_no_rests_of_the_old_one(board, mpota, merged):
     cable = board(contents={"vfs": b"files"})
     mpota("flash", "-y", merged(table=OTA), cable.path)
@@ -407,7 +416,7 @@ def test_slots_refuses_to_select_what_would_not_boot(board, mpota):
 
 def test_erase_knows_the_file_system_behind_the_table(board, mpota):
     table = PartitionTable(tuple(p for p in SINGLE if p.label != "vfs"))
-    cable = board(table)
+    cable = board(table, NEW_APP)  # MicroPython 1.25 makes none there
     cable.flash.write(0x70000, bytes(0x3000))
     mpota("erase", cable.path, "-y", "vfs")
     assert cable.flash.read(0x70000, 0x3000) == b"\xff" * 0x3000

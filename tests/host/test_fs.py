@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import littlefs
@@ -14,14 +15,17 @@ import pytest
 from mpota.errors import MpotaError
 from mpota.filesystem.block_device import BlockDevice, MemoryDevice
 from mpota.filesystem.littlefs import FileSystem, build, migrate
+from mpota.firmware import sample
 from mpota.firmware.firmware import Firmware
-from mpota.formats.partition_table import DATA, Partition, PartitionTable
+from mpota.firmware.layout import find_root
+from mpota.formats.micropython import parse_release
+from mpota.formats.partition_table import APP, DATA, Partition, PartitionTable
 from mpota.units import KiB, MiB
 from mpota.virtual import micropython
 
 from tests.support import amount
 from tests.support import littlefs_damage as damage
-from tests.support.firmware_files import TABLE, assert_refused, run, small_firmware
+from tests.support.firmware_files import TABLE, assert_refused, run, small_app, small_firmware
 
 VFS = TABLE["vfs"]
 # Damaged file systems that are tried.
@@ -368,6 +372,162 @@ def test_other_partitions_have_names_and_a_table_without_vfs_has_one_behind_it(
     assert image.stat().st_size == 0x80000
 
 
+def versioned(tmp_path: Path, version: str, table: PartitionTable = TABLE) -> Path:
+    """A firmware with MicroPython of this version."""
+    path = tmp_path / f"{version}.bin"
+    path.write_bytes(
+        sample.build_firmware("esp32", table=table, app=small_app("esp32", version=version))
+    )
+    return path
+
+
+def disk_version_of(path: Path) -> str:
+    return json.loads(run("fs", "df", path, "--json").out)[0]["disk_version"]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("v1.18", "2.0"),
+        ("v1.21.0", "2.0"),
+        ("v1.22.0", "2.1"),
+        ("v1.28.0", "2.1"),
+        ("v2.0.0-preview.1", "2.1"),
+    ],
+)
+def test_a_new_littlefs_has_the_disk_version_that_the_firmware_mounts(
+    tmp_path, sources, version, expected
+):
+    """lib/littlefs/lfs2.h: what v1.21 has does not mount 2.1."""
+    path, image = versioned(tmp_path, version), tmp_path / "vfs.img"
+    assert run("fs", "put", path, sources / "main.py").code == 0
+    assert disk_version_of(path) == expected
+    assert run("fs", "mkfs", path, "--force").code == 0
+    assert disk_version_of(path) == expected
+    assert run("fs", "build", sources, "--for", path, "-o", image).code == 0
+    assert disk_version_of(image) == expected
+    other = {"2.0": "2.1", "2.1": "2.0"}[expected]
+    assert run("fs", "mkfs", path, "--force", "--disk-version", other).code == 0
+    assert disk_version_of(path) == other
+
+
+def test_where_nothing_tells_the_firmware_the_disk_version_is_the_one_that_all_mount(
+    tmp_path, sources
+):
+    image = tmp_path / "vfs.img"
+    assert run("fs", "build", sources, "-s", "512K", "-o", image).code == 0
+    assert disk_version_of(image) == "2.0"
+
+
+@pytest.mark.parametrize("version", ["v1.21.0", "v1.26.1"])
+@pytest.mark.parametrize("own", [0x20000, 0x20001])
+def test_an_existing_file_system_keeps_its_disk_version(tmp_path, sources, version, own):
+    path, larger = versioned(tmp_path, version), tmp_path / "larger.bin"
+    path.write_bytes(
+        path.read_bytes().ljust(VFS.offset - 0x1000, b"\xff") + build({"/a": b"1"}, VFS.size, own)
+    )
+    text = {0x20000: "2.0", 0x20001: "2.1"}[own]
+    assert run("fs", "put", path, f"{sources}/", "/").code == 0
+    assert disk_version_of(path) == text
+    for size in ("8M", "2M"):
+        result = run("resize", path, "-f", size, "--keep-files", "-o", larger, "--force")
+        assert result.code == 0, result.err
+        assert disk_version_of(larger) == text
+    checked = run("fs", "check", path)
+    is_mounted = (version, own) != ("v1.21.0", 0x20001)
+    assert checked.code == (0 if is_mounted else 1)
+    assert ("MicroPython 1.21 mounts 2.0 at most" in checked.out) != is_mounted
+
+
+STORAGE = Partition("storage", DATA, 0x81, 0x40000, 0x80000)
+
+
+@pytest.mark.parametrize(
+    ("version", "labels"),
+    [
+        ("v1.18", ["storage"]),
+        ("v1.25.0", ["storage"]),
+        ("v1.26.0", ["storage", "vfs"]),
+        ("v1.28.0", ["storage", "vfs"]),
+    ],
+)
+def test_a_table_without_vfs_has_one_behind_it_where_micropython_makes_it(
+    tmp_path, sources, version, labels
+):
+    """main.c: boardctrl_startup, since v1.26; ``storage`` is never mounted at boot."""
+    path = versioned(tmp_path, version, PartitionTable((*TABLE.partitions[:3], STORAGE)))
+    rows = json.loads(run("fs", "df", path, "--json").out)
+    assert [row["name"] for row in rows] == labels
+    larger = tmp_path / "larger.bin"
+    result = run("resize", path, "-f", "8M", "-o", larger)
+    assert result.code == 0, result.err
+    storage = Firmware.open(larger).table["storage"]
+    # What MicroPython takes, another file system does not grow into.
+    assert storage.end == (0xC0000 if "vfs" in labels else 8 * MiB)
+    arranged = tmp_path / "arranged.bin"
+    assert run("resize", path, "--layout", "ota", "-o", arranged).code == 0
+    table = Firmware.open(arranged).table
+    assert (table["storage"].size, table["vfs"].end) == (STORAGE.size, 4 * MiB)
+
+
+def test_without_any_file_system_what_the_firmware_mounts_is_said(tmp_path, sources):
+    path = versioned(tmp_path, "v1.25.0", PartitionTable(TABLE.partitions[:3]))
+    for arguments in (("ls", path), ("df", path), ("put", path, sources / "main.py")):
+        result = run("fs", *arguments)
+        assert_refused(result, 1)
+        assert "MicroPython 1.25 mounts a partition 'vfs'" in result.err
+    added = tmp_path / "added.bin"
+    assert run("resize", path, "--add", "vfs=fat:0", "-o", added).code == 0
+    assert run("fs", "put", added, sources / "main.py").code == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "root"), [("v1.18", None), ("v1.19", "ffat"), ("v1.28.0", "ffat")]
+)
+def test_the_root_is_vfs_before_ffat_and_no_other(version, root):
+    ffat = Partition("ffat", DATA, 0x81, 0xC0000, 0x80000)
+    release = parse_release(version)
+    found = find_root((STORAGE, ffat), release)
+    assert (found.label if found else None) == root
+    assert find_root((STORAGE, ffat, VFS), release) == VFS
+    app = Partition("vfs", APP, 0x10, 0x10000, 0x10000)
+    assert find_root((app, STORAGE), release) is None
+
+
+def test_a_flash_that_leaves_no_room_for_files_is_said_with_what_makes_room(tmp_path):
+    table = PartitionTable((*TABLE.partitions[:2], replace(TABLE["factory"], size=0x1F0000)))
+    path, small = versioned(tmp_path, "v1.26.1", table), tmp_path / "small.bin"
+    told = run("resize", path, "-f", "2M", "-o", small)
+    assert told.code == 0, told.err
+    assert "no room for files: 0 bytes are left; --app-size 0x1b0000 makes room" in told.out
+    mended = run("resize", path, "-f", "2M", "--app-size", "0x1b0000", "-o", small, "--force")
+    assert "no room" not in mended.out
+    assert json.loads(run("fs", "df", small, "--json").out)[0]["partition_size"] == 256 * KiB
+    # One whose app needs all of it has no size to be told.
+    full = sample.build_app("esp32", size=0x1F0000)
+    path.write_bytes(sample.build_firmware("esp32", table=table, app=full))
+    told = run("resize", path, "-f", "2M", "-o", small, "--force")
+    assert "no room for files" in told.out
+    assert "makes room" not in told.out
+
+
+@pytest.mark.parametrize("length", [244, 245, 250, 255])
+def test_names_as_long_as_names_can_be_are_copied(tmp_path, length):
+    name = "n" * (length - 3) + ".py"
+    source, image, out = tmp_path / "src", tmp_path / "vfs.img", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    (source / name).write_bytes(b"1")
+    image.write_bytes(build({}, 64 * KiB))
+    assert run("fs", "put", image, source / name).code == 0
+    result = run("fs", "get", image, "/*", f"{out}/")
+    assert result.code == 0, result.err
+    assert (out / name).read_bytes() == b"1"
+    result = run("extract", versioned(tmp_path, "v1.26.1"), "-o", out / f"{'m' * length}")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in out.iterdir()) == ["m" * length, name]
+
+
 @pytest.mark.parametrize(
     ("options", "offset", "flash_size"),
     [
@@ -402,16 +562,16 @@ def test_resize_keeps_files_behind_a_table_without_vfs(
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "words", "is_offered"),
     [
-        ("vfs.VfsFat.mkfs(device)", "a FAT file system"),
-        ("vfs.VfsLfs1.mkfs(device)", "a littlefs of version 1"),
-        ("device.data[:4] = b'junk'", "something else (it starts with 6a 75 6e 6b"),
+        ("vfs.VfsFat.mkfs(device)", "holds a FAT", False),
+        ("vfs.VfsLfs1.mkfs(device)", "holds a littlefs 1", False),
+        ("device.data[:4] = b'junk'", "something else (it starts with 6a 75 6e 6b", True),
     ],
     ids=["fat", "littlefs1", "junk"],
 )
 def test_other_contents_are_named_and_only_overwritten_by_force(
-    firmware, sources, on_micropython, script, words
+    firmware, sources, on_micropython, script, words, is_offered
 ):
     guarded = f"try:\n    {script}\nexcept AttributeError:\n    print('missing')"
     output, image = on_micropython(b"\xff" * 512 * KiB, guarded, mounted=False)
@@ -423,10 +583,107 @@ def test_other_contents_are_named_and_only_overwritten_by_force(
         result = run("fs", arguments[0], path, *arguments[1:])
         assert_refused(result, 1)
         assert words in result.err
-    assert_refused(run("fs", "mkfs", path), 2)
+        assert ("--force" in result.err) == is_offered
+    refused = run("fs", "mkfs", path)
+    assert_refused(refused, 2)
+    assert ("--force" in refused.err) == is_offered
     assert path.read_bytes() == before
     assert run("fs", "mkfs", path, "--force").code == 0
     assert files_in(vfs_of(path)) == {}
+
+
+def fat(size: int, label: bytes = b"FAT16   ", offset: int = 54) -> bytes:
+    """As much of a FAT as tells what it is."""
+    sector = bytearray(512)
+    sector[offset : offset + 8] = label
+    sector[510:] = b"\x55\xaa"
+    return bytes(sector).ljust(size, b"\0")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        fat(VFS.size),
+        fat(VFS.size, b"FAT32   ", 82),
+        fat(VFS.size, b"EXFAT   ", 3),
+        (b"\0" * 4096 + fat(VFS.size))[: VFS.size],
+    ],
+    ids=["fat16", "fat32", "exfat", "levelled"],
+)
+def test_fat_is_called_fat_and_nobody_is_told_to_overwrite_it(firmware, sources, image, tmp_path):
+    path = firmware(vfs=image)
+    before = path.read_bytes()
+    for arguments, code in (
+        (("ls", path), 1),
+        (("get", path, "/main.py"), 1),
+        (("put", path, sources / "main.py"), 1),
+        (("grow", path), 1),
+        (("mkfs", path), 2),
+    ):
+        result = run("fs", *arguments)
+        assert_refused(result, code)
+        assert "partition 'vfs' holds a FAT" in result.err
+        assert "force" not in result.err
+        assert "damaged" not in result.err
+    larger = tmp_path / "larger.bin"
+    kept = run("resize", path, "-f", "8M", "--keep-files", "-o", larger)
+    assert_refused(kept, 1)
+    assert "holds a FAT" in kept.err
+    assert "drop" not in kept.err
+    assert not larger.exists()
+    assert run("fs", "check", path).out.splitlines()[0] == "vfs: FAT"
+    assert run("fs", "check", path).code == 0  # MicroPython mounts it
+    row = json.loads(run("fs", "df", path, "--json").out)[0]
+    assert row["state"] == "FAT"
+    assert path.read_bytes() == before
+
+
+def test_a_partition_that_micropython_mounts_as_fat_gets_no_littlefs(firmware, sources, tmp_path):
+    """flashbdev.py: ``ffat`` has blocks of 512 bytes."""
+    table = PartitionTable((*TABLE.partitions[:3], Partition("ffat", DATA, 0x81, 0x40000, 0x80000)))
+    path = firmware(table)
+    before = path.read_bytes()
+    for arguments in (
+        ("put", path, sources / "main.py"),
+        ("mkfs", path),
+        ("mkfs", path, "--force"),
+        ("build", sources, "--for", path, "-o", tmp_path / "ffat.img"),
+    ):
+        result = run("fs", *arguments)
+        assert_refused(result, 1)
+        assert "partition 'ffat' is for FAT" in result.err
+    assert path.read_bytes() == before
+    assert not (tmp_path / "ffat.img").exists()
+
+
+@pytest.mark.parametrize("block_size", [128, 512, 1024, 8192, 65536])
+def test_other_block_sizes_are_not_micropythons_and_not_damaged(firmware, block_size):
+    made = littlefs.LittleFS(
+        block_size=block_size,
+        block_count=1 * MiB // block_size,
+        read_size=32,
+        prog_size=32,
+        cache_size=128,
+    )
+    with made.open("a.txt", "w") as file:
+        file.write("a")
+    storage = Partition("storage", DATA, 0x83, 0x40000, 0x100000)
+    table = PartitionTable((*TABLE.partitions[:3], storage))
+    path = firmware(table)
+    data = path.read_bytes().ljust(storage.offset - 0x1000, b"\xff")
+    path.write_bytes(data + bytes(made.context.buffer))
+    words = f"blocks of {block_size:,} bytes, which is not MicroPython's"
+    for arguments in (("ls", path, "storage:/"), ("mkfs", path, "storage")):
+        result = run("fs", *arguments)
+        assert_refused(result)
+        assert words in result.err
+        assert "damaged" not in result.err
+    checked = run("fs", "check", path, "storage")
+    assert (checked.code, words in checked.out, "damaged" in checked.out) == (0, True, False)
+    # Where MicroPython mounts a file system, it does not mount this one.
+    path = firmware(vfs=bytes(made.context.buffer), name="vfs.bin")
+    checked = run("fs", "check", path)
+    assert (checked.code, words in checked.out, "damaged" in checked.out) == (1, True, False)
 
 
 def test_a_file_system_of_another_size_than_its_partition_is_said_and_grown(firmware, sources):

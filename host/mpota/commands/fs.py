@@ -23,15 +23,27 @@ from mpota.commands._options import (
     table_offset_option,
 )
 from mpota.errors import MpotaError, UsageError
-from mpota.filesystem.block_device import is_blank
-from mpota.filesystem.littlefs import DISK_VERSION, FileSystem, build
+from mpota.filesystem.block_device import BlockDevice, is_blank
+from mpota.filesystem.littlefs import (
+    BLANK,
+    NO_FILE_SYSTEM,
+    FileSystem,
+    OtherContentError,
+    build,
+)
 from mpota.filesystem.transfer import expand, get, local_files, make_directories, move, put, remove
 from mpota.filesystem.volumes import Volumes, open_volumes, split_remote
 from mpota.formats.littlefs import Entry
+from mpota.formats.micropython import DISK_VERSION_2_0, DISK_VERSION_2_1
 from mpota.storage.file import check_output, write_file
 from mpota.units import format_size
 
-_DISK_VERSIONS = {"2.0": 0x20000, "2.1": DISK_VERSION}
+_DISK_VERSIONS = {"2.0": DISK_VERSION_2_0, "2.1": DISK_VERSION_2_1}
+_disk_version_option = click.option(
+    "--disk-version",
+    type=click.Choice(list(_DISK_VERSIONS)),
+    help="Of the littlefs (default: what the firmware's MicroPython makes, else 2.0).",
+)
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ def put_command(where: Where, sources: tuple[str, ...], exclude: tuple[str, ...]
     label, destination = split_remote(target)
     with where.open() as volumes:
         if is_blank(region := volumes.region(label)):
-            FileSystem.format(region)
+            volumes.format(label)
             report.say(f"{region.name} was blank: made a littlefs of {format_size(region.size)}")
         file_system = volumes.file_system(label)
         written = put(file_system, files, destination, exclude=exclude, told=report.say)
@@ -235,29 +247,34 @@ def mkdir(where: Where, paths: tuple[str, ...], parents: bool) -> None:
 def df(where: Where, as_json: bool) -> None:
     """Show how full the file systems are."""
     with where.open() as volumes:
+        volumes.check_any()
         rows = [_df_row(volumes, p.label) for p in volumes.partitions]
     if as_json:
         report.print_json(rows)
         return
     columns = ("Name", ">Partition", ">Size", ">Used", ">Free", ">Files", ">Dirs", "State")
     report.print_table(columns, (_df_cells(row) for row in rows))
+    for row in rows:
+        if "note" in row:
+            report.say(row["note"])
 
 
 @command.command("mkfs")
 @_writes
 @_name
-@click.option("--disk-version", type=click.Choice(list(_DISK_VERSIONS)), default="2.1")
-def mkfs(where: Where, name: str | None, disk_version: str) -> None:
+@_disk_version_option
+def mkfs(where: Where, name: str | None, disk_version: str | None) -> None:
     """Make an empty littlefs in partition NAME ('vfs' if none is given).
 
     MicroPython 1.22 and later mount both disk versions, older ones only 2.0.
     """
     with where.open() as volumes:
         region = volumes.region(name)
-        if not is_blank(region) and not where.force:
-            raise UsageError(f"{region.name} is not blank", "--force erases what is there")
-        FileSystem.format(region, _DISK_VERSIONS[disk_version])
-        report.say(f"{region.name}: empty littlefs of {format_size(region.size)}")
+        if not where.force:
+            _check_blank(region)
+        made = volumes.format(name, _DISK_VERSIONS[disk_version] if disk_version else None)
+        version = made.superblock.version_text
+        report.say(f"{region.name}: empty littlefs {version} of {format_size(region.size)}")
 
 
 @command.command("grow")
@@ -283,6 +300,7 @@ def check(where: Where, name: str | None, as_json: bool) -> None:
     littlefs has no checksum over contents: it is their place that is proved.
     """
     with where.open() as volumes:
+        volumes.check_any()
         labels = [volumes.partition(name).label] if name else [p.label for p in volumes.partitions]
         rows = [_checked(volumes, label) for label in labels]
     is_ok = not any(row["problems"] for row in rows)
@@ -291,7 +309,7 @@ def check(where: Where, name: str | None, as_json: bool) -> None:
     else:
         for row in rows:
             report.say(f"{row['name']}: {row['state']}")
-            for text in row["problems"]:
+            for text in (*row["problems"], *row["notes"]):
                 report.say(f"  {text}")
     sys.exit(0 if is_ok else 1)
 
@@ -301,7 +319,7 @@ def check(where: Where, name: str | None, as_json: bool) -> None:
 @output_option
 @click.option("-s", "--size", type=Size(), help="Size of the partition it is for.")
 @click.option("--for", "target", metavar="FIRMWARE[:NAME]", help="Take the size from a firmware.")
-@click.option("--disk-version", type=click.Choice(list(_DISK_VERSIONS)), default="2.1")
+@_disk_version_option
 @_exclude
 @force_option
 @table_offset_option
@@ -310,7 +328,7 @@ def build_command(
     output: Path | None,
     size: int | None,
     target: str | None,
-    disk_version: str,
+    disk_version: str | None,
     exclude: tuple[str, ...],
     force: bool,
     table_offset: int,
@@ -324,12 +342,13 @@ def build_command(
     if (size is None) == (target is None):
         raise UsageError("give either --size or --for", "--for FIRMWARE takes its vfs partition's")
     check_output(output, force=force)
+    version = DISK_VERSION_2_0
     if target is not None:
         firmware, _, label = (target, "", "") if Path(target).exists() else target.partition(":")
         with open_volumes(firmware, table_offset=table_offset) as volumes:
-            size = volumes.region(label or None).size
+            size, version = volumes.for_littlefs(label or None).size, volumes.disk_version
     files = local_files(directory, exclude)
-    data = build(files, size or 0, _DISK_VERSIONS[disk_version])
+    data = build(files, size or 0, _DISK_VERSIONS[disk_version] if disk_version else version)
     write_file(output, data)
     count = sum(content is not None for content in files.values())
     report.say(f"written: {output} ({len(data):,} bytes, {count} files)")
@@ -396,14 +415,39 @@ def _branches(entry: Entry, indent: str) -> Iterator[str]:
         yield from _branches(child, indent + ("    " if is_last else "|   "))
 
 
-def _checked(volumes: Volumes, label: str) -> dict[str, Any]:
-    if is_blank(volumes.region(label)):
-        return {"name": label, "state": "blank", "problems": []}
+def _check_blank(region: BlockDevice) -> None:
+    if is_blank(region):
+        return
     try:
-        problems = list(volumes.file_system(label).check())
+        FileSystem(region)
+    except OtherContentError as error:
+        if error.kind != NO_FILE_SYSTEM:
+            raise UsageError(str(error), error.hint) from None
+    except MpotaError:
+        pass  # a damaged one may well be what is to be replaced
+    raise UsageError(f"{region.name} is not blank", "--force erases what is there")
+
+
+def _checked(volumes: Volumes, label: str) -> dict[str, Any]:
+    """``state``: what there is, and whether it is intact; ``problems`` make the exit code 1.
+
+    What is no littlefs of MicroPython's is not judged, but where it mounts one.
+    """
+    row: dict[str, Any] = {"name": label, "problems": [], "notes": []}
+    try:
+        row["problems"] = list(volumes.check(label))
+        is_damaged = bool(volumes.file_system(label).problems)
+        unmounted = "not mounted" if row["problems"] else "intact"
+        row["state"] = "damaged" if is_damaged else unmounted
+    except OtherContentError as error:
+        row["state"] = error.kind
+        if error.kind != BLANK:
+            is_mounted = volumes.is_mounted(label, error.kind)
+            row["notes" if is_mounted else "problems"] = [str(error)]
     except MpotaError as error:
-        problems = [str(error)]
-    return {"name": label, "state": "damaged" if problems else "intact", "problems": problems}
+        row["state"] = "damaged"
+        row["problems"] = [str(error)]
+    return row
 
 
 def _df_row(volumes: Volumes, label: str) -> dict[str, Any]:
@@ -411,8 +455,11 @@ def _df_row(volumes: Volumes, label: str) -> dict[str, Any]:
     try:
         file_system = volumes.file_system(label)
         usage = file_system.usage()
+    except OtherContentError as error:
+        note = {} if error.kind == BLANK else {"note": str(error)}
+        return {**row, "state": error.kind, **note}
     except MpotaError as error:
-        return {**row, "state": str(error)}
+        return {**row, "state": "damaged", "note": str(error)}
     return {
         **row,
         "size": usage.size,
@@ -420,7 +467,8 @@ def _df_row(volumes: Volumes, label: str) -> dict[str, Any]:
         "free": usage.free_size,
         "files": usage.files,
         "directories": usage.directories,
-        "state": file_system.mismatch or "ok",
+        "state": "other size" if file_system.mismatch else "ok",
+        **({"note": file_system.mismatch} if file_system.mismatch else {}),
         "disk_version": file_system.superblock.version_text,
     }
 

@@ -78,15 +78,21 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
         try:
             fitted = _migrated(data, size, name) if keep_files else b""
         except MpotaError as error:
-            raise MpotaError(
-                f"files cannot be kept: {error}", "--drop-files makes the file system blank"
-            ) from None
+            raise MpotaError(f"files cannot be kept: {error}", _hint(error)) from None
         if layout.table.find(new.label):
             contents[new.label] = fitted
         else:
             changes.append(Change(new.offset, size, new.label, fitted))
     labels = [] if not keep_files else [*contents, *(change.what for change in changes)]
     return Kept(contents, tuple(changes), frozenset(labels))
+
+
+def _hint(error: MpotaError) -> str | None:
+    from mpota.filesystem.littlefs import FAT, OtherContentError
+
+    if isinstance(error, OtherContentError) and error.kind == FAT:
+        return error.hint  # MicroPython mounts it: nobody is told to drop what is in it
+    return "--drop-files makes the file system blank"
 
 
 def _migrated(data: bytes, size: int, name: str) -> bytes:
@@ -102,8 +108,8 @@ def _moves(
     from mpota.filesystem.volumes import is_volume
     from mpota.firmware.layout import unlisted_vfs
 
-    old_vfs = unlisted_vfs(firmware.table, max(firmware.flash_size, firmware.flash.end))
-    new_vfs = unlisted_vfs(layout.table, flash_size)
+    old_vfs = firmware.unlisted_vfs(max(firmware.flash_size, firmware.flash.end))
+    new_vfs = unlisted_vfs(layout.table, flash_size, layout.release)
     for new in (*layout.table, *([new_vfs] if new_vfs else [])):
         old = layout.sources.get(new.label)
         if old is None and old_vfs is not None and new.label == old_vfs.label:

@@ -12,12 +12,13 @@ from mpota.edit.keep import Kept, kept_files, kept_on_board
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Difference, changes_for, differences, order_changes
 from mpota.firmware.firmware import Firmware, boot_order, read_table
-from mpota.firmware.layout import LAYOUTS, Edits, Layout
+from mpota.firmware.layout import LAYOUTS, MIN_FILE_SYSTEM, Edits, Layout
+from mpota.formats.micropython import VFS, makes_vfs, name_release
 from mpota.formats.otadata import active_record
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.resources import data_directory
 from mpota.storage.file import read_file
-from mpota.units import MiB, format_flash_size, format_size
+from mpota.units import BLOCK_SIZE, MiB, align_down, format_flash_size, format_size
 
 
 def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> FirmwareChange:
@@ -32,7 +33,11 @@ def resize(firmware: Firmware, edits: Edits, *, keep_files: bool = False) -> Fir
     layout = edits.apply(firmware.layout())
     _check_oversized(firmware, layout)
     kept = kept_files(firmware, layout, layout.flash_size, keep_files=keep_files)
-    notes = (*_file_notes(firmware, layout, edits), *_ota_notes(layout))
+    notes = (
+        *_file_notes(firmware, layout, edits),
+        *_room_notes(layout, layout.flash_size),
+        *_ota_notes(layout),
+    )
     return replace(_change(firmware, layout, kept), notes=notes)
 
 
@@ -60,7 +65,11 @@ def resize_on_board(
         place_of_next(firmware, board_size),
         grows=layout.flash_size >= firmware.flash_size,
     )
-    notes = (*_board_notes(firmware, change.differences), *_ota_notes(layout))
+    notes = (
+        *_board_notes(firmware, change.differences),
+        *_room_notes(layout, board_size),
+        *_ota_notes(layout),
+    )
     return replace(change, changes=ordered, notes=notes)
 
 
@@ -108,21 +117,18 @@ def _summary(old_size: int, new_size: int) -> str:
 
 def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[str]:
     grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
-    has_file_system = any(p.is_file_system for p in layout.table)
+    is_taken = not layout.has_root and makes_vfs(layout.release)  # all behind the last entry
     if grown and edits.table is None and layout.table == firmware.table:
-        if not has_file_system:
-            yield (
-                "the table stays as it is: it has no file system partition, MicroPython 1.25 and "
-                "later makes one at boot in all the flash behind the last entry"
-            )
-        elif layout.file_system is None:
+        if is_taken and layout.files_room(layout.flash_size) >= MIN_FILE_SYSTEM:
+            release = name_release(layout.release)
+            yield f"the table stays as it is: {release} takes all behind it for files"
+        elif not is_taken and layout.file_system is None:
             last = max(firmware.table, key=lambda p: p.offset)
             yield f"the table stays as it is: it ends with '{last.label}', which is no file system"
     else:
         known = _gaps(firmware.layout())
         for start, end in _gaps(layout):
-            # Without a file system MicroPython 1.25 and later takes all behind the last entry.
-            if (start, end) not in known and (has_file_system or end < layout.flash_size):
+            if (start, end) not in known and not (is_taken and end == layout.flash_size):
                 yield f"{start:#x} to {end:#x} ({format_size(end - start)}) is in no partition"
     if layout.flash_size > 16 * MiB:
         from mpota.bootloader.boot import bootloader_info  # rarely needed, and not small
@@ -151,6 +157,32 @@ def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[st
         first = _boots_first(firmware, layout)
         if first is not None:
             yield f"otadata is blank: the first boot starts {first.label}"
+
+
+def _room_notes(layout: Layout, flash_size: int) -> Iterator[str]:
+    """Whether MicroPython, if that is what it is, will have room for files in that flash."""
+    release, room = layout.release, layout.files_room(flash_size)
+    if release is None or room >= MIN_FILE_SYSTEM:
+        return
+    if layout.has_root:
+        yield f"no room for files: the file system has {format_size(room)}"
+    elif makes_vfs(release):
+        size = _roomy_app_size(layout, flash_size)
+        hint = f"; --app-size {size:#x} makes room" if size else ""
+        yield f"no room for files: {format_size(room)} are left{hint}"
+    else:
+        mounted = f"{name_release(release)} mounts '{VFS}'"
+        yield f"no room for files: {mounted}, --add {VFS}=fat:0 makes one"
+
+
+def _roomy_app_size(layout: Layout, flash_size: int) -> int | None:
+    """A size for the app partitions that leaves room for files behind them, if the app allows."""
+    last = max(layout.table, key=lambda p: p.offset)
+    for room in (flash_size // 8, MIN_FILE_SYSTEM):
+        size = align_down(flash_size - room - last.offset, BLOCK_SIZE)
+        if last.is_app and size >= layout.app_size:
+            return size
+    return None
 
 
 def _boots_first(firmware: Firmware, layout: Layout) -> Partition | None:

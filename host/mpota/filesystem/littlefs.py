@@ -19,21 +19,33 @@ from mpota.formats.littlefs import (
     MAGIC,
     MTIME,
     Entry,
+    OtherBlocksError,
     Superblock,
     Volume,
     is_littlefs,
     split_path,
     superblock_commit,
 )
+from mpota.formats.micropython import DISK_VERSION_2_1
 from mpota.text import shown
 from mpota.units import align_down, format_size
 
 if TYPE_CHECKING:
     from littlefs import LFSConfig
 
-DISK_VERSION = 0x20001  # MicroPython 1.22 and later write it; 1.18 to 1.21 mount only 2.0
 _INLINE_MAX = 128  # MicroPython's cache: 4 * 32 bytes (extmod/vfs_lfsx.c: init_config)
 _MIN_BLOCKS = 4
+
+
+BLANK, FAT, NO_FILE_SYSTEM = "blank", "FAT", "no file system"
+
+
+class OtherContentError(MpotaError):
+    """A region holds no littlefs of MicroPython's: ``kind`` says in a word or two what it does."""
+
+    def __init__(self, message: str, hint: str, kind: str) -> None:
+        super().__init__(message, hint)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class FileSystem:
         self.volume  # noqa: B018 - the superblock is looked at now
 
     @classmethod
-    def format(cls, region: BlockDevice, disk_version: int = DISK_VERSION) -> FileSystem:
+    def format(cls, region: BlockDevice, disk_version: int = DISK_VERSION_2_1) -> FileSystem:
         """Make an empty littlefs in ``region``, whatever it holds."""
         if region.block_count < _MIN_BLOCKS:
             raise MpotaError(
@@ -90,6 +102,13 @@ class FileSystem:
         if self._volume is None:
             try:
                 self._volume = Volume(self.region.read_block, self.region.block_count)
+            except OtherBlocksError as error:
+                raise OtherContentError(
+                    f"{self.region.name} holds {error}",
+                    "it is for the program that made it, or for MicroPython with a block device "
+                    "of its own",
+                    f"littlefs, blocks of {error.block_size:,}",
+                ) from None
             except MpotaError as error:
                 raise MpotaError(f"{self.region.name}: {error}", error.hint) from None
         return self._volume
@@ -213,14 +232,23 @@ class FileSystem:
         start = self.region.read_block(0) + self.region.read_block(1)
         if is_littlefs(start):
             return
+        name = self.region.name
         if is_blank(self.region):
-            raise MpotaError(
-                f"{self.region.name} is blank: it holds no file system yet",
+            raise OtherContentError(
+                f"{name} is blank: it holds no file system yet",
                 "MicroPython makes one at its first boot, `mpota fs mkfs` makes one now",
+                BLANK,
             )
-        raise MpotaError(
-            f"{self.region.name} holds {_kind(start)}, not a littlefs that can be read",
+        kind = find_kind(start)
+        if kind is not None:
+            raise OtherContentError(
+                f"{name} holds a {kind}, `mpota fs` is for littlefs", _REACHED_BY[kind], kind
+            )
+        raise OtherContentError(
+            f"{name} holds something else (it starts with {start[:8].hex(' ')}), not a littlefs "
+            "that can be read",
             "`mpota fs mkfs --force` makes an empty littlefs in its place",
+            NO_FILE_SYSTEM,
         )
 
     def require_intact(self, *, is_growing: bool = False) -> None:
@@ -366,7 +394,9 @@ def _rewritten(source: FileSystem, new_size: int, name: str) -> bytes:
     return region.to_bytes()
 
 
-def build(files: Mapping[str, bytes | None], size: int, disk_version: int = DISK_VERSION) -> bytes:
+def build(
+    files: Mapping[str, bytes | None], size: int, disk_version: int = DISK_VERSION_2_1
+) -> bytes:
     """A littlefs image of ``size`` bytes. ``files`` maps paths to contents, None for directories.
 
     The same files give the same bytes: no times are stored. Raises MpotaError if they do not fit.
@@ -482,12 +512,19 @@ def _encodable(path: str) -> str:
     return path
 
 
-def _kind(start: bytes) -> str:
-    """What the first two blocks hold that is no littlefs 2."""
-    if start[510:512] == b"\x55\xaa" and (b"FAT" in start[54:62] or b"FAT" in start[82:90]):
-        return "a FAT file system"
+_REACHED_BY = {
+    FAT: "MicroPython mounts it: its files are reached through the REPL, by `mpremote fs`",
+    "littlefs 1": "MicroPython's VfsLfs1 reads it: `mpremote fs`",
+    "ROMFS": "it is written as a whole: `mpota write FIRMWARE romfs=FILE`",
+}
+
+
+def find_kind(start: bytes) -> str | None:
+    """What the first two blocks hold that is no littlefs 2, a key of `_REACHED_BY`, or None."""
+    for sector in (start, start[BLOCK_SIZE:]):  # behind a first one that ESP-IDF's levelling keeps
+        names = (sector[54:62], sector[82:90], sector[3:11])  # FAT12/16, FAT32, exFAT
+        if sector[510:512] == b"\x55\xaa" and any(b"FAT" in name for name in names):
+            return FAT
     if MAGIC in start[:64]:
-        return "a littlefs of version 1"
-    if start[:3] == b"\xd2\xcd\x31":
-        return "a ROMFS"
-    return f"something else (it starts with {start[:8].hex(' ')})"
+        return "littlefs 1"
+    return "ROMFS" if start[:3] == b"\xd2\xcd\x31" else None

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING
 
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem.block_device import BlockDevice
-from mpota.filesystem.littlefs import FileSystem
+from mpota.filesystem.littlefs import BLANK, FAT, NO_FILE_SYSTEM, FileSystem
 from mpota.firmware.firmware import Firmware, find_base
-from mpota.firmware.layout import FAT_SUBTYPE, ROOT_LABELS, VFS, unlisted_vfs
-from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs
+from mpota.firmware.layout import FAT_SUBTYPE, find_root
+from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs, version_text
+from mpota.formats.micropython import (
+    FFAT,
+    VFS,
+    disk_version,
+    name_release,
+    root_labels,
+)
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash, Reader
 from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
@@ -32,7 +39,7 @@ def is_volume(flash: Reader, partition: Partition) -> bool:
     """Whether a partition is for files: by its subtype, or because it holds a littlefs."""
     if partition.type != DATA or partition.size < 2 * BLOCK_SIZE:
         return False
-    if partition.is_file_system or partition.label in ROOT_LABELS:
+    if partition.is_file_system or partition.label in root_labels(None):
         return True
     return is_littlefs(flash.read(partition.offset, 2 * BLOCK_SIZE))
 
@@ -45,37 +52,109 @@ def split_remote(text: str) -> tuple[str | None, str]:
 
 
 class Volumes:
-    """The file systems of a firmware, in ``partitions`` of its table or behind it."""
+    """The file systems of a firmware, in ``partitions`` of its table or behind it.
 
-    def __init__(self, name: str, flash: Flash, partitions: tuple[Partition, ...]) -> None:
+    Without ``firmware`` it is a file system by itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        flash: Flash,
+        partitions: tuple[Partition, ...],
+        firmware: Firmware | None = None,
+    ) -> None:
         self.name = name
         self.flash = flash
         self.partitions = partitions
+        self._firmware = firmware
         self._open: dict[str, FileSystem] = {}
 
     @classmethod
     def of_firmware(cls, firmware: Firmware, flash: Flash) -> Volumes:
         partitions = [p for p in firmware.table if is_volume(flash, p)]
-        vfs = unlisted_vfs(firmware.table, flash.size)
-        return cls(firmware.name, flash, (*partitions, *([vfs] if vfs else [])))
+        vfs = firmware.unlisted_vfs(flash.size)
+        return cls(firmware.name, flash, (*partitions, *([vfs] if vfs else [])), firmware)
+
+    @property
+    def disk_version(self) -> int:
+        """Of a new littlefs: what the firmware makes itself, 2.0 where nothing tells it."""
+        return disk_version(self._firmware.release if self._firmware else None)
 
     def partition(self, label: str | None = None) -> Partition:
-        """The partition of this label; None: ``vfs``, else the only one there is.
+        """The partition of this label; None: what MicroPython mounts, else the only one there is.
 
         Raises MpotaError, naming those that are there.
         """
         labels = [p.label for p in self.partitions]
         wanted = label
         if wanted is None:
-            wanted = VFS if VFS in labels or len(labels) != 1 else labels[0]
+            root = find_root(self.partitions, None)
+            wanted = root.label if root else labels[0] if len(labels) == 1 else VFS
         for partition in self.partitions:
             if partition.label == wanted:
                 return partition
         raise MpotaError(
             f"{self.name}: no file system partition '{wanted}', there are: "
             f"{', '.join(labels) or 'none'}",
-            "NAME:/path means the one called NAME" if label is None and labels else None,
+            self._missing_hint(label),
         )
+
+    def check_any(self) -> None:
+        """Raises MpotaError if there is no partition for files."""
+        if not self.partitions:
+            raise MpotaError(f"{self.name}: no file system partition", self._missing_hint(None))
+
+    def _missing_hint(self, label: str | None) -> str | None:
+        if label is None and self.partitions:
+            return "NAME:/path means the one called NAME"
+        release = self._firmware.release if self._firmware else None
+        if release is None or self.partitions:
+            return None
+        return f"{name_release(release)} mounts a partition '{VFS}': mpota resize --add {VFS}=fat:0"
+
+    def check(self, label: str) -> tuple[str, ...]:
+        """All that is wrong with a littlefs, and why MicroPython does not mount an intact one."""
+        file_system = self.file_system(label)
+        problems = file_system.check()
+        release = self._firmware.release if self._firmware else None
+        found, limit = file_system.superblock.version, disk_version(release)
+        if release is None or label not in root_labels(release) or found <= limit:
+            return problems
+        return (
+            *problems,
+            f"littlefs disk version {version_text(found)}, {name_release(release)} mounts "
+            f"{version_text(limit)} at most: get the files, mkfs --force, and put them back",
+        )
+
+    def is_mounted(self, label: str, kind: str) -> bool:
+        """Whether MicroPython, where it mounts this partition at boot, mounts a ``kind`` there."""
+        if label not in root_labels(None):
+            return True
+        return kind in (BLANK, FAT) or (label == FFAT and kind != NO_FILE_SYSTEM)
+
+    def for_littlefs(self, label: str | None = None) -> BlockDevice:
+        """The region that a new littlefs is for.
+
+        Raises MpotaError where MicroPython makes another kind of file system, and mounts no other.
+        """
+        region = self.region(label)
+        if self.partition(label).label == FFAT:
+            raise MpotaError(
+                f"{region.name} is for FAT: MicroPython mounts it with blocks of 512 bytes",
+                "it makes the FAT at its first boot; then `mpremote fs cp` copies files",
+            )
+        return region
+
+    def format(self, label: str | None = None, version: int | None = None) -> FileSystem:
+        """An empty littlefs in a partition, whatever it holds; ``version`` None: `disk_version`.
+
+        Raises MpotaError as `for_littlefs`.
+        """
+        region = self.for_littlefs(label)
+        made = FileSystem.format(region, self.disk_version if version is None else version)
+        self._open[self.partition(label).label] = made
+        return made
 
     def region(self, label: str | None = None) -> BlockDevice:
         partition = self.partition(label)

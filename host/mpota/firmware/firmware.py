@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 from mpota.errors import MpotaError
-from mpota.firmware.layout import Layout
+from mpota.firmware.layout import Layout, unlisted_vfs
+from mpota.formats.app_desc import find_micropython
 from mpota.formats.chips import CHIPS, FLASH_SIZES, Chip, find_chip
 from mpota.formats.image import (
     DIGEST_SIZE,
@@ -27,7 +28,9 @@ from mpota.formats.image import (
     TruncatedError,
     signature_size,
 )
+from mpota.formats.littlefs import is_littlefs
 from mpota.formats.memory import is_app
+from mpota.formats.micropython import Release, parse_release
 from mpota.formats.otadata import OtaRecord, active_record, parse_otadata
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
@@ -44,6 +47,7 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, align_up
 _MAX_CSV_SIZE = 64 * KiB
 _DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
 _MISPLACED_END = 0x8000
+_TEXTS_SIZE = 512 * KiB  # of an app: its read-only data, with MicroPython's version, comes first
 _TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
 
 
@@ -172,8 +176,42 @@ class Firmware:
         """The table as it is, to start edits from."""
         partition = self.app_partition
         return Layout(
-            self.table, self.flash_size, partition, self.app(partition).size, self.table_offset
+            self.table,
+            self.flash_size,
+            partition,
+            self.app(partition).size,
+            self.table_offset,
+            release=self.release,
         )
+
+    @cached_property
+    def release(self) -> Release | None:
+        """MicroPython's release in the app that this firmware is about; None: nothing tells it.
+
+        Of a board's flash no more is read than up to where that text stands.
+        """
+        for partition in self._candidates():
+            if self.flash.read(partition.offset, 1) == bytes([IMAGE_MAGIC]):
+                return self._find_release(partition)
+        return None
+
+    def _find_release(self, partition: Partition) -> Release | None:
+        end = min(partition.end, self.flash.end, partition.offset + _TEXTS_SIZE)
+        data = b""
+        for start in range(partition.offset, end, BLOCK_SIZE):
+            data += self.flash.read(start, min(BLOCK_SIZE, end - start))
+            version = find_micropython(data).version
+            if version is not None:
+                return parse_release(version)
+        return None
+
+    def unlisted_vfs(self, flash_size: int) -> Partition | None:
+        """The file system that MicroPython adds behind the table: `mpota.firmware.layout`."""
+        found = unlisted_vfs(self.table, flash_size, None)
+        # The release, which takes a board seconds to tell, decides only where none is there yet.
+        if found is None or is_littlefs(self.flash.read(found.offset, 2 * SECTOR_SIZE)):
+            return found
+        return unlisted_vfs(self.table, flash_size, self.release)
 
     def is_blank(self, partition: Partition) -> bool:
         """Nothing is written in the partition, as far as the contents reach."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mpota.errors import MpotaError, UsageError
+from mpota.formats.micropython import VFS, Release, makes_vfs, root_labels
 from mpota.formats.otadata import OTADATA_SIZE
 from mpota.formats.partition_table import (
     APP,
@@ -32,10 +33,8 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up,
 LAYOUTS = ("single", "ota", "romfs")
 ROMFS_SUBTYPE = 0x8F  # MicroPython: ports/esp32/partitions-4MiB-romfs.csv
 FAT_SUBTYPE = 0x81  # what MicroPython's own tables give its file system, whatever is in it
-VFS = "vfs"
-ROOT_LABELS = (VFS, "ffat")  # what MicroPython mounts at / (ports/esp32/modules/flashbdev.py)
 
-_MIN_FILE_SYSTEM = 64 * KiB
+MIN_FILE_SYSTEM = 64 * KiB
 # MicroPython gives its apps this much where the flash has room for it:
 # ports/esp32/partitions-8MiBplus-ota.csv.
 _ROOMY_FLASH = 8 * MiB
@@ -53,7 +52,7 @@ class Layout:
 
     ``origins`` maps labels to partitions of the table that was there first; a label that is not
     in it starts blank. ``app`` is the old partition of the app that has to run afterwards too,
-    ``app_size`` its bytes.
+    ``app_size`` its bytes. ``release`` is MicroPython's in it, None: nothing tells it.
     """
 
     table: PartitionTable
@@ -62,6 +61,7 @@ class Layout:
     app_size: int = 0
     table_offset: int = DEFAULT_TABLE_OFFSET
     origins: Mapping[str, Partition] | None = None
+    release: Release | None = None
 
     @property
     def sources(self) -> Mapping[str, Partition]:
@@ -75,9 +75,26 @@ class Layout:
 
     @property
     def file_system(self) -> Partition | None:
-        """The file system that ends the table: the one that takes what others leave."""
+        """The file system that ends the table: the one that takes what others leave.
+
+        None also where MicroPython takes the flash behind it for a file system of its own.
+        """
         last = max(self.table, key=lambda p: p.offset, default=None)
-        return last if last is not None and last.is_file_system else None
+        if last is None or not last.is_file_system:
+            return None
+        has_root = self.has_root or self.release is None or not makes_vfs(self.release)
+        return last if has_root else None
+
+    @property
+    def has_root(self) -> bool:
+        """MicroPython mounts one of the entries at ``/``."""
+        return find_root(self.table, self.release) is not None
+
+    def files_room(self, flash_size: int) -> int:
+        """Bytes of what MicroPython mounts at ``/`` in a flash of that size, 0 if it has none."""
+        root = find_root(self.table, self.release)
+        root = root or unlisted_vfs(self.table, flash_size, self.release)
+        return root.size if root else 0
 
     def check(self) -> None:
         """Raises MpotaError if the table breaks a rule or does not fit the flash."""
@@ -94,11 +111,11 @@ class Layout:
             layout.check()
             return layout
         size = align_down(flash_size, SECTOR_SIZE) - file_system.offset
-        if size < _MIN_FILE_SYSTEM:
+        if size < MIN_FILE_SYSTEM:
             raise MpotaError(
                 f"partition '{file_system.label}' starts at {file_system.offset:#x}: a flash of "
                 f"{flash_size:#x} bytes leaves {max(size, 0):#x} for it, "
-                f"a file system needs {_MIN_FILE_SYSTEM:#x}"
+                f"a file system needs {MIN_FILE_SYSTEM:#x}"
             )
         return layout._with(_replaced(self.table, file_system, replace(file_system, size=size)))
 
@@ -255,6 +272,8 @@ class Layout:
         )
         behind = [p for p in behind if not p.is_otadata]
         file_systems = [p for p in behind if p.is_file_system]
+        if self.release is not None and not self.has_root:
+            file_systems = []  # MicroPython mounts none of them
         file_system = file_systems[-1] if file_systems else None
         middle = [p for p in behind if p is not file_system]
         if with_romfs and not any(p.subtype == ROMFS_SUBTYPE for p in middle):
@@ -286,10 +305,10 @@ class Layout:
             wanted = max(align_down(self.app_size * 5 // 4, BLOCK_SIZE), usual)
             fair = align_down((room - self.flash_size // 8) // count, BLOCK_SIZE)
             size = max(needed, min(wanted, fair))
-        if count * size + _MIN_FILE_SYSTEM > room:
+        if count * size + MIN_FILE_SYSTEM > room:
             raise MpotaError(
                 f"{count} app partition{'s' * (count > 1)} of {size:#x} and a file system of at "
-                f"least {_MIN_FILE_SYSTEM:#x} need {count * size + _MIN_FILE_SYSTEM:#x} bytes, "
+                f"least {MIN_FILE_SYSTEM:#x} need {count * size + MIN_FILE_SYSTEM:#x} bytes, "
                 f"{format_flash_size(self.flash_size)} of flash leave {max(room, 0):#x}",
                 "use a larger flash (-f), or a smaller --app-size if the app allows",
             )
@@ -309,7 +328,7 @@ class Layout:
         if file_system is not None and size:
             offset = align_down(file_system.end - size, alignment)
             left = offset - file_system.offset
-            if left >= _MIN_FILE_SYSTEM:
+            if left >= MIN_FILE_SYSTEM:
                 return self.set_size(file_system.label, left), offset, size
         raise MpotaError(
             f"no room for partition '{label}' of {size:#x} bytes in a flash of "
@@ -453,13 +472,21 @@ def _check_aligned(size: int, what: str) -> None:
         )
 
 
-def unlisted_vfs(table: Iterable[Partition], flash_size: int) -> Partition | None:
-    """The partition that MicroPython 1.25 and later adds at boot, if the table has none for files.
+def find_root(table: Iterable[Partition], release: Release | None) -> Partition | None:
+    """The entry that MicroPython mounts at ``/``, None if there is none."""
+    found = {p.label: p for p in reversed(tuple(table)) if p.type == DATA}
+    return next((found[label] for label in root_labels(release) if label in found), None)
+
+
+def unlisted_vfs(
+    table: Iterable[Partition], flash_size: int, release: Release | None
+) -> Partition | None:
+    """The partition that MicroPython adds at boot, if the table has none for its files.
 
     It takes all the flash behind the last entry (ports/esp32/main.c: boardctrl_startup).
     """
     partitions = tuple(table)
-    if any(p.type == DATA and p.label in ROOT_LABELS for p in partitions):
+    if find_root(partitions, release) is not None or not makes_vfs(release):
         return None
     end = max((p.end for p in partitions), default=0)
     size = align_down(flash_size - end, SECTOR_SIZE)

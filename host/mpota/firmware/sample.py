@@ -42,7 +42,7 @@ DEFAULT_VERSION = "v1.26.1"
 DEFAULT_DATE = "2025-09-11"
 DEFAULT_IDF_VERSION = "v5.4.2"
 
-# partitions-4MiB.csv of MicroPython 1.25 and later: the file system is in no entry
+# partitions-4MiB.csv of MicroPython 1.26 and later: the file system is in no entry
 STOCK_TABLE = PartitionTable(
     (
         Partition("nvs", DATA, DATA_NVS, 0x9000, 0x6000),

@@ -10,10 +10,14 @@ from pathlib import Path
 
 from mpota.errors import MpotaError
 from mpota.filesystem.block_device import MemoryDevice, is_blank
-from mpota.filesystem.littlefs import FileSystem, migrate
+from mpota.filesystem.littlefs import (
+    NO_FILE_SYSTEM,
+    FileSystem,
+    OtherContentError,
+    migrate,
+)
 from mpota.filesystem.volumes import Volumes
 from mpota.firmware.firmware import Firmware
-from mpota.firmware.layout import unlisted_vfs
 from mpota.formats.littlefs import BLOCK_SIZE
 from mpota.formats.partition_table import Partition
 from mpota.storage.board import BoardFlash
@@ -38,8 +42,10 @@ class LostFiles:
         try:
             volume = FileSystem(self._device()).volume
             files = [entry for _, entry in volume.walk() if not entry.is_dir]
-        except MpotaError:
-            return f"{self.old.label}: {format_size(len(self.content))} that are no littlefs"
+        except MpotaError as error:
+            kind = error.kind if isinstance(error, OtherContentError) else NO_FILE_SYSTEM
+            what = "that are no littlefs" if kind == NO_FILE_SYSTEM else f"of {kind}"
+            return f"{self.old.label}: {format_size(len(self.content))} {what}"
         size = format_size(sum(entry.size for entry in files))
         return f"{self.old.label}: {len(files)} file{'s' * (len(files) != 1)}, {size}"
 
@@ -62,7 +68,7 @@ def find_lost_files(
     more after flashing ``firmware``."""
     if old is None:
         return ()
-    unlisted = unlisted_vfs(firmware.table, board.size)
+    unlisted = firmware.unlisted_vfs(board.size)
     places = {p.label: p for p in (*firmware.table, *([unlisted] if unlisted else []))}
     lost = []
     for partition in Volumes.of_firmware(old, board).partitions:

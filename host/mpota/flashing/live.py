@@ -15,12 +15,11 @@ from mpota.edit.change import FirmwareChange
 from mpota.errors import MpotaError
 from mpota.firmware.changes import BOOTLOADER, TABLE, Change, Difference, order_changes
 from mpota.firmware.firmware import App, Firmware
-from mpota.firmware.layout import unlisted_vfs
 from mpota.flashing.plan import Plan, make_plan
 from mpota.formats.littlefs import Superblock
 from mpota.formats.nvs import LOADED_STATES
 from mpota.formats.otadata import OtaState
-from mpota.formats.partition_table import DATA, DATA_NVS, Partition, PartitionTable
+from mpota.formats.partition_table import DATA, DATA_NVS, Partition
 from mpota.storage.board import BoardFlash
 from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
@@ -50,7 +49,7 @@ def plan_erase(
 
     Raises MpotaError for an unknown one and, unless ``force``, if nothing would boot afterwards.
     """
-    unlisted = unlisted_vfs(firmware.table, board.size)
+    unlisted = firmware.unlisted_vfs(board.size)
     known = {unlisted.label: unlisted} if unlisted else {}
     changes = [_blank(known.get(label) or firmware.table[label]) for label in labels]
     plan = make_plan(board, changes, table_offset=firmware.table_offset, must_boot=not force)
@@ -196,7 +195,7 @@ def _data_changes(
     board: BoardFlash, firmware: Firmware, old: Firmware | None, *, keeps_data: bool
 ) -> Iterator[Change]:
     """What the file has bytes for; blanks where the board holds something that does not belong."""
-    for partition in _data_partitions(firmware.table, board.size):
+    for partition in _data_partitions(firmware, board.size):
         data = firmware.flash.read(partition.offset, partition.size).rstrip(b"\xff")
         is_kept = keeps_data and not partition.is_otadata and _is_kept(board, partition, old)
         if data or not is_kept:
@@ -213,10 +212,10 @@ def _fixed_changes(firmware: Firmware) -> Iterator[Change]:
     yield Change(end, SECTOR_SIZE, TABLE, table)
 
 
-def _data_partitions(table: PartitionTable, flash_size: int) -> Iterator[Partition]:
+def _data_partitions(firmware: Firmware, flash_size: int) -> Iterator[Partition]:
     """All that is no app, and the file system that MicroPython makes where no entry has one."""
-    yield from (p for p in table if p.type == DATA)
-    unlisted = unlisted_vfs(table, flash_size)
+    yield from (p for p in firmware.table if p.type == DATA)
+    unlisted = firmware.unlisted_vfs(flash_size)
     if unlisted is not None:
         yield unlisted
 
@@ -225,7 +224,7 @@ def _is_kept(board: BoardFlash, partition: Partition, old: Firmware | None) -> b
     if old is None:
         # After a `flash` that was interrupted the table may be gone, but not the data.
         return _holds_own_content(board, partition)
-    return partition in _data_partitions(old.table, board.size)
+    return partition in _data_partitions(old, board.size)
 
 
 def _holds_own_content(board: BoardFlash, partition: Partition) -> bool:
@@ -254,7 +253,7 @@ def _flash_notes(
     written = {change.what for change in changes}
     kept = [
         p.label
-        for p in _data_partitions(firmware.table, board.size)
+        for p in _data_partitions(firmware, board.size)
         if p.label not in written and board.read(p.offset, SECTOR_SIZE).strip(b"\xff")
     ]
     if kept:

@@ -6,6 +6,8 @@ import re
 import struct
 from typing import NamedTuple
 
+from mpota.formats.micropython import parse_release
+
 APP_DESC_OFFSET = 32  # behind the image header and the first segment's header
 APP_DESC_MAGIC = 0xABCD5432
 APP_DESC_SIZE = 256
@@ -109,8 +111,8 @@ def has_rollback(version: str | None) -> bool | None:
 
     Since v1.21 all builds do (ports/esp32/boards/sdkconfig.base). None: the text says no version.
     """
-    match = re.match(r"v(\d+)\.(\d+)", version or "")
-    return (int(match[1]), int(match[2])) >= (1, 21) if match else None
+    release = parse_release(version)
+    return release >= (1, 21) if release else None
 
 
 def _text(field: bytes) -> str:

@@ -39,9 +39,26 @@ _NO_PAIR = (0xFFFFFFFF, 0xFFFFFFFF)
 _PAIR = struct.Struct("<II")
 _GSTATE = struct.Struct("<III")
 _SUPERBLOCK_DATA = struct.Struct("<6I")
+_LEAST_BLOCK_SIZE = 128  # lfs.c: lfs_init
 _FIRST_CONTENT = 20  # bytes, behind the revision, the superblock's tag and name, and a tag
 
 ReadBlock = Callable[[int], bytes]
+
+
+class OtherBlocksError(MpotaError):
+    """A littlefs whose blocks have another size, in bytes, than MicroPython's on an ESP32."""
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__(
+            f"a littlefs with blocks of {block_size:,} bytes, which is not MicroPython's: on an "
+            f"ESP32 it has {BLOCK_SIZE:,}"
+        )
+        self.block_size = block_size
+
+
+def version_text(version: int) -> str:
+    """``2.1`` of a disk version."""
+    return f"{version >> 16}.{version & 0xFFFF}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Superblock:
 
     @property
     def version_text(self) -> str:
-        return f"{self.version >> 16}.{self.version & 0xFFFF}"
+        return version_text(self.version)
 
     def to_bytes(self) -> bytes:
         return _SUPERBLOCK_DATA.pack(
@@ -186,6 +203,7 @@ class Volume:
         self.owners: dict[int, str] = {}  # block -> whose it is
         self._readers: dict[int, int] = {}  # block -> id of the entry whose content was read
         self._limit = block_count  # reading ends there
+        _check_block_size(read_block(0))
         first = self._fetch((0, 1))
         superblock = first.superblock
         if superblock is None:
@@ -495,6 +513,15 @@ def _read_log(pair: MetadataPair, data: bytes) -> bool:
     return is_valid
 
 
+def _check_block_size(block: bytes) -> None:
+    """Of blocks of another size, block 1 stands where ours has none: what 0 starts with tells."""
+    superblock = Superblock.at_start(block)
+    size = superblock.block_size if superblock else BLOCK_SIZE
+    is_one = size >= _LEAST_BLOCK_SIZE and not size & (size - 1)
+    if is_one and size != BLOCK_SIZE and _read_log(MetadataPair((0, 1)), block[:size]):
+        raise OtherBlocksError(size)
+
+
 def _check_superblock(superblock: Superblock) -> None:
     """Raises MpotaError if this is not a littlefs as MicroPython's ESP32 port has it."""
     if superblock.version not in DISK_VERSIONS:
@@ -502,10 +529,7 @@ def _check_superblock(superblock: Superblock) -> None:
             f"littlefs disk version {superblock.version_text}, 2.0 and 2.1 are known here"
         )
     if superblock.block_size != BLOCK_SIZE:
-        raise MpotaError(
-            f"littlefs with blocks of {superblock.block_size:,} bytes, MicroPython on ESP32 has "
-            f"{BLOCK_SIZE:,}"
-        )
+        raise OtherBlocksError(superblock.block_size)
     if superblock.block_count < 2:
         raise MpotaError(f"littlefs of {superblock.block_count} blocks, 2 are the least")
     for name, found, limit in (

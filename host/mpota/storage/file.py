@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from mpota.errors import MpotaError, UsageError
 from mpota.units import MiB
 
 MAX_FILE_SIZE = 256 * MiB  # twice the largest flash that an image can declare
+_SHOWN_NAME = 40  # letters of a file's name in that of its temporary one
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     UsageError if the file cannot be written.
     """
     target = Path(os.path.abspath(path) if private else os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Of a name that is as long as names can be not all has room beside what is added.
+    name = f".{target.name[:_SHOWN_NAME]}.{os.getpid()}.{next(_numbers)}.tmp"
+    temporary = target.with_name(name)
     try:
         try:
             mode = 0o600 if private else 0o666

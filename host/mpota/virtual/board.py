@@ -28,7 +28,8 @@ from mpota.bootloader import ota_ops
 from mpota.bootloader.boot import BootloaderInfo, BootResult, boot, set_boot_error
 from mpota.firmware.layout import unlisted_vfs
 from mpota.formats import partition_table
-from mpota.formats.app_desc import find_micropython
+from mpota.formats.app_desc import MicroPythonText, find_micropython
+from mpota.formats.micropython import parse_release
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
@@ -205,9 +206,13 @@ class Board:
             self.on_output(text)
 
 
-def _app_partitions(table: tuple[Partition, ...], flash_size: int) -> tuple[Partition, ...]:
+def _app_partitions(
+    table: tuple[Partition, ...], flash: Flash, app: Partition
+) -> tuple[Partition, ...]:
     """The partitions as the running app sees them."""
-    vfs = unlisted_vfs(table, flash_size)
+    if unlisted_vfs(table, flash.size, None) is None:
+        return table
+    vfs = unlisted_vfs(table, flash.size, parse_release(_micropython_text(flash, app).version))
     return (*table, vfs) if vfs else table
 
 
@@ -272,7 +277,7 @@ class _PowerOn:
             self.boots.append(Boot(cause, None, lines, ""))
             self.end = End.NO_APP
             return None
-        partitions = _app_partitions(found.partitions, self._board.flash.size)
+        partitions = _app_partitions(found.partitions, self._board.flash, app)
         start = _Start(app, partitions, found.bootloader, cause, script)
         process = _Process(self._board, start, self._limits, self._watchdog)
         next_cause = process.serve()
@@ -601,7 +606,7 @@ def _micropython_facts(flash: Flash, app: Partition) -> dict[str, object] | None
 
     py/modsys.c and extmod/modos.c put them together from the same texts as the prompt.
     """
-    found = find_micropython(flash.read(app.offset, min(app.size, _TEXTS_SIZE)))
+    found = _micropython_text(flash, app)
     release = _RELEASE.match(found.version or "")
     if release is None:
         return None
@@ -612,6 +617,10 @@ def _micropython_facts(flash: Flash, app: Partition) -> dict[str, object] | None
         "build": f"{found.version} on {found.build_date}",
         "board": found.board or "ESP32 module with ESP32",
     }
+
+
+def _micropython_text(flash: Flash, app: Partition) -> MicroPythonText:
+    return find_micropython(flash.read(app.offset, min(app.size, _TEXTS_SIZE)))
 
 
 def _read_exactly(fd: int, size: int) -> bytes:
