@@ -8,6 +8,7 @@ commands.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 # Letters and marks that are drawn as nothing (Unicode's Default_Ignorable_Code_Point, as far as
 # `str.isprintable` does not know of it), and the blank that is no space.
@@ -21,11 +22,13 @@ def shown(text: str) -> str:
     """``text`` as one line of visible characters; all others as escapes of Python's.
 
     That is controls (C0, DEL, C1), line and paragraph separators, marks of direction, what has no
-    width, unassigned code points and lone surrogates; a surrogate that stands for a byte which is
-    no UTF-8 becomes that byte. What is shown already stays as it is.
+    width, unassigned code points and lone surrogates; surrogates that stand for bytes become what
+    these are as UTF-8, else the bytes. What is shown already stays as it is.
     """
     if text.isascii() and text.isprintable():
         return text
+    with suppress(UnicodeEncodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(c if is_visible(c) else _escape(c) for c in text)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from mpota.errors import MpotaError, UsageError
 from mpota.filesystem.littlefs import FileSystem, Writer, mtime_attrs
 from mpota.formats.littlefs import Entry, split_path
-from mpota.storage.file import replacing
+from mpota.storage.file import from_os, replacing, to_os
 
 _PATTERN = re.compile(r"[*?\[]")
 Report = Callable[[str], object]
@@ -62,7 +62,7 @@ def put(
     for text in sources:
         source, base = Path(text), split_path(destination)
         if is_directory and not (source.is_dir() and text.endswith(("/", os.sep))):
-            base = [*base, source.resolve().name]
+            base = [*base, from_os(source.resolve().name)]
         for names, path in _local_tree(source, exclude):
             plan["/" + "/".join([*base, *names])] = path
     plan.pop("/", None)
@@ -237,12 +237,12 @@ def _local_tree(
     for root, directories, files in os.walk(source):
         kept = sorted(n for n in directories if not _is_excluded(n, exclude))
         directories[:] = kept
-        names = Path(root).relative_to(source).parts
+        names = tuple(map(from_os, Path(root).relative_to(source).parts))
         for name in kept:
-            yield (*names, name), None
+            yield (*names, from_os(name)), None
         for name in sorted(files):
             if not _is_excluded(name, exclude):
-                yield (*names, name), Path(root, name)
+                yield (*names, from_os(name)), Path(root, name)
 
 
 def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
@@ -268,4 +268,4 @@ def _local_name(name: str) -> str:
         raise MpotaError(f"'{name}' cannot be a file name here")
     if os.name == "nt" and any(c in name for c in '<>:"|?*'):
         raise MpotaError(f"'{name}' cannot be a file name on Windows")
-    return name
+    return to_os(name)

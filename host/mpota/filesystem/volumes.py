@@ -24,7 +24,14 @@ from mpota.formats.micropython import (
 )
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash, Reader
-from mpota.storage.file import MAX_FILE_SIZE, FileImage, check_output, read_file, write_file
+from mpota.storage.file import (
+    MAX_FILE_SIZE,
+    FileImage,
+    check_output,
+    from_os,
+    read_file,
+    write_file,
+)
 from mpota.storage.memory import MemoryFlash
 from mpota.storage.ports import DEFAULT_BAUD, is_port
 from mpota.units import align_down
@@ -46,6 +53,7 @@ def is_volume(flash: Reader, partition: Partition) -> bool:
 
 def split_remote(text: str) -> tuple[str | None, str]:
     """``NAME:/path`` as partition and path; without a name, or only ``:``, the first is None."""
+    text = from_os(text)
     match = _PATH.fullmatch(text)
     label, path = (match[1], match[2]) if match else ("", text)
     return label or None, "/" + path.lstrip("/")

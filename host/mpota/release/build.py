@@ -20,7 +20,7 @@ from mpota.formats.signature import EcdsaKey, PublicKey, padded, parse_sector
 from mpota.formats.tar import Member, read_tree, write_tar
 from mpota.mpy_cross import MpyFormat, compile_source, word_of
 from mpota.release.signing import PrivateKey, check_app_signature, check_signature, sign
-from mpota.storage.file import read_file, write_file
+from mpota.storage.file import from_os, read_file, write_file
 from mpota.units import SECTOR_SIZE
 
 # What is never meant for a board, by name, wherever it stands in a tree.
@@ -415,7 +415,7 @@ def _read_directory(directory: Path, top: Path) -> Iterator[Member]:
     for path in sorted(directory.iterdir()):
         if path.name in IGNORED or path.suffix == ".pyc":
             continue
-        name = path.relative_to(top).as_posix()
+        name = from_os(path.relative_to(top).as_posix())
         if path.is_symlink():
             raise MpotaError(f"'{path}' is a link, boards have none")
         if path.is_dir():

@@ -133,6 +133,26 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
         raise UsageError(f"cannot write '{path}': {error.strerror}") from None
 
 
+def from_os(name: str) -> str:
+    """A name of a file here, or an argument, as text: its bytes may be UTF-8 where the locale, as
+    C's, knows less.
+    """
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        return name
+
+
+def to_os(name: str) -> str:
+    """Text as the name of a file here: by the locale, where that cannot have it as UTF-8."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        with suppress(UnicodeEncodeError):
+            return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    return name
+
+
 def _is_same_file(a: Path, b: Path) -> bool:
     try:
         return a.samefile(b)
