@@ -451,6 +451,11 @@ def moved(chip: str, offset: int) -> bytes:
     return b"\xff" * offset + small_firmware(chip)
 
 
+def from_address_0(chip: str) -> bytes:
+    """The flash of 4 MiB after a merged firmware was written to its first byte."""
+    return small_firmware(chip).ljust(4 << 20, b"\xff")
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -462,25 +467,97 @@ def moved(chip: str, offset: int) -> bytes:
         (moved("esp32c3", 0x1000), "stands at 0x1000, the chip starts it at 0x0"),
         (moved("esp32", 0x2000), "stands at 0x2000, the chip starts it at 0x1000"),
         (moved("esp32c5", 0x1000), "stands at 0x1000, the chip starts it at 0x2000"),
+        (from_address_0("esp32c5"), "stands at 0x0, the chip starts it at 0x2000"),
+        (from_address_0("esp32p4"), "stands at 0x0, the chip starts it at 0x2000"),
+        (from_address_0("esp32"), "stands at 0x0, the chip starts it at 0x1000"),
     ],
-    ids=["esp8266", "esp8266 v2", "uf2", "hex", "encrypted", "c3 moved", "esp32 moved", "c5 moved"],
+    ids=[
+        "esp8266",
+        "esp8266 v2",
+        "uf2",
+        "hex",
+        "encrypted",
+        "c3 moved",
+        "esp32 moved",
+        "c5 moved",
+        "c5 from 0",
+        "p4 from 0",
+        "esp32 from 0",
+    ],
 )
 def test_what_it_is_instead_is_one_line_from_every_command(
     data: bytes, words: str, tmp_path: Path
 ) -> None:
-    path, out = tmp_path / "what.bin", tmp_path / "out.bin"
+    path, out, firmware = (tmp_path / name for name in ("what.bin", "out.bin", "firmware.bin"))
     path.write_bytes(data)
+    firmware.write_bytes(small_firmware())
     for args in (
         ("show", path),
         ("check", path),
         ("extract", path, "-o", out),
         ("resize", path, "-f", "8M", "-o", out),
+        ("write", path, f"vfs={firmware}", "-o", out),
+        ("table", path),
+        ("fs", "df", path),
+        ("fs", "put", path, firmware),
+        ("bundle", path, "--name", "a", "--version", "1.0.0", "-o", out),
+        ("delta", firmware, path, "-o", out),
+        ("verify", path),
+        ("flash", path, "none.rom"),
+        ("ota", "none.rom", path),
+        ("push", "none.repl", path),
+    ):
+        result = run(*args)
+        assert_refused(result, 1)
+        assert words in result.err, args
+        assert "  hint: " in result.err, args
+    assert not out.exists()
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (ESP8266, "is an image for the ESP8266"),
+        (b"UF2\n" + bytes(508), "is a UF2 file"),
+        (b":020000040000FA\r\n" * 8, "is an Intel HEX file"),
+        (ENCRYPTED, "looks like flash that is encrypted"),
+    ],
+    ids=["esp8266", "uf2", "hex", "encrypted"],
+)
+def test_in_the_place_of_an_app_it_is_called_the_same(
+    data: bytes, words: str, tmp_path: Path
+) -> None:
+    path, out, firmware = (tmp_path / name for name in ("what.bin", "out.bin", "firmware.bin"))
+    path.write_bytes(data)
+    firmware.write_bytes(small_firmware())
+    for args in (
+        ("check", path, "--as-app"),
+        ("check", path, "--against", firmware),
+        ("write", firmware, f"factory={path}", "-o", out),
     ):
         result = run(*args)
         assert_refused(result, 1)
         assert words in result.err
-        assert "  hint: " in result.err
     assert not out.exists()
+    # A data partition takes what it is given.
+    assert run("write", firmware, f"vfs={path}", "-o", out).code == 0
+
+
+@pytest.mark.parametrize("chip", ["esp32", "esp32c5", "esp32p4"])
+def test_a_whole_flash_and_a_merged_file_are_told_apart_by_their_first_bytes(
+    chip: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "firmware.bin"
+    merged = small_firmware(chip)
+    start = chip_by_name(chip).bootloader_offset
+    for data in (
+        merged,
+        b"\xff" * start + merged,
+        (b"\xff" * start + merged).ljust(4 << 20, b"\xff"),
+    ):
+        path.write_bytes(data)
+        assert as_json("check", path)["boots"] == "factory"
 
 
 def test_a_table_elsewhere_is_pointed_out_by_show_and_check(tmp_path: Path) -> None:

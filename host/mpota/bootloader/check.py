@@ -22,7 +22,7 @@ from mpota.bootloader.boot import (
 )
 from mpota.bootloader.findings import DOWNLOAD, EXTRACT, TABLE, Finding, finding
 from mpota.errors import MpotaError
-from mpota.firmware.firmware import Firmware, find_table_hint
+from mpota.firmware.firmware import Firmware, check_no_other, find_table_hint
 from mpota.formats.app_desc import (
     APP_DESC_OFFSET,
     APP_DESC_SIZE,
@@ -205,7 +205,9 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
 
 
 def require_app(data: bytes, what: str, against: Firmware, slot: Partition) -> None:
-    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot from ``slot``."""
+    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot from ``slot``, or
+    says what it is that is no image."""
+    check_no_other(data, f"the file for {what}")
     check = check_app(data, against, slot)
     if not check.is_ok:
         words = f": {check.console[0]}" if check.console else ""

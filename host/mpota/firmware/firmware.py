@@ -381,23 +381,21 @@ def find_base(data: bytes, name: str = "file") -> int:
         )
     if data[:1] == bytes([IMAGE_MAGIC]):
         try:
-            return ImageHeader.from_bytes(data[:HEADER_SIZE]).chip.bootloader_offset
+            header = ImageHeader.from_bytes(data[:HEADER_SIZE])
+            base = header.chip.bootloader_offset
         except MpotaError as error:
             raise MpotaError(f"{name}: {error}", error.hint) from None
+        # As long as a flash, and too long to stand where the chip has its bootloader.
+        if base and len(data) in FLASH_SIZES and base + len(data) > (header.flash_size or 0):
+            _check_place(FileImage(0, data), name)
+        return base
     for chip in CHIPS:
         header_bytes = data[chip.bootloader_offset :][:HEADER_SIZE]
         if len(header_bytes) == HEADER_SIZE and header_bytes[0] == IMAGE_MAGIC:
             header = ImageHeader.from_bytes(header_bytes)
             if find_chip(header.chip_id) == chip:
                 return 0
-    misplaced = _misplaced_bootloader(FileImage(0, data))
-    if misplaced is not None:
-        raise MpotaError(f"{name}: {misplaced}", misplaced.hint)
-    if _looks_encrypted(data):
-        raise MpotaError(
-            f"{name} looks like flash that is encrypted: the key never leaves the chip",
-            "take the firmware as it was before it was flashed",
-        )
+    _check_place(FileImage(0, data), name)
     raise MpotaError(
         f"{name} starts with {data[:4].hex(' ')}: it is no firmware for a chip that is known, "
         "whose images start with e9"
@@ -429,9 +427,7 @@ def _read_bootloader(flash: FlashContents, name: str, table_offset: int) -> Imag
         except MpotaError as error:
             raise MpotaError(f"{name}: bootloader: {error}", error.hint) from None
         return bootloader
-    misplaced = _misplaced_bootloader(flash)
-    if misplaced is not None:
-        raise MpotaError(f"{name}: {misplaced}", misplaced.hint)
+    _check_place(flash, name)
     raise MpotaError(f"{name}: no bootloader where a chip has it")
 
 
@@ -552,6 +548,11 @@ def check_no_other(data: bytes, name: str) -> None:
     for magic, what, hint in _OTHER_FILES:
         if start.startswith(magic):
             raise MpotaError(f"{name} is {what}, not a firmware, an app or a table", hint)
+    if _looks_encrypted(data):
+        raise MpotaError(
+            f"{name} looks like flash that is encrypted: the key never leaves the chip",
+            "take the firmware as it was before it was flashed",
+        )
 
 
 _INTEL_HEX = re.compile(rb":[0-9A-Fa-f]{10,}\r?\n")
@@ -572,6 +573,8 @@ def is_esp8266(data: bytes) -> bool:
 
 def _looks_encrypted(data: bytes) -> bool:
     """A page where the bootloader should be holds nearly all byte values, about evenly."""
+    if any(_has_header(data, at) for at in (0, *(chip.bootloader_offset for chip in CHIPS))):
+        return False
     for start in (0x1000, 0x2000, 0):
         page = data[start : start + SECTOR_SIZE]
         if len(page) == SECTOR_SIZE and len(set(page)) > 250:
@@ -579,22 +582,31 @@ def _looks_encrypted(data: bytes) -> bool:
     return False
 
 
-def _misplaced_bootloader(flash: FlashContents) -> MpotaError | None:
-    """A bootloader that stands where its chip does not start it."""
+def _has_header(data: bytes, offset: int) -> bool:
+    """An image of a known chip may start at ``offset``."""
+    raw = data[offset : offset + HEADER_SIZE]
+    if len(raw) < HEADER_SIZE or raw[0] != IMAGE_MAGIC:
+        return False
+    return find_chip(ImageHeader.from_bytes(raw).chip_id) is not None
+
+
+def _check_place(flash: FlashContents, name: str) -> None:
+    """Raises MpotaError for a bootloader that stands where its chip does not start it."""
     for offset in range(0, _MISPLACED_END, SECTOR_SIZE):
         raw = flash.read(offset, HEADER_SIZE)
         chip = find_chip(ImageHeader.from_bytes(raw).chip_id) if raw[0] == IMAGE_MAGIC else None
         if chip is None or chip.bootloader_offset == offset:
             continue
-        with suppress(MpotaError):
+        try:
             Image.from_bytes(flash.read(offset, _TABLE_SEARCH_END))
-            return MpotaError(
-                f"a bootloader for {chip.title} stands at {offset:#x}, the chip starts it at "
-                f"{chip.bootloader_offset:#x}: it was written to the wrong offset",
-                f"write the merged firmware to {chip.bootloader_offset:#x}, a dump of the whole "
-                "flash to 0x0; `mpota flash` knows which it is",
-            )
-    return None
+        except MpotaError:
+            continue
+        raise MpotaError(
+            f"{name}: a bootloader for {chip.title} stands at {offset:#x}, the chip starts it at "
+            f"{chip.bootloader_offset:#x}: it was written to the wrong offset",
+            f"write the merged firmware to {chip.bootloader_offset:#x}, a dump of the whole flash "
+            "to 0x0; `mpota flash` knows which it is",
+        )
 
 
 def _text(data: bytes) -> str | None:
