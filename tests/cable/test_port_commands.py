@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import random
@@ -24,6 +23,7 @@ from mpota.units import MiB
 from mpota.virtual import rom_chips
 from mpota.virtual.flash import FaultKind, FlashFault, VirtualFlash
 
+from tests.support.bootloader_images import with_bytes
 from tests.support.cable_boards import CHIP, NEW_APP, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 
 
@@ -109,12 +109,7 @@ def test_the_revisions_of_a_chip_and_its_efuses_are_read_by_cable(plug_in, chip)
 
 def needing(app: bytes, block_revision: int) -> bytes:
     """The app with this min_efuse_blk_rev_full, major * 100 + minor."""
-    body = bytearray(app[:-32])
-    at = APP_DESC_OFFSET + 176
-    for index, new in enumerate(block_revision.to_bytes(2, "little")):
-        body[-1] ^= body[at + index] ^ new
-        body[at + index] = new
-    return bytes(body) + hashlib.sha256(body).digest()
+    return with_bytes(app, APP_DESC_OFFSET + 176, block_revision.to_bytes(2, "little"))
 
 
 @pytest.mark.parametrize("command", ["flash", "ota", "write"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from mpota.bootloader.check import check_flash
 from mpota.errors import MpotaError
 from mpota.firmware import sample
 from mpota.firmware.firmware import App
+from mpota.formats.app_desc import APP_DESC_OFFSET
 from mpota.formats.chips import CHIPS, Chip, chip_by_name
-from mpota.formats.memory import is_app
+from mpota.formats.memory import is_app, memory_map
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_csv import table_from_csv, table_to_csv
 from mpota.formats.partition_table import Partition, PartitionTable
@@ -34,12 +36,14 @@ from tests.support.bootloader_images import (
     make_bootloader,
     make_image,
     make_table,
+    with_bytes,
 )
 from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
 from tests.support.real_files import SHARED, skip_unless
 
 INPUTS = SHARED / "inputs"
 FACTORY = Partition("factory", 0, 0x00, 0x10000, 0x20000)
+ONE_BUS = [chip.name for chip in CHIPS if memory_map(chip.name).is_one_bus]
 
 
 def user_file(name: str) -> Path:
@@ -98,6 +102,64 @@ def test_the_old_revision_number_is_the_minor_one_on_the_c3_and_the_major_one_el
 def test_a_c3_firmware_of_esp_idf_4_4_boots_on_the_chips_that_it_is_for() -> None:
     checked = as_json("check", user_file("c3_legacy_min_rev3.bin"))
     assert (checked["boots"], checked["ok"], checked["findings"]) == ("factory", True, [])
+
+
+# What the bootloader does not refuse, and does not survive
+
+FAR = (
+    Partition("otadata", 1, 0x00, 0xD000, 0x2000),
+    Partition("ota_0", 0, 0x10, 0x10000, 0x20000),
+    Partition("ota_1", 0, 0x11, 0x800000, 0x20000),
+)
+
+
+def over_the_loader(chip: Chip) -> bytes:
+    return make_app(chip, [(memory_map(chip.name).loader_iram.start, b"\0" * 0x1000)])
+
+
+def over_rom_data(chip: Chip) -> bytes:
+    return make_app(chip, [(0x3FFAE000, b"\0" * 0x40)])
+
+
+def in_pages_of_32_kib(chip: Chip) -> bytes:
+    return with_bytes(small_app(chip.name), APP_DESC_OFFSET + 180, b"\x0f")
+
+
+@pytest.mark.parametrize(
+    ("chip_name", "make", "words"),
+    [
+        *((name, over_the_loader, "it overwrites itself and never comes back") for name in ONE_BUS),
+        ("esp32", over_rom_data, "the bootloader hangs"),
+        ("esp32c6", in_pages_of_32_kib, "it aborts, and the chip resets for ever"),
+        ("esp32h2", in_pages_of_32_kib, "it aborts, and the chip resets for ever"),
+    ],
+)
+def test_what_the_bootloader_does_not_survive_is_called_what_it_is_and_refused(
+    chip_name: str, make: Callable[[Chip], bytes], words: str, tmp_path: Path
+) -> None:
+    """The console stays silent: no error line of the bootloader's says it."""
+    chip = chip_by_name(chip_name)
+    texts = b"Failed to fetch app description header!"
+    firmware, app, out = (tmp_path / name for name in ("firmware.bin", "app.bin", "out.bin"))
+    app.write_bytes(make(chip))
+    firmware.write_bytes(
+        sample.build_firmware(
+            chip,
+            flash_size=16 << 20,
+            table=PartitionTable(FAR),
+            app=small_app(chip_name),
+            bootloader=make_bootloader(chip, texts=texts, spi_size=4),
+        )
+    )
+    checked = as_json("check", app, "--against", firmware, code=1)  # it would go to ota_1
+    assert words in checked["findings"][0]["cause"]
+    assert checked["console"] == []
+    result = run("write", firmware, f"ota_1={app}", "-o", out)
+    assert_refused(result, 1)
+    assert words in result.err
+    assert not out.exists()
+    if make is in_pages_of_32_kib:  # further down they reach it
+        assert run("write", firmware, f"ota_0={app}", "-o", out).code == 0
 
 
 # Bootloaders without rollback

@@ -56,6 +56,14 @@ def with_digest(image: bytes | bytearray) -> bytes:
     return bytes(image[:-32]) + hashlib.sha256(image[:-32]).digest()
 
 
+def with_bytes(image: bytes, offset: int, new: bytes) -> bytes:
+    """The image with other bytes in a segment, its checksum and SHA-256 made to fit again."""
+    body = bytearray(image[:-32])
+    body[-1] ^= reduce(xor, body[offset : offset + len(new)] + new)
+    body[offset : offset + len(new)] = new
+    return bytes(body) + hashlib.sha256(body).digest()
+
+
 def app_segments(chip: Chip) -> list[tuple[int, bytes]]:
     """What every app has: DROM with its description, DRAM, and IROM on the right page offset."""
     memory = memory_map(chip.name)
