@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -13,7 +16,7 @@ import click
 from click.exceptions import Exit
 
 from mpota import __version__
-from mpota.errors import MpotaError, UsageError
+from mpota.errors import Again, MpotaError, UsageError
 
 # Commands are imported when they run: `mpota show` needs neither esptool nor mpremote.
 _GROUPS = {
@@ -82,14 +85,22 @@ def build() -> click.Group:
             command.short_help = _COMMANDS[cmd_name]
             return command
 
+        def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            for name, group in _GROUPS.items():
+                with formatter.section(name):
+                    formatter.write_dl(list(group.items()))
+
         def resolve_command(
             self, ctx: click.Context, args: list[str]
         ) -> tuple[str | None, click.Command | None, list[str]]:
-            if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            is_name = bool(args) and not args[0].startswith("-") and not ctx.resilient_parsing
+            if is_name and args[0] not in _COMMANDS:
                 raise UsageError(*_unknown(args[0]))
             return super().resolve_command(ctx, args)
 
-    @click.group(cls=Commands, context_settings={"help_option_names": _HELP_OPTIONS})
+    @click.group(
+        cls=Commands, context_settings={"help_option_names": _HELP_OPTIONS}, epilog=_COMPLETION
+    )
     @click.version_option(__version__, "-V", "--version", prog_name="mpota")
     def cli() -> None:
         """Over-the-air updates for MicroPython on ESP32 boards."""
@@ -97,8 +108,10 @@ def build() -> click.Group:
     return cli
 
 
+_COMPLETION = 'Completion, in bash: eval "$(_MPOTA_COMPLETE=bash_source mpota)"'
 _WITH_SUBCOMMANDS = {"fs", "ble"}
 _GOES_ON = {"flash", "ota", "resize", "restore", "write", "erase", "push", "deploy", "install"}
+_GOES_ON_IN_PARTS = {("fs", "put"), ("fs", "get"), ("ble", "push")}
 
 
 def _unknown(name: str) -> tuple[str, str]:
@@ -129,19 +142,22 @@ def main(args: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file need not be text in the terminal's encoding.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not arguments or any(option in arguments for option in _HELP_OPTIONS):
+    completes = "_MPOTA_COMPLETE" in os.environ  # for the shell, which gives no arguments
+    is_help = not (arguments or completes) or any(o in arguments for o in _HELP_OPTIONS)
+    if is_help and sys.stdout.isatty():
         # Rich help, but only where help is asked for: importing rich doubles the start-up time.
         from rich_click.patch import patch
 
         patch()
         _group_help()
+    again = shlex.join(["mpota", *arguments])
     try:
         try:
             sys.exit(build().main(arguments, prog_name="mpota", standalone_mode=False))
         finally:
             sys.stdout.flush()  # a full disk is told of here, not when the interpreter ends
     except MpotaError as error:
-        _fail(str(error), error.hint, error.exit_code)
+        _fail(str(error), error.hint, error.exit_code, error.details, again)
     except Exit as request:
         sys.exit(request.exit_code)
     except click.UsageError as error:
@@ -150,8 +166,8 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), None, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        goes_on = arguments[0] in _GOES_ON if arguments else False
-        _fail("interrupted", "the same command again goes on" if goes_on else None, 130)
+        hint = Again("the same command again goes on where it stopped")
+        _fail("interrupted", hint if _goes_on(arguments) else None, 130, again=again)
     except BrokenPipeError:
         # The reader of our output has gone, as in `mpota show ... | head`.
         sys.stderr.close()
@@ -168,10 +184,28 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _fail(message: str, hint: str | None, code: int) -> None:
-    from mpota.commands._report import say
+def _goes_on(arguments: list[str]) -> bool:
+    """Whether what was interrupted goes on when it is started again."""
+    return bool(arguments) and (
+        arguments[0] in _GOES_ON or tuple(arguments[:2]) in _GOES_ON_IN_PARTS
+    )
 
-    say(f"mpota: {message}", error=True)
+
+def _fail(
+    message: str,
+    hint: str | None,
+    code: int,
+    details: Sequence[str] = (),
+    again: str = "",
+) -> None:
+    from mpota.commands._report import Tone, say
+
+    say(message, head="mpota: ", tone=Tone.BAD, error=True)
+    for line in details:
+        say(f"  {line}", error=True)
     if hint:
-        say(f"  hint: {hint}", error=True)
+        # What may be pasted is not broken.
+        say(hint, head="  hint: ", tone=Tone.HINT, is_whole=hint.startswith("mpota "), error=True)
+    if isinstance(hint, Again):
+        say(again, head="  next: ", tone=Tone.HINT, is_whole=True, error=True)
     sys.exit(code)

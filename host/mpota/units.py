@@ -46,6 +46,11 @@ def format_flash_size(size: int) -> str:
     return f"{size // MiB}MB" if size % MiB == 0 else f"{size // KiB}KB"
 
 
+def short_digest(digest: str) -> str:
+    """Of a digest in hex, what tells apps apart for people: the same everywhere."""
+    return digest[:16]
+
+
 def align_up(value: int, alignment: int) -> int:
     return -(-value // alignment) * alignment
 

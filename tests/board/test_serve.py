@@ -246,9 +246,10 @@ def test_the_command_prints_url_and_line(tmp_path: Path) -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        first, second = process.stdout.readline(), process.stdout.readline()
+        first, what, second = (process.stdout.readline() for _ in range(3))
     finally:
         process.terminate()
         process.communicate()
     assert first.startswith(f"serving {tmp_path} at http://127.0.0.1:")
+    assert what.startswith("x.bundle: ")
     assert second.startswith("on the board: import ota; ota.release.install('http://127.0.0.1:")

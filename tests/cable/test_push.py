@@ -123,7 +123,7 @@ def test_a_url_is_fetched_by_the_board(board: Bench, mpota: Run) -> None:
 def test_status_is_a_table_and_json(board: Bench, mpota: Run) -> None:
     shown = mpota("status", board.port.path)
     assert "running: ota_0, next boot: ota_0\nnext update goes to: ota_1\n" in shown
-    assert "ota_0  VALID  v1.26.1 on 2025-09-11" in shown
+    assert "ota_0  VALID  v1.26.1  " in shown
     assert json.loads(mpota("status", board.port.path, "--json"))["running"] == "ota_0"
 
 
@@ -216,7 +216,7 @@ def test_a_refusal_is_reported_in_the_bootloader_s_words(board: Bench, new: Path
     with Session(board.port.path) as session, pytest.raises(RolledBackError) as error:
         push(session, Package.open(str(new)), Options(settle_s=0.3, tell=on_step))
     assert "the board went back to ota_0" in str(error.value)
-    assert "esp_image: Checksum failed." in str(error.value)
+    assert any("esp_image: Checksum failed." in line for line in error.value.details)
 
 
 def test_a_check_that_resets_the_board_is_a_rollback(board: Bench, mpota: Run, new: Path) -> None:

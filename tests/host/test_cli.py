@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import select
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +44,9 @@ def _help(*args: str) -> str:
 
 def test_help_shows_all_commands_in_groups_within_80_columns() -> None:
     shown = _help("--help")
-    assert all(group in shown for group in cli._GROUPS)
-    for name in cli._COMMANDS:
-        assert f"│ {name} " in shown
+    assert all(f"\n{group}:\n" in shown for group in cli._GROUPS)
+    for name, text in cli._COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", shown, re.M)
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -107,3 +111,60 @@ def test_an_app_has_one_digest_wherever_it_is_shown(run: Run, bundle: Path) -> N
     assert short in run("ls", bundle)[1]
     release = ("--name", "pump", "--version", "2.1", "-o", bundle.with_name("other.bundle"))
     assert short in run("bundle", path, *release)[1]
+
+
+@pytest.fixture
+def bash(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """A bash that completes for us: what it runs when a Tab and Enter follow ``text``."""
+    program = tmp_path / "bin" / "mpota"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mpota "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "firmware.bin").touch()
+    (tmp_path / "board.repl").touch()
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True,
+        env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "TERM": "dumb"},
+    )  # fmt: skip
+    os.close(slave)
+
+    def read_to(mark: str) -> str:
+        output = b""
+        while not re.search(mark.encode(), output):
+            assert select.select([master], [], [], 60)[0], output
+            output += os.read(master, 4096)
+        return output.decode()
+
+    def complete(text: str) -> str:
+        os.write(master, f"{text}\t\n".encode())
+        found = re.search(r"ran<(.*)>", read_to("ran<.*>"))
+        assert found is not None
+        return found[1].strip()
+
+    os.write(master, b'eval "$(_MPOTA_COMPLETE=bash_source mpota)"\n')
+    os.write(master, b"""mpota() { echo "ran""<$*>"; }; echo rea""dy\n""")
+    read_to("ready")
+    yield complete
+    process.kill()
+    process.wait()
+    os.close(master)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_options_ports_and_files(bash: Callable[[str], str]) -> None:
+    assert bash("mpota rollb") == "rollback"
+    assert bash("mpota fs mkf") == "fs mkfs"
+    assert bash("mpota push --set") == "push --settle"
+    assert bash("mpota show firmw") == "show firmware.bin"
+    assert bash("mpota push board.r") == "push board.repl"
+    assert bash("mpota push u0 firmw") == "push u0 firmware.bin"
+    assert bash("mpota fs ls firmw") == "fs ls firmware.bin"
+    assert bash("mpota flash firmware.bin au") == "flash firmware.bin auto"
+    assert bash("mpota resize firmware.bin --layout rom") == "resize firmware.bin --layout romfs"
+    assert bash("mpota sample esp32p") == "sample esp32p4"
+
+
+def test_the_help_says_how_completion_begins() -> None:
+    assert 'eval "$(_MPOTA_COMPLETE=bash_source mpota)"' in _help("--help")

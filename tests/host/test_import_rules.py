@@ -35,7 +35,7 @@ HOMES = {
     "mpremote": {"push/repl.py"},
     "littlefs": {"filesystem/littlefs.py"},
     "cryptography": {"release/signing.py", "release/local_ca.py"},
-    "rich": {"commands/_report.py", "cli.py"},
+    "rich": set(),
     "rich_click": {"cli.py"},
 }
 

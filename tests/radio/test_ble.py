@@ -78,7 +78,7 @@ def test_what_was_sent_before_the_link_broke_is_not_sent_again() -> None:
     breaks = [0x6000, 0x12345, len(new.data) - 5000]
     with in_reach() as (radio, board):
 
-        def progress(done: int) -> None:
+        def progress(done: int, total: int) -> None:
             if breaks and done > breaks[0]:
                 breaks.pop(0)
                 radio.break_link()

@@ -199,7 +199,9 @@ def test_an_update_goes_on_where_a_lost_client_left_it() -> None:
 
     with listening() as (powered, _, port):
         talk(port, leave)
-        sent = push_tcp(port, update())
+        told: list[str] = []
+        sent = push_tcp(port, update(), tell=told.append)
+        assert [line.split(" has ")[0] for line in told] == ["going on: the board"]
         assert powered.wait().labels == BOTH
     assert sent.sent_size <= len(NEW) - 0x7000
 

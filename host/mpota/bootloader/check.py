@@ -64,6 +64,11 @@ class Slot:
         """MicroPython's version text, if the app boots and has one."""
         return find_micropython(self.data).version if self.verdict.is_bootable else None
 
+    @property
+    def digest(self) -> bytes | None:
+        """What the image carries, if the app boots and carries one."""
+        return Image.from_bytes(self.data).digest if self.verdict.is_bootable else None
+
 
 @dataclass(frozen=True)
 class Check:

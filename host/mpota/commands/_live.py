@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 from mpota.commands import _report as report
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import Firmware
+from mpota.firmware.on_board import board_firmware
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
 from mpota.storage.ports import DEFAULT_BAUD, is_port
-from mpota.text import shown
 from mpota.units import format_size
 
 if TYPE_CHECKING:
@@ -27,10 +25,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def connected(port: str, baud: int = DEFAULT_BAUD) -> Iterator[BoardFlash]:
-    """The board on ``port``; progress bars on standard error."""
+    """The board on ``port``; progress on standard error."""
     from mpota.storage.board import open_board
 
-    with open_board(port, baud=baud, progress=report.progress) as board:
+    with ExitStack() as stack:
+        with report.doing(f"connecting to the board on {port}"):
+            board = stack.enter_context(open_board(port, baud=baud, progress=report.progress))
         yield board
 
 
@@ -40,7 +40,7 @@ def connected_firmware(
 ) -> Iterator[tuple[BoardFlash, Firmware]]:
     """The board on ``port``, and the firmware on it."""
     with connected(port, baud) as board:
-        yield board, Firmware.from_flash(board, board.name, table_offset)
+        yield board, board_firmware(board, table_offset)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def _ask_to_look(port: str, trial: Trial) -> None:
             f"{what}: nothing was started",
             f"mpota status {trial.console} asks at the REPL; -y looks, and gives the boot back",
         )
-    if not click.confirm(shown(f"{what}. Look, and give the boot back then?"), err=True):
+    if not report.confirm(f"{what}. Look, and give the boot back then?"):
         raise MpotaError("nothing was started")
 
 
@@ -81,7 +81,7 @@ def _give_back(board: BoardFlash, table_offset: int, *, yes: bool) -> None:
     from mpota.formats.otadata import OtaState, active_record
 
     try:
-        firmware = Firmware.from_flash(board, board.name, table_offset)
+        firmware = board_firmware(board, table_offset)
     except MpotaError:
         return
     records = firmware.otadata
@@ -93,20 +93,20 @@ def _give_back(board: BoardFlash, table_offset: int, *, yes: bool) -> None:
     what = "the trial boot of its new app is spent by this look"
     if not yes and not sys.stdin.isatty():
         board.stays_in_loader = True
-        report.say(
-            f"note: {board.name}: {what}; it stays in the loader. -y gives the boot back; after a "
+        report.note(
+            f"{board.name}: {what}; it stays in the loader. -y gives the boot back; after a "
             "reset the former app runs",
             error=True,
         )
         return
     question = f"{board.name}: {what}. Give it back? Else the former app runs"
-    if not yes and not click.confirm(shown(question), err=True):
+    if not yes and not report.confirm(question):
         return
     change = mark_slot(firmware, OtaState.NEW)
     board.program(change.offset, change.data, change.what)
-    app = boots_next(Firmware.from_flash(board, board.name, table_offset), board.size)
+    app = boots_next(board_firmware(board, table_offset), board.size)
     label = app.label if app else "nothing"
-    report.say(f"note: the trial boot is given back: {label} starts once more", error=True)
+    report.note(f"the trial boot is given back: {label} starts once more", error=True)
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def opened(
         yield Firmware.open(source, table_offset)
         return
     with looking(str(source), baud, table_offset, yes=yes) as board:
-        yield Firmware.from_flash(board, board.name, table_offset)
+        yield board_firmware(board, table_offset)
 
 
 def change_board(
@@ -151,7 +151,7 @@ def change_board(
         carry_out(board, change.plan.steps)
     else:
         write()
-    print_done(change.plan)
+    print_done(board, change.plan)
     return True
 
 
@@ -164,7 +164,7 @@ def ask(question: str, *, yes: bool) -> None:
             "nothing was written: no terminal to ask at",
             "-y writes without asking, --dry-run only shows what would be written",
         )
-    if not click.confirm(shown(question), err=True):
+    if not report.confirm(question):
         raise MpotaError("nothing was written")
 
 
@@ -173,8 +173,10 @@ def print_change(port: str, change: LiveChange) -> None:
     if change.differences:
         report.print_table(report.DIFFERENCE_COLUMNS, report.difference_rows(change.differences))
     print_plan(change.plan)
-    for note in change.notes:
-        report.say(f"note: {note}")
+    if change.plan.steps and change.plan.kept_size:
+        report.say(f"{format_size(change.plan.kept_size)} of it are there already, and stay")
+    for text in change.notes:
+        report.note(text)
 
 
 def print_plan(plan: Plan) -> None:
@@ -185,19 +187,30 @@ def print_plan(plan: Plan) -> None:
     for phase in plan.phases:
         start = phase.steps[0].offset
         verb = "erase" if all(step.is_erase for step in phase.steps) else "write"
-        cut = f"'{phase.boots_if_cut}' boots" if phase.boots_if_cut else "does not boot"
+        cut = (
+            f"'{phase.boots_if_cut}' boots"
+            if phase.boots_if_cut
+            else report.Toned("does not boot", report.Tone.CAUTION)
+        )
         rows.append((verb, phase.what, f"{start:#x}", format_size(phase.size), cut))
     report.print_table(("Step", "What", ">From", ">Size", "If power fails here"), rows)
     if plan.unsafe:
         names = ", ".join(phase.what for phase in plan.unsafe)
         report.say(
-            f"not safe against a power cut: {names}. Run the same command again to repair it."
+            f"against a power cut: {names}. Run the same command again to repair it.",
+            head="not safe ",
+            tone=report.Tone.CAUTION,
         )
     else:
-        report.say("safe against a power cut at any moment: the board boots a complete app")
+        report.say(
+            "against a power cut at any moment: the board boots a complete app",
+            head="safe ",
+            tone=report.Tone.GOOD,
+        )
 
 
-def print_done(plan: Plan) -> None:
+def print_done(board: BoardFlash, plan: Plan) -> None:
     size = format_size(sum(step.size for step in plan.steps))
     boots = f"'{plan.boots_after}' boots" if plan.boots_after else "nothing boots"
-    report.say(f"done: {size} written and verified, {boots}")
+    again = f"; {board.repeats} of its chunks took another attempt" if board.repeats else ""
+    report.done(f"{size} written and verified, {boots}{again}")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mpota.errors import UsageError
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET
-from mpota.storage.ports import DEFAULT_BAUD
+from mpota.storage.ports import DEFAULT_BAUD, usb_ports
 from mpota.units import SECTOR_SIZE, parse_size
 
 if TYPE_CHECKING:
@@ -43,6 +44,21 @@ class TableOffset(Size):
         return offset
 
 
+def complete_files(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """For the shell: the names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_ports(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """For the shell: the ports that are plugged in, else files: a virtual board's are links."""
+    found = [name for name in ("auto", *usb_ports()) if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in found] or complete_files(ctx, param, incomplete)
+
+
 firmware_argument = click.argument("firmware", type=click.Path(path_type=Path))
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write to this file."
@@ -70,7 +86,7 @@ look_option = click.option(
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would change, write nothing."
 )
-port_argument = click.argument("port")
+port_argument = click.argument("port", shell_complete=complete_ports)
 
 
 def split_pair(text: str, separator: str, what: str) -> tuple[str, str]:

@@ -1,26 +1,81 @@
-"""What commands print: text for people, JSON for machines, progress on standard error."""
+"""What commands print: text for people, JSON for machines."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
+from mpota.commands._progress import aside, doing, progress
+from mpota.commands._terminal import (
+    Tone,
+    Toned,
+    broken,
+    column_widths,
+    fitted,
+    painted,
+    width_of,
+)
 from mpota.firmware.changes import Difference
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.text import is_visible, shown
 from mpota.units import format_size
 
+__all__ = ["Tone", "Toned", "doing", "progress"]  # for commands, as the functions below
+
 MAP_WIDTH = 64
+_GAP = 2  # blanks in front of each column
 
 
-def say(line: str = "", *, error: bool = False) -> None:
+def say(
+    line: str = "",
+    *,
+    head: str = "",
+    tone: Tone | None = None,
+    hang: int | None = None,
+    is_whole: bool = False,
+    error: bool = False,
+) -> None:
     """Print one line, at once. Whatever it quotes cannot leave it, nor steer the terminal.
+
+    ``tone`` is for ``head`` if there is one, which comes first, else for all of it. On a terminal a
+    line that is too long goes on ``hang`` columns in, unless ``is_whole``: that is to be pasted.
 
     All that commands print comes by here; nothing else in the package prints.
     """
-    print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
+    stream = sys.stderr if error else sys.stdout
+    head, text = shown(head), shown(head + line)
+    if hang is None:
+        hang = len(text) - len(text.lstrip()) + 2
+    lines = fitted(text, None if is_whole else width_of(stream), hang)
+    if head:
+        lines[0] = painted(head.rstrip(), tone, stream) + lines[0][len(head.rstrip()) :]
+    else:
+        lines = [painted(part, tone, stream) for part in lines]
+    with aside():
+        print("\n".join(lines), file=stream, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Whether somebody at the terminal says yes. Raises click.Abort for Ctrl-C."""
+    import click
+
+    *lines, last = fitted(f"{shown(question)} [y/N]:", width_of(sys.stderr), 2)
+    for line in lines:
+        say(line, error=True)
+    return click.confirm(last.removesuffix(" [y/N]:"), err=True)
+
+
+def note(text: str, *, error: bool = False) -> None:
+    say(text, head="note: ", tone=Tone.NOTE, error=error)
+
+
+def done(text: str) -> None:
+    say(text, head="done: ", tone=Tone.GOOD)
+
+
+def written(target: object, amount: str = "") -> None:
+    """A file that is made."""
+    say(f"{target} ({amount})" if amount else str(target), head="written: ", tone=Tone.GOOD)
 
 
 def write_out(data: bytes) -> None:
@@ -30,7 +85,7 @@ def write_out(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         return
     for line in data.decode("utf-8", "surrogateescape").splitlines():
-        say(line.expandtabs())
+        say(line.expandtabs(), is_whole=True)
 
 
 def print_console(text: str) -> None:
@@ -56,21 +111,42 @@ def print_document(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; columns whose name starts with ``>`` are right-aligned.
+    """A table; columns whose name starts with ``>`` are right-aligned. `Toned` cells have a colour.
 
-    Not rich's: importing that takes longer than all else that `mpota resize` does.
+    On a terminal long texts go on below themselves. Not rich's: importing that takes longer than
+    all else that `mpota resize` does.
     """
     right = [column.startswith(">") for column in columns]
-    lines = [[column.removeprefix(">") for column in columns]]
-    lines += [[shown(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    lines.insert(1, ["-" * width for width in widths])
+    table = [tuple(column.removeprefix(">") for column in columns), *map(tuple, rows)]
+    texts = [[shown(cell) for cell in row] for row in table]
+    screen = width_of(sys.stdout)
+    room = screen - _GAP * len(columns) if screen else sys.maxsize
+    widths = column_widths(texts, right, room)
     say()
-    for line in lines:
-        cells = zip(line, widths, right, strict=True)
-        text = "  ".join(t.rjust(w) if r else t.ljust(w) for t, w, r in cells)
-        say(f"  {text.rstrip()}")
+    for number, (cells, row) in enumerate(zip(texts, table, strict=True)):
+        tones = [cell.tone if isinstance(cell, Toned) else None for cell in row]
+        for line in broken(cells, widths):
+            _print_row(line, widths, right, tones if number else [Tone.STRONG] * len(row))
+        if not number:
+            _print_row(["-" * width for width in widths], widths, right, [None] * len(row))
     say()
+
+
+def _print_row(
+    cells: Sequence[str],
+    widths: Sequence[int],
+    right: Sequence[bool],
+    tones: Sequence[Tone | None],
+) -> None:
+    line, blank = "", ""
+    for cell, width, is_right, tone in zip(cells, widths, right, tones, strict=True):
+        blank += " " * (_GAP + (width - len(cell) if is_right else 0))
+        if cell:
+            line += blank + painted(cell, tone, sys.stdout)
+            blank = ""
+        blank += "" if is_right else " " * (width - len(cell))
+    with aside():
+        print(line, file=sys.stdout, flush=True)
 
 
 def partition_rows(partitions: PartitionTable) -> Iterator[Sequence[str]]:
@@ -98,8 +174,17 @@ def difference_rows(rows: Iterable[Difference]) -> Iterator[Sequence[str]]:
             shown.label if shown else "",
             _place(row.old),
             _place(row.new),
-            ", ".join(row.effects),
+            _effects(row),
         )
+
+
+_LOSSES = ("content reset", "deleted")
+
+
+def _effects(row: Difference) -> str:
+    text = ", ".join(row.effects)
+    is_loss = any(effect in _LOSSES for effect in row.effects)
+    return Toned(text, Tone.CAUTION if is_loss else Tone.HINT)
 
 
 DIFFERENCE_COLUMNS = ("Name", "Before", "After", "")
@@ -128,35 +213,7 @@ def flash_map(partitions: PartitionTable, table_offset: int, flash_size: int) ->
     return [ends, "|" + "".join(cells[:MAP_WIDTH]) + "|", "  ".join(legend)]
 
 
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Any]:
-    """A progress bar on standard error, silent where that is no terminal.
-
-    Yields a callable ``update(done)``, bytes of ``total``.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(shown(description), total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
 def _place(partition: Partition | None) -> str:
     if partition is None:
         return "-"
-    return f"{partition.offset:#x} + {partition.size:#x} ({format_size(partition.size)})"
+    return f"{partition.offset:#x}, {format_size(partition.size)}"

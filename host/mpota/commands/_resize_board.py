@@ -10,8 +10,8 @@ from mpota.commands import _report as report
 from mpota.commands._live import ask, change_board, connected
 from mpota.edit.resizing import resize_on_board
 from mpota.errors import MpotaError
-from mpota.firmware.firmware import Firmware
 from mpota.firmware.layout import Edits
+from mpota.firmware.on_board import board_firmware
 from mpota.flashing import backup as backups
 from mpota.flashing.live import plan_change
 from mpota.storage.board import BoardFlash
@@ -49,7 +49,7 @@ def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
         reason = backups.foreign(journal)
         if reason is None:
             return journal
-        report.say(f"note: {journal} is left alone: {reason}")
+        report.note(f"{journal} is left alone: {reason}")
     return None
 
 
@@ -63,14 +63,15 @@ def _go_on(board: BoardFlash, journal: Path, words: str, options: ResizeOptions)
         return
     ask("Go on with it?", yes=options.yes)
     path = backups.finish(board, saved, journal)
-    report.say(f"done: all of it is written and verified; what it overwrote is in {path}")
+    kept = f", {format_size(board.kept_size)} of it before" if board.kept_size else ""
+    report.done(f"all of it is written and verified{kept}; what it overwrote is in {path}")
 
 
 def _start(board: BoardFlash, edits: Edits, words: str, options: ResizeOptions) -> None:
     path = options.backup or backups.default_path(Path(), board.mac)
     check_output(path)
     try:
-        firmware = Firmware.from_flash(board, board.name, options.table_offset)
+        firmware = board_firmware(board, options.table_offset)
     except MpotaError as error:
         hint = f"was a resize interrupted? Run it again where its {backups.UNFINISHED} file is"
         raise MpotaError(str(error), error.hint or hint) from None

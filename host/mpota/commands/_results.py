@@ -28,7 +28,7 @@ def _row(result: Result) -> tuple[str, ...]:
     return (
         result.name,
         result.port,
-        result.outcome,
+        report.Toned(result.outcome, report.Tone.GOOD if result.is_good else report.Tone.BAD),
         result.version or "-",
         f"{result.seconds:.1f}",
         "; ".join(result.changes) or "-",

@@ -100,7 +100,8 @@ def send_file(target: str, file: str, options: Options, *, as_json: bool = False
     Update.of(package)
     size = len(package.data)
     start = time.monotonic()
-    with connect(target) as board, report.progress(package.name, size) as progress:
+    label = f"sending {package.name}"
+    with connect(target) as board, report.progress(label, size) as progress:
         sent = board.push(package, replace(options, progress=progress))
     if as_json:
         report.print_json(pushed_to_json(sent))
@@ -117,4 +118,4 @@ def send_file(target: str, file: str, options: Options, *, as_json: bool = False
         said = f"restarts into {what}"
     else:
         said = f"has verified and selected {what}"
-    report.say(f"the board ({sent.board.version}) {said}")
+    report.say(f"the board ({sent.board.version}) {said}", tone=report.Tone.GOOD)

@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from mpota.commands import _report as report
+from mpota.commands._options import complete_files
 from mpota.commands._sending import secret_option, send_file
 
 
@@ -21,14 +22,15 @@ def scan(timeout: float) -> None:
     """Show the boards in reach that take updates."""
     from mpota.push import ble
 
-    found = asyncio.run(ble.scan(timeout))
+    with report.doing(f"looking for boards, {timeout:g} s"):
+        found = asyncio.run(ble.scan(timeout))
     rows = [(board.name, board.address, f"{board.rssi}") for board in found]
     report.print_table(("Name", "Address", ">dBm"), rows)
 
 
 @command.command()
 @click.argument("board", metavar="NAME|ADDRESS")
-@click.argument("file", metavar="APP|FIRMWARE|BUNDLE")
+@click.argument("file", metavar="APP|FIRMWARE|BUNDLE", shell_complete=complete_files)
 @secret_option
 @click.option("--pair", is_flag=True, help="Pair first: the board shows a passkey.")
 @click.option("--no-restart", is_flag=True, help="Leave the restart to the app on the board.")

@@ -15,7 +15,7 @@ from mpota.release.build import bundle
 from mpota.release.contents import digest_of
 from mpota.release.key_files import read_private_keys
 from mpota.storage.file import check_output, write_file
-from mpota.units import format_size
+from mpota.units import format_size, short_digest
 
 
 @click.command()
@@ -38,7 +38,7 @@ def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options:
     )
     for payload, content in zip(manifest.payloads, contents.contents, strict=True):
         digest = digest_of(payload, content.data)
-        report.say(f"  {payload.kind:<6}{payload.size:>12,} bytes  {digest[:16]}...")
+        report.say(f"  {payload.kind:<6}{payload.size:>12,} bytes  {short_digest(digest)}")
         for form in payload.forms:
             if form.encoding:
                 report.say(
@@ -47,7 +47,7 @@ def command(keys: tuple[Path, ...], output: Path | None, force: bool, **options:
     report.say(
         "  signed" if made.signature else "  not signed: boards that have keys will refuse it"
     )
-    report.say(f"written: {target} ({format_size(len(data))})")
+    report.written(target, format_size(len(data)))
 
 
 def _name(form: Form) -> str:

@@ -75,7 +75,7 @@ def _check_file(
 
 def _print(check: Check, name: str) -> None:
     verdict = f"'{check.boots}' boots" if check.boots else "nothing boots"
-    report.say(f"{name}: {verdict}")
+    report.say(f"{name}: {verdict}", tone=report.Tone.GOOD if check.is_ok else report.Tone.BAD)
     for slot in check.slots:
         state = "bootable" if slot.verdict.is_bootable else "not bootable"
         if slot.is_blank:
@@ -89,5 +89,5 @@ def _print(check: Check, name: str) -> None:
         for line in check.console:
             report.say(f"  {line}")
     for finding in check.findings:
-        report.say(f"{finding.where}: {finding.cause}")
-        report.say(f"  remedy: {finding.remedy}")
+        report.say(finding.cause, head=f"{finding.where}: ", tone=report.Tone.BAD)
+        report.say(finding.remedy, head="  remedy: ", tone=report.Tone.HINT)

@@ -42,4 +42,4 @@ def command(old: Path, new: Path, output: Path | None, force: bool) -> None:
     write_file(target, data)
     size = len(new_app.data)
     report.say(f"{what}: {len(data):,} bytes, {len(data) / size:.2%} of {size:,}")
-    report.say(f"written: {target} ({format_size(len(data))})")
+    report.written(target, format_size(len(data)))

@@ -57,4 +57,4 @@ def command(
     if trim:
         data = data.rstrip(b"\xff")
     write_file(target, data)
-    report.say(f"written: {target} ({len(data):,} bytes)")
+    report.written(target, f"{len(data):,} bytes")

@@ -26,7 +26,6 @@ from mpota.flashing.files import LostFiles, back_up, find_lost_files, moved_file
 from mpota.flashing.live import check_flashable, firmware_on, plan_flash
 from mpota.flashing.plan import carry_out
 from mpota.storage.file import read_file
-from mpota.text import shown
 from mpota.units import format_flash_size
 
 
@@ -86,7 +85,11 @@ def command(
         moved = moved_files(lost) if keeps else {}
         change = plan_flash(board, new, keeps_data=not erase, force=force, files=moved)
         for files in () if keeps else lost:
-            report.say(f"lost by this, and saved before: {files.words} (--keep-files keeps files)")
+            report.say(
+                f"by this, and saved before: {files.words} (--keep-files keeps files)",
+                head="lost ",
+                tone=report.Tone.CAUTION,
+            )
 
         def write() -> None:
             for files in lost:  # those that are kept as well: on their way power can be lost
@@ -104,4 +107,4 @@ def _is_to_keep(lost: tuple[LostFiles, ...], wanted: bool | None, *, yes: bool) 
     if wanted is not None or yes or not sys.stdin.isatty():
         return bool(wanted)
     words = "; ".join(files.words for files in lost)
-    return click.confirm(shown(f"{words}: to be lost. Keep them, at their new place?"), err=True)
+    return report.confirm(f"{words}: to be lost. Keep them, at their new place?")

@@ -17,6 +17,7 @@ from mpota.commands import _report as report
 from mpota.commands._options import (
     Size,
     baud_option,
+    complete_files,
     force_option,
     json_option,
     output_option,
@@ -70,7 +71,7 @@ class Where:
 def _reads(function: Callable[..., None]) -> Callable[..., None]:
     """A command on FIRMWARE: its first argument is `Where`."""
 
-    @click.argument("firmware")
+    @click.argument("firmware", shell_complete=complete_files)
     @table_offset_option
     @baud_option
     @wraps(function)
@@ -83,7 +84,7 @@ def _reads(function: Callable[..., None]) -> Callable[..., None]:
 def _writes(function: Callable[..., None]) -> Callable[..., None]:
     """A command that changes FIRMWARE: its first argument is `Where`."""
 
-    @click.argument("firmware")
+    @click.argument("firmware", shell_complete=complete_files)
     @output_option
     @force_option
     @table_offset_option
@@ -173,14 +174,20 @@ def get_command(where: Where, paths: tuple[str, ...], force: bool) -> None:
             damage.tell(file_system)
             lost += get(file_system, paths_of_it, destination, force=force, told=report.say)
         for line in lost:
-            report.say(f"lost: {line}", error=True)
+            report.say(line, head="lost: ", tone=report.Tone.BAD, error=True)
         if lost:
             raise MpotaError(f"{volumes.name}: {len(lost)} files could not be read")
 
 
 @command.command("put")
 @_writes
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE... [DESTINATION]")
+@click.argument(
+    "sources",
+    nargs=-1,
+    required=True,
+    metavar="SOURCE... [DESTINATION]",
+    shell_complete=complete_files,
+)
 @_exclude
 def put_command(where: Where, sources: tuple[str, ...], exclude: tuple[str, ...]) -> None:
     """Copy files and directories into the file system: to DESTINATION, or / if one SOURCE is given.
@@ -351,7 +358,7 @@ def build_command(
     data = build(files, size or 0, _DISK_VERSIONS[disk_version] if disk_version else version)
     write_file(output, data)
     count = sum(content is not None for content in files.values())
-    report.say(f"written: {output} ({len(data):,} bytes, {count} files)")
+    report.written(output, f"{len(data):,} bytes, {count} files")
 
 
 class _Damage:
@@ -369,9 +376,9 @@ class _Damage:
             return
         self._damaged[name] = len(file_system.problems)
         if file_system.mismatch:
-            report.say(f"note: {file_system.mismatch}", error=True)
+            report.note(file_system.mismatch, error=True)
         for problem in file_system.problems:
-            report.say(f"damaged: {problem}", error=True)
+            report.say(problem, head="damaged: ", tone=report.Tone.BAD, error=True)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         damaged = [name for name, count in self._damaged.items() if count]

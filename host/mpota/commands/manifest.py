@@ -40,4 +40,4 @@ def command(
     manifest, contents = compose(firmware, **options, as_url=True)
     check_output(output / "manifest.json", force=force)
     for path in publish(output, manifest, contents, read_private_keys(keys)):
-        report.say(f"written: {path}")
+        report.written(path)

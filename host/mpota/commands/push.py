@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,19 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._finding import find, push_all, where_options
-from mpota.commands._options import json_option, yes_option
+from mpota.commands._options import complete_files, complete_ports, json_option, yes_option
 from mpota.commands._sending import check_option, outcomes, secret_option, send_file, settle_option
 from mpota.errors import UsageError
 
 
 @click.command()
-@click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME")
-@click.argument("package", metavar="APP|FIRMWARE|BUNDLE|DELTA|URL", required=False)
+@click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME", shell_complete=complete_ports)
+@click.argument(
+    "package",
+    metavar="APP|FIRMWARE|BUNDLE|DELTA|URL",
+    required=False,
+    shell_complete=complete_files,
+)
 @click.option("--all", "has_all", is_flag=True, help="To all boards that `mpota scan` finds.")
 @where_options
 @yes_option
@@ -102,10 +108,14 @@ def command(
         source = Package.open(package)
         if not as_json:
             options = replace(options, tell=report.say)
-        with connect(port) as board, report.progress(source.name, len(source.data)) as progress:
+        with ExitStack() as stack:
+            with report.doing(f"connecting to the board on {port}"):
+                board = stack.enter_context(connect(port))
+            label = f"sending {source.name}"
+            progress = stack.enter_context(report.progress(label, len(source.data)))
             done = board.push(source, replace(options, progress=progress))
         known.add(source.app)
         if as_json:
             report.print_json(pushed_to_json(done))
         else:
-            report.say(str(done))
+            report.say(str(done), tone=report.Tone.GOOD)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from mpota.commands import _report as report
 from mpota.commands._options import (
     Size,
     baud_option,
+    complete_files,
     dry_run_option,
     firmware_argument,
     force_option,
@@ -28,11 +30,22 @@ from mpota.storage.ports import is_port
 from mpota.units import format_flash_size, parse_size
 
 
+def _complete_layout(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    names = [name for name in LAYOUTS if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or complete_files(ctx, param, incomplete)
+
+
 @click.command()
 @firmware_argument
 @click.option("-f", "--flash-size", type=Size(), help="Size of the flash: 4M, 8M, 16M, ...")
 @output_option
-@click.option("--layout", help=f"{', '.join(LAYOUTS)}, a name from partitions/, or FILE.csv.")
+@click.option(
+    "--layout",
+    help=f"{', '.join(LAYOUTS)}, a name from partitions/, or FILE.csv.",
+    shell_complete=_complete_layout,
+)
 @click.option("--app-size", type=Size(), help="Bytes for each app partition.")
 @click.option("--set", "sizes", multiple=True, metavar="NAME=SIZE", help="0 takes all room.")
 @click.option("--add", "adds", multiple=True, metavar="NAME=SUBTYPE:SIZE[@OFFSET]")
@@ -119,13 +132,13 @@ def command(
     report.say(f"{firmware.name}: {old.chip.title}, {change.summary}")
     rows = report.difference_rows(change.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
-    for note in change.notes:
-        report.say(f"note: {note}")
+    for text in change.notes:
+        report.note(text)
     if dry_run:
         report.say("dry run: nothing written")
         return
     write_file(target, data)
-    report.say(f"written: {target} ({len(data):,} bytes)")
+    report.written(target, f"{len(data):,} bytes")
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -33,6 +33,6 @@ def command(port: str, check: str | None, settle: float, as_json: bool) -> None:
         if as_json:
             report.print_json(pushed_to_json(done))
         elif done.is_app:
-            report.say(str(done))
+            report.say(str(done), tone=report.Tone.GOOD)
         else:
-            report.say(f"{done.slot} runs with the files that it had before")
+            report.say(f"{done.slot} runs with the files that it had before", tone=report.Tone.GOOD)

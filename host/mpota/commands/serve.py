@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from mpota.commands import _report as report
+from mpota.errors import MpotaError
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import DEFAULT_PORT, Served, Server, is_hidden, serve_forever
+from mpota.units import short_digest
 from mpota.virtual.micropython import cache_dir
 
 _HEAD_SIZE = 16
@@ -31,13 +33,15 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
 
     def start(server: Server) -> None:
         report.say(f"serving {directory} at {server.url} (Ctrl-C ends it)")
-        for line in _board_lines(server, directory):
-            report.say(f"on the board: {line}")
+        for line, path in _board_lines(server, directory):
+            if what := _words(path):
+                report.say(f"{path.name}: {what}")
+            report.say(f"on the board: {line}", is_whole=True)
 
     serve_forever(directory, host, port, ca, start, _tell)
 
 
-def _board_lines(server: Server, directory: Path) -> list[str]:
+def _board_lines(server: Server, directory: Path) -> list[tuple[str, Path]]:
     """A line for each file that a board can install, the newest first."""
     top = directory.resolve()
     found = []
@@ -52,8 +56,20 @@ def _board_lines(server: Server, directory: Path) -> list[str]:
         with path.open("rb") as file:
             line = server.board_line(path.name, file.read(_HEAD_SIZE))
         if line:
-            lines.append(line)
+            lines.append((line, path))
     return lines[:_MAX_LINES]
+
+
+def _words(path: Path) -> str:
+    """The version and the digest of what is in an update, as far as they can be told."""
+    from mpota.push.update import Package
+
+    try:
+        package = Package.open(str(path))
+    except MpotaError:
+        return ""
+    digest = f", digest {short_digest(package.digest)}" if package.digest else ""
+    return package.version + digest
 
 
 def _tell(served: Served) -> None:

@@ -26,11 +26,12 @@ from mpota.firmware.describe import (
     flash_mode,
     signature_scheme,
 )
-from mpota.firmware.firmware import Firmware
-from mpota.formats.app_desc import find_bootloader_desc
+from mpota.firmware.on_board import board_firmware
+from mpota.formats.app_desc import AppDesc, MicroPythonText, find_bootloader_desc
+from mpota.formats.partition_table import Partition
 from mpota.storage.file import read_file
 from mpota.storage.ports import format_mac, is_port
-from mpota.units import format_flash_size, format_size
+from mpota.units import format_flash_size, format_size, short_digest
 
 
 @click.command()
@@ -49,8 +50,7 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int, yes: bo
         from mpota.commands._live import looking
 
         with looking(str(firmware), baud, table_offset, yes=yes) as board:
-            on_board = Firmware.from_flash(board, board.name, table_offset)
-            description = describe_firmware(on_board)
+            description = describe_firmware(board_firmware(board, table_offset))
         found = {"port": board.name, "mac": format_mac(board.mac), "flash_size": board.size}
     else:
         description = describe(read_file(firmware), firmware.name, table_offset)
@@ -59,18 +59,29 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int, yes: bo
     else:
         if found:
             chip_size = format_flash_size(found["flash_size"])
-            report.say(f"{'board:':<12}MAC {found['mac']}, {chip_size} of flash")
+            report.say(
+                f"MAC {found['mac']}, {chip_size} of flash",
+                head=f"{'board:':<{_KEY_WIDTH}}",
+                tone=report.Tone.STRONG,
+            )
         _print_description(description)
     if description.problems:
         raise description.problems[0]
 
 
+_KEY_WIDTH = 12
 _ROLLBACK = {True: "rollback enabled", False: "no rollback", None: "rollback unknown"}
 
 
 def _print_description(facts: Description) -> None:
     for key, value in _lines(facts):
-        report.say(f"{key and key + ':':<12}{value}")
+        is_bad = key in ("broken", "odd")
+        report.say(
+            value,
+            head=f"{key and key + ':':<{_KEY_WIDTH}}",
+            tone=report.Tone.CAUTION if is_bad else report.Tone.STRONG,
+            hang=_KEY_WIDTH,
+        )
     if facts.table is None:
         return
     report.print_table(report.PARTITION_COLUMNS, report.partition_rows(facts.table))
@@ -97,8 +108,8 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
             else "",
         )
     for app in facts.apps:
-        yield "app", _app_texts(app)
-        yield "", _app_numbers(app)
+        for number, text in enumerate(_app_lines(app)):
+            yield "" if number else "app", text
     for partition, reason in facts.broken:
         yield "broken", f"{partition.label}: {reason}"
     for partition in facts.blank:
@@ -109,13 +120,18 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
         yield "OTA", _ota_line(facts)
 
 
-def _app_texts(facts: AppFacts) -> str:
-    text, desc = facts.micropython, facts.desc
-    parts = [facts.partition.label] if facts.partition else []
+def _app_lines(facts: AppFacts) -> Iterator[str]:
+    yield _names(facts.partition, facts.micropython, facts.desc)
+    if facts.micropython.board:
+        yield facts.micropython.board
+    yield _app_numbers(facts)
+    yield _app_digest(facts)
+
+
+def _names(partition: Partition | None, text: MicroPythonText, desc: AppDesc | None) -> str:
+    parts = [partition.label] if partition else []
     if text.version:
         parts.append(f"MicroPython {text.version} ({text.build_date})")
-    if text.board:
-        parts.append(text.board)
     if desc is not None:
         named = " ".join(filter(None, (desc.project_name, desc.version)))
         parts += [*([named] if named else []), f"ESP-IDF {desc.idf_ver}"]
@@ -123,15 +139,18 @@ def _app_texts(facts: AppFacts) -> str:
 
 
 def _app_numbers(facts: AppFacts) -> str:
-    image = facts.app.image
     parts = [f"{facts.app.size:,} bytes"]
     if facts.partition is not None and facts.fill is not None:
         room = facts.partition.size - facts.app.size
         free = f"{format_size(room)} free" if room >= 0 else f"{-room:,} bytes too many"
         parts.append(f"{facts.fill:.0%} of {facts.partition.label}, {free}")
-    parts.append(f"digest {digest_state(image)}")
-    if image.digest:
-        parts.append(f"{image.digest.hex()[:16]}...")
+    return ", ".join(parts)
+
+
+def _app_digest(facts: AppFacts) -> str:
+    image = facts.app.image
+    digest = f"digest {short_digest(image.digest.hex())}, " if image.digest else "digest "
+    parts = [digest + digest_state(image)]
     if facts.app.signature:
         parts.append(f"signed ({signature_scheme(facts.app)})")
     return ", ".join(parts)
@@ -143,4 +162,4 @@ def _ota_line(facts: Description) -> str:
         return f"{facts.table.ota_trouble} ({rollback})"
     if facts.table is not None and facts.table.is_ota_capable:
         return f"possible, {rollback}"
-    return f"not possible with this table ({rollback}): mpota resize --layout ota"
+    return f"not with this table ({rollback}): mpota resize --layout ota"

@@ -45,7 +45,7 @@ def command(
     target = output or _target(file, data)
     check_output(target, (file, *keys), force=force)
     write_file(target, _sign(data, file.name, private, read_file(signed) if signed else None))
-    report.say(f"written: {target}")
+    report.written(target)
 
 
 def _target(file: Path, data: bytes) -> Path:

@@ -18,9 +18,9 @@ from mpota.commands._options import (
     yes_option,
 )
 from mpota.errors import UsageError
-from mpota.firmware.firmware import Firmware
+from mpota.firmware.on_board import board_firmware
 from mpota.flashing.live import plan_boot, plan_mark
-from mpota.units import format_size
+from mpota.units import format_size, short_digest
 
 
 @click.command()
@@ -48,7 +48,7 @@ def command(
     changes = bool(boot or mark)
     opened = connected(port, baud) if changes else looking(port, baud, table_offset, yes=yes)
     with opened as board:
-        firmware = Firmware.from_flash(board, board.name, table_offset)
+        firmware = board_firmware(board, table_offset)
         if boot:
             change = plan_boot(board, firmware, boot)
             change_board(board, change, dry_run=dry_run, yes=yes)
@@ -59,7 +59,7 @@ def command(
     if as_json:
         report.print_json([_json(state) for state in states])
     else:
-        columns = ("", "Slot", ">Offset", ">Size", "App", "otadata", "Bootable")
+        columns = ("Slot", ">Offset", ">Size", "App", "Digest", "otadata", "Bootable")
         report.print_table(columns, _rows(states))
 
 
@@ -67,14 +67,19 @@ def _rows(states: Sequence[SlotState]) -> Iterator[tuple[str, ...]]:
     for state in states:
         slot, verdict = state.slot, state.slot.verdict
         bootable = "yes" if verdict.is_bootable else "blank" if slot.is_blank else "no"
+        if state.boots:
+            bootable = report.Toned("boots", report.Tone.GOOD)
+        elif bootable == "no":
+            why = f": {verdict.console[0]}" if verdict.console else ""
+            bootable = report.Toned(bootable + why, report.Tone.BAD)
         yield (
-            "boots" if state.boots else "",
             slot.partition.label,
             f"{slot.partition.offset:#x}",
             format_size(slot.partition.size),
-            f"MicroPython {slot.version}" if slot.version else "",
+            slot.version or "",
+            short_digest(slot.digest.hex()) if slot.digest else "",
             " ".join(f"seq {r.ota_seq} {r.state_name}" for r in state.records),
-            bootable if bootable != "no" or not verdict.console else f"no: {verdict.console[0]}",
+            bootable,
         )
 
 
@@ -85,6 +90,7 @@ def _json(state: SlotState) -> dict[str, object]:
         "offset": slot.partition.offset,
         "size": slot.partition.size,
         "version": slot.version,
+        "digest": slot.digest.hex() if slot.digest else None,
         "bootable": slot.verdict.is_bootable,
         "blank": slot.is_blank,
         "boots": state.boots,

@@ -9,6 +9,7 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import json_option, port_argument
+from mpota.units import short_digest
 
 
 @click.command()
@@ -22,7 +23,7 @@ def command(port: str, as_json: bool) -> None:
     from mpota.push.repl import Session
     from mpota.push.serial import Status
 
-    with Session(port) as session:
+    with report.doing(f"asking the board on {port}"), Session(port) as session:
         status = Status.read(session, verify=True)
     if as_json:
         report.print_json({**status.info, "release": status.release})
@@ -42,17 +43,19 @@ def command(port: str, as_json: bool) -> None:
 
 def _rows(info: dict[str, Any]) -> Iterator[Sequence[str]]:
     for slot in info["slots"]:
+        is_running = slot["label"] == info["running"]
         marks = [
-            "runs" if slot["label"] == info["running"] else "",
+            "runs" if is_running else "",
             "boots next" if slot["label"] == info["boot"] else "",
             "" if slot["valid"] else slot.get("problem", "not valid"),
         ]
-        app = slot.get("micropython") or slot.get("version") or "-"
+        marked = ", ".join(filter(None, marks))
+        app = (slot.get("micropython") or slot.get("version") or "-").partition(" on ")[0]
         yield (
             slot["label"],
             slot["state"] or "-",
             app,
             f"{slot['image_size']:,}" if "image_size" in slot else "-",
-            slot.get("digest", "")[:16],
-            ", ".join(filter(None, marks)),
+            short_digest(slot.get("digest", "")),
+            report.Toned(marked, report.Tone.GOOD) if is_running else marked,
         )

@@ -57,7 +57,7 @@ def command(
     csv = table_to_csv(table)
     if output is None:
         for line in csv.split("\n")[:-1]:
-            report.say(line)
+            report.say(line, is_whole=True)
         return
     write_file(output, csv.encode() if output.suffix == ".csv" else table.to_bytes())
-    report.say(f"written: {output} ({len(table)} partitions)")
+    report.written(output, f"{len(table)} partitions")

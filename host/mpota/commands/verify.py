@@ -10,7 +10,13 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._live import looking
-from mpota.commands._options import baud_option, json_option, look_option, table_offset_option
+from mpota.commands._options import (
+    baud_option,
+    complete_ports,
+    json_option,
+    look_option,
+    table_offset_option,
+)
 from mpota.errors import UsageError
 from mpota.flashing.verify import Verified, find_regions, verify
 from mpota.release.key_files import passphrase_file_option, read_app_keys
@@ -19,7 +25,7 @@ from mpota.storage.file import read_file
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.argument("port", required=False)
+@click.argument("port", required=False, shell_complete=complete_ports)
 @click.argument("partition", required=False)
 @click.option(
     "--key", "keys", multiple=True, type=click.Path(path_type=Path), help="A key that may sign."
@@ -84,9 +90,9 @@ def _print(result: Verified) -> None:
     region, found = result.region, result.comparison
     place = f"{region.name} at {region.offset:#x}"
     if found.is_equal:
-        report.say(f"{place}: {found.size:,} bytes are the same")
+        report.say(f"{place}: {found.size:,} bytes are the same", tone=report.Tone.GOOD)
         return
-    report.say(f"{place}: {found.differing:,} of {found.size:,} bytes differ")
+    report.say(f"{place}: {found.differing:,} of {found.size:,} bytes differ", tone=report.Tone.BAD)
     for kind in (result.note,) if result.note else found.kinds:
         report.say(f"  {kind}")
     shown = ", ".join(f"{start:#x}-{end:#x}" for start, end in found.shown_ranges)

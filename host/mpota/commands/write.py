@@ -80,4 +80,4 @@ def command(
         report.say("dry run: nothing written")
         return
     write_file(target, data)
-    report.say(f"written: {target} ({len(data):,} bytes)")
+    report.written(target, f"{len(data):,} bytes")

@@ -14,6 +14,7 @@ from mpota.filesystem.block_device import BlockDevice
 from mpota.filesystem.littlefs import BLANK, FAT, NO_FILE_SYSTEM, FileSystem
 from mpota.firmware.firmware import Firmware, find_base
 from mpota.firmware.layout import FAT_SUBTYPE, find_root
+from mpota.firmware.on_board import board_firmware
 from mpota.formats.littlefs import BLOCK_SIZE, is_littlefs, version_text
 from mpota.formats.micropython import (
     FFAT,
@@ -204,7 +205,7 @@ def open_volumes(
         if output is not None:
             raise UsageError(f"-o is for files, '{name}' is a port")
         with open_board(name, baud=baud, progress=progress or quiet) as board:
-            firmware = Firmware.from_flash(board, board.name, table_offset)
+            firmware = board_firmware(board, table_offset)
             yield Volumes.of_firmware(firmware, board)
         return
     path = Path(name)

@@ -15,6 +15,7 @@ from mpota.edit.change import FirmwareChange
 from mpota.errors import MpotaError
 from mpota.firmware.changes import BOOTLOADER, TABLE, Change, Difference, order_changes
 from mpota.firmware.firmware import App, Firmware
+from mpota.firmware.on_board import board_firmware
 from mpota.flashing.plan import Plan, make_plan
 from mpota.formats.littlefs import Superblock
 from mpota.formats.nvs import LOADED_STATES
@@ -179,7 +180,7 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
 def firmware_on(board: BoardFlash, table_offset: int) -> Firmware | None:
     """The firmware on a board; None if there is none that can be told."""
     try:
-        return Firmware.from_flash(board, board.name, table_offset)
+        return board_firmware(board, table_offset)
     except MpotaError:
         return None
 

@@ -19,6 +19,8 @@ from mpota.storage.board import BoardFlash
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE
 
+_BLANK = b"\xff" * SECTOR_SIZE
+
 
 @dataclass(frozen=True)
 class Step:
@@ -70,6 +72,16 @@ class Plan:
     @property
     def steps(self) -> tuple[Step, ...]:
         return tuple(step for phase in self.phases for step in phase.steps)
+
+    @property
+    def kept_size(self) -> int:
+        """Bytes of the changes that are there already, blank sectors not counted."""
+        return sum(
+            SECTOR_SIZE
+            for area in self.areas
+            for at in range(0, area.size, SECTOR_SIZE)
+            if area.after[at : at + SECTOR_SIZE] == area.before[at : at + SECTOR_SIZE] != _BLANK
+        )
 
     @property
     def unsafe(self) -> tuple[Phase, ...]:

@@ -12,6 +12,7 @@ from mpota.bootloader.slots import boots_next
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import BOOTLOADER, TABLE
 from mpota.firmware.firmware import Firmware, is_app_image, read_app
+from mpota.firmware.on_board import board_firmware
 from mpota.flashing.compare import Comparison, compare
 from mpota.formats.image import Image
 from mpota.formats.partition_table import DATA_NVS, PartitionTable
@@ -119,7 +120,7 @@ def _app_region(
         data = read_app(data, name).to_bytes()
     if partition is not None:
         return Expected(partition, _offset_of(board, partition, table_offset), data)
-    firmware = Firmware.from_flash(board, board.name, table_offset)
+    firmware = board_firmware(board, table_offset)
     slot = boots_next(firmware, board.size)
     if slot is None:
         labels = ", ".join(p.label for p in firmware.table.apps)
@@ -128,7 +129,7 @@ def _app_region(
 
 
 def _offset_of(board: BoardFlash, partition: str, table_offset: int) -> int:
-    firmware = Firmware.from_flash(board, board.name, table_offset)
+    firmware = board_firmware(board, table_offset)
     if partition == BOOTLOADER and firmware.table.find(partition) is None:
         return firmware.chip.bootloader_offset
     return firmware.table[partition].offset

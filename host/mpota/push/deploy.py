@@ -204,7 +204,8 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
                     changes.append(f"{pushed.slot}: {version}" if pushed.slot else version)
     except MpotaError as error:
         outcome = outcome_of(error)
-        message = str(error) + (f" ({error.hint})" if error.hint else "")
+        message = "; ".join((str(error), *error.details))
+        message += f" ({error.hint})" if error.hint else ""
     except Exception as error:  # one odd board is one row, not the end of all
         outcome, message = "failed", f"{type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
     else:

@@ -70,6 +70,7 @@ def error_to_json(error: MpotaError) -> dict[str, Any]:
         "outcome": outcome_of(error),
         "code": error.code if isinstance(error, RefusedError) else None,
         "message": str(error),
+        "details": list(error.details),
         "hint": error.hint,
         "exit_code": error.exit_code,
     }

@@ -12,14 +12,14 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import NoneType
 from typing import Any
 
-from mpota.errors import MpotaError
+from mpota.errors import Again, MpotaError
 from mpota.formats.delta import make_delta
 from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.push.update import (
@@ -48,7 +48,7 @@ _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
 _NO_DELTA_CODES = ("base", "frame", "memory")
 _MAKING = threading.Lock()  # so that one delta is made once
 _SLOW = 4  # times as long as a board is given usually
-_AGAIN = "the same command again goes on from there"
+_AGAIN = Again("the same command again goes on from there")
 _USUAL = Options()
 
 
@@ -67,7 +67,8 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         return Pushed(package.version, before.running, is_app=package.brings_app)
     sent_size = 0
     if options.force or not before.waits_with(package):
-        options.tell(f"sending {package.name}" + (f" to slot {before.next}" if before.next else ""))
+        slot = f" to slot {before.next}" if before.next else ""
+        options.tell(f"sending {package.words}{slot}")
         session.soft_reset()  # for its memory
         try:
             sent_size = _send(session, before, package, options)
@@ -315,24 +316,20 @@ def _has_all(record: Mapping[str, Any], release: Mapping[str, Any]) -> bool:
 
 
 def _gone_back(console: str, after: Status, goal: _Goal) -> RolledBackError:
-    if after.running != goal.label:
-        why = _why(console, after, goal.label)
-        return RolledBackError(f"the board went back to {after.running}: {why}")
-    lines = failure_lines(console)
-    told = "\n  ".join(["it printed", *lines]) if lines else "no reason seen"
-    return RolledBackError(
-        f"the board went back to the files that {after.running} had before: {told}"
-    )
+    printed = failure_lines(console)
+    why = "it printed what is below" if printed else "no reason seen"
+    if after.running == goal.label:
+        told = f"the board went back to the files that {after.running} had before: {why}"
+    else:
+        told = f"the board went back to {after.running}: {_why(after, goal.label) or why}"
+    return RolledBackError(told, details=tuple(printed))
 
 
-def _why(console: str, after: Status, target: str) -> str:
-    """Why an app did not stay: in the bootloader's words, if the console showed them."""
-    lines = failure_lines(console)
+def _why(after: Status, target: str) -> str:
+    """Why an app did not stay, as far as the board tells; its console may tell more."""
     slot = after.slot(target)
-    told = f"otadata calls {target} {slot.get('state')}" if slot.get("state") else "no reason seen"
-    if slot.get("problem"):
-        told += f", {slot['problem']}"
-    return "\n  ".join(["it printed", *lines]) + f"\n  {told}" if lines else told
+    state = f"otadata calls {target} {slot.get('state')}" if slot.get("state") else ""
+    return ", ".join(filter(None, (state, slot.get("problem", ""))))
 
 
 # --- the health check
@@ -366,7 +363,7 @@ def _give_up(session: Session, goal: _Goal, failure: str, options: Options) -> U
     what = goal.label if goal.is_app else f"{goal.label} with the new files"
     return UnhealthyError(
         f"{what} failed its health check ({failure}): given up, {then}",
-        "\n  ".join(failure_lines(console)) or None,
+        details=tuple(failure_lines(console)),
     )
 
 
@@ -502,7 +499,7 @@ def _transfer(session: Session, package: Package, options: Options) -> int:
             f"force={options.force})"
         )
     session.start(_RECEIVER + call)
-    return _Giver(_Talk(session), package.data, options.progress).serve()
+    return _Giver(_Talk(session), package.data, options).serve()
 
 
 class _Talk:
@@ -571,10 +568,12 @@ class _Talk:
 class _Giver:
     """Hands out pieces of a file as the board asks for them."""
 
-    def __init__(self, talk: _Talk, data: bytes, progress: Callable[[int], object]) -> None:
+    def __init__(self, talk: _Talk, data: bytes, options: Options) -> None:
         self._talk = talk
         self._data = data
-        self._progress = progress
+        self._progress = options.progress
+        self._tell = options.tell
+        self._kept_size = 0  # what the slot had from before
         self._on_the_way: deque[int] = deque()  # sizes of what has not been acknowledged
         self._sent_size = 0
         self._outcome: tuple[str, str] | None = None
@@ -602,8 +601,10 @@ class _Giver:
             if event is None:
                 # It may wait for the rest of something that was lost on its way.
                 stalls += 1
+                silence = f"no word from the board for {_ANSWER_TIMEOUT_S:.0f} s"
                 if stalls > _MAX_STALLS:
-                    raise LostBoardError(f"no word from the board for {_ANSWER_TIMEOUT_S:.0f} s")
+                    raise LostBoardError(silence)
+                self._tell(f"{silence}: asking it again")
                 self._talk.send(_FILLER)
                 continue
             kind, text = event
@@ -620,6 +621,10 @@ class _Giver:
         if verb == "FAIL":
             code, _, words = text.partition(" ")
             raise RefusedError(code, words)
+        if self._kept_size:
+            self._tell(
+                f"{self._kept_size:,} of {len(self._data):,} bytes were in the slot from before"
+            )
         return self._sent_size
 
     def _obey(self, record: str) -> None:
@@ -629,7 +634,7 @@ class _Giver:
         elif verb == "AT":
             done, _, _ = text.partition(" ")
             if _is_number(done):
-                self._progress(int(done))
+                self._progress(int(done), 0)
         elif verb == "GET":
             fields = text.split()
             if len(fields) == 3 and _is_number(fields[0]) and _is_number(fields[1]):
@@ -641,6 +646,7 @@ class _Giver:
         self._on_the_way.clear()
         if held == digest:
             self._talk.send(b"=" + digest.encode())
+            self._kept_size += size
         else:
             units = (_unit(piece[at : at + UNIT_SIZE]) for at in range(0, len(piece), UNIT_SIZE))
             if not self._send_all((b"+" + digest.encode(), *units)):
@@ -650,7 +656,7 @@ class _Giver:
         is_in_turn = offset in (0, self._position)
         self._position = offset + size
         self._has_all |= is_in_turn and self._position >= len(self._data)
-        self._progress(offset + size)
+        self._progress(offset + size, len(self._data))
 
     def _send_all(self, units: Iterable[bytes]) -> bool:
         """Keep as much on the way as the board has room for; whether it took all of it."""

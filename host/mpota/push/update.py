@@ -17,6 +17,7 @@ from mpota.formats.bundle import Bundle, decode, is_bundle
 from mpota.formats.manifest import Manifest
 from mpota.formats.payloads import APP, FILES
 from mpota.storage.file import read_file
+from mpota.units import short_digest
 
 
 class RefusedError(MpotaError):
@@ -155,6 +156,11 @@ class Package:
         return image.digest.hex() if image and image.digest else None
 
     @property
+    def words(self) -> str:
+        """Its name, and the digest of its app, if it is known, as people know it."""
+        return self.name + (f" (digest {short_digest(self.digest)})" if self.digest else "")
+
+    @property
     def version(self) -> str:
         """MicroPython's, or the release's."""
         if self.release:
@@ -222,7 +228,7 @@ def _check_syntax(source: str, what: str, mode: str) -> None:
 @dataclass(frozen=True)
 class Options:
     """How to push. ``tell`` hears a line about what begins now, ``progress`` the bytes that the
-    board has.
+    board has, and of how many: 0, as long as only the board knows.
 
     At a REPL: ``check`` proves the health of the new app, ``settle_s`` of silence mean that it has
     started, ``force`` installs what runs already, or has failed before. ``find_base`` gives the app
@@ -246,7 +252,7 @@ class Options:
     pause_s: float = 1.0
     pair: bool = False
     find_s: float = 10.0
-    progress: Callable[[int], object] = lambda done: None
+    progress: Callable[[int, int], object] = lambda done, total: None
     tell: Callable[[str], object] = lambda text: None
 
 

@@ -265,6 +265,8 @@ class _Sender:
         if needs_secret:
             self._check_proof(for_ready, ready[: _STATUS.size], ready[_STATUS.size :])
         self._take_status(ready[: _STATUS.size])
+        if self.position:
+            self._options.tell(f"going on: the board has {self.position:,} bytes from before")
 
     async def _ask(
         self, link: Link, message: bytes, kind: Kind, timeout_s: float = _ANSWER_TIMEOUT_S
@@ -294,7 +296,7 @@ class _Sender:
         self.position, self._end = position, position + credit
         if message[0] != Kind.STATUS:
             self._next = position
-        self._options.progress(position)
+        self._options.progress(position, len(self._stream))
 
     async def _send_all(self, link: Link) -> None:
         size = len(self._stream)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import partial
 from typing import Any, Protocol
 
-from mpota.errors import MpotaError
+from mpota.errors import Again, MpotaError
 from mpota.formats.chips import Chip, chip_by_name
 from mpota.storage.ports import DEFAULT_BAUD, LOADER_END, check_end, find_port, is_pty
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
@@ -31,7 +31,8 @@ _READ_SIZE = 2 * BLOCK_SIZE
 _SECONDS_PER_MIB = 40.0  # worst case of erasing and writing: esptool's cmds.py, write_flash
 _MIN_TIMEOUT = 5.0
 _REACH_24BIT = 16 * MiB
-_CHECK_CABLE = "check cable and power, then run the same command again: it goes on where it stopped"
+_CHECK_CABLE = "check cable and power, then run the same command again"
+_GOES_ON = Again(f"{_CHECK_CABLE}: it goes on where it stopped")
 
 
 class Progress(Protocol):
@@ -53,11 +54,16 @@ class BoardFlash:
     ``name`` is the port, ``mac`` the chip's in hex, ``chip_revision`` and ``block_revision`` (of
     its eFuses, None for an ESP32) are major * 100 + minor. What was read once is kept;
     blank flash is recognised by its MD5 and never read. With ``stays_in_loader`` it is not started
-    at the end.
+    at the end. ``places``: (start, end, what people call it), for progress. Of all that was
+    programmed ``kept_size`` bytes stood there before, and ``repeats`` chunks had to be written
+    again.
     """
 
     base = 0
     stays_in_loader = False
+    places: tuple[tuple[int, int, str], ...] = ()
+    kept_size = 0
+    repeats = 0
 
     def __init__(self, esp: Any, name: str, chip: Chip, size: int, progress: Progress) -> None:
         self._esp = esp
@@ -87,7 +93,7 @@ class BoardFlash:
         if missing:
             self._check_range("read", offset, last - offset)
             total = len(missing) * _CACHE_SIZE
-            with self._show(f"reading {offset:#x}", total) as update, self.translated():
+            with self._show(f"reading {self._place(offset)}", total) as update, self.translated():
                 done = 0
                 for start, end in _runs(missing, _CACHE_SIZE):
                     self._fetch(start, end, update, done)
@@ -117,7 +123,7 @@ class BoardFlash:
     def erase(self, offset: int, size: int) -> None:
         """Set whole sectors to 0xFF; offset and size are multiples of 4 KiB."""
         self._check_range("erase", offset, size)
-        with self._show(f"erasing {offset:#x}", size) as update, self.translated():
+        with self._show(f"erasing {self._place(offset)}", size) as update, self.translated():
             for start in range(offset, offset + size, 16 * BLOCK_SIZE):
                 step = min(16 * BLOCK_SIZE, offset + size - start)
                 self._forget(start, step)
@@ -142,7 +148,7 @@ class BoardFlash:
         self._check_range("write", offset, len(data))
         data = data.ljust(align_up(len(data), SECTOR_SIZE), b"\xff")
         is_changed = False
-        with self._show(f"writing {what or hex(offset)}", len(data)) as update:
+        with self._show(f"writing {what or self._place(offset)}", len(data)) as update:
             # Chunks end at 64 KiB blocks, which erase faster than sectors.
             position = 0
             while position < len(data):
@@ -152,16 +158,19 @@ class BoardFlash:
                 if not self.is_equal(at, chunk):
                     self._write_chunk(at, chunk, partial(_update_behind, update, position))
                     is_changed = True
+                else:
+                    self.kept_size += size
                 position += size
                 update(position)
         return is_changed
 
     def _write_chunk(self, offset: int, data: bytes, update: Callable[[int], object]) -> None:
         self._forget(offset, len(data))
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             with self.translated():
                 self._try_chunk(offset, data, update)
             if self.is_equal(offset, data):
+                self.repeats += attempt
                 return
         raise self._unreliable(offset, data)
 
@@ -215,6 +224,10 @@ class BoardFlash:
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _place(self, offset: int) -> str:
+        found = (name for start, end, name in self.places if start <= offset < end)
+        return next(found, f"the flash from {offset:#x} on")
+
     def _forget(self, offset: int, size: int) -> None:
         for start in range(align_down(offset, _CACHE_SIZE), offset + size, _CACHE_SIZE):
             self._cache.pop(start, None)
@@ -267,7 +280,7 @@ def open_board(
 def _connected(name: str, before: str, baud: int) -> Iterator[Any]:
     from esptool.cmds import attach_flash, detect_chip, run_stub
 
-    with _translated(name, "no board answers"):
+    with _translated(name, "no board answers", _CHECK_CABLE):
         esp = detect_chip(name, _ROM_BAUD, before)
     try:
         with _translated(name):
@@ -314,7 +327,9 @@ def _flash_size(esp: Any, name: str) -> int:
 
 
 @contextmanager
-def _translated(name: str, what: str = "the connection failed") -> Iterator[None]:
+def _translated(
+    name: str, what: str = "the connection failed", hint: str = _GOES_ON
+) -> Iterator[None]:
     from esptool.util import FatalError, UnsupportedCommandError
     from serial import SerialException
 
@@ -333,11 +348,11 @@ def _translated(name: str, what: str = "the connection failed") -> Iterator[None
     except tuple(kinds) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise MpotaError(
-            f"{name}: {what}: {lines[0] if lines else error!r}", _hint(error)
+            f"{name}: {what}: {lines[0] if lines else error!r}", _hint(error) or hint
         ) from None
 
 
-def _hint(error: BaseException) -> str:
+def _hint(error: BaseException) -> str | None:
     text = str(error)
     if "exclusively lock" in text or "Access is denied" in text:
         return "another program has the port open: close it"
@@ -347,7 +362,7 @@ def _hint(error: BaseException) -> str:
         return "check the port's name: `mpota ... auto` finds the only board that is plugged in"
     if "Failed to connect" in text or "No serial data" in text:
         return "hold BOOT while you press RESET, then run the command again"
-    return _CHECK_CABLE
+    return None
 
 
 @contextmanager

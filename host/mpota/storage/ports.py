@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from mpota.errors import MpotaError, UsageError
 
@@ -79,15 +80,25 @@ def check_end(port: str, end: str) -> None:
         )
 
 
+def usb_ports() -> list[str]:
+    """The ports that a board may be on, those of Espressif's own USB first."""
+    return [str(port.device) for port in _usb_ports()]
+
+
 def format_mac(mac: str) -> str:
     """``240ac4000102`` as people write it."""
     return ":".join(mac[i : i + 2] for i in range(0, len(mac), 2))
 
 
-def _only_port() -> str:
+def _usb_ports() -> list[Any]:
     from serial.tools.list_ports import comports
 
     found = [port for port in comports() if port.vid is not None]
+    return sorted(found, key=lambda port: port.vid != _ESPRESSIF_VID)
+
+
+def _only_port() -> str:
+    found = _usb_ports()
     chosen = [port for port in found if port.vid == _ESPRESSIF_VID] or found
     if not chosen:
         raise MpotaError(
