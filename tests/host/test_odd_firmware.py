@@ -288,7 +288,7 @@ def test_resize_mends_an_app_larger_than_its_slot(too_large: Path, tmp_path: Pat
         (0x8010, None, ["ESP32", "ESP-IDF v5.4.2"], "partition table has MD5"),
         (0x10200, None, ["ESP32", "ESP-IDF v5.4.2", "vfs"], "factory"),
         (None, 0x12000, ["ESP32", "ESP-IDF v5.4.2", "vfs"], "image is truncated"),
-        (None, 0x6000, ["ESP32", "ESP-IDF v5.4.2"], "partition table starts with"),
+        (None, 0x6000, ["ESP32", "ESP-IDF v5.4.2"], "before the partition table"),
     ],
     ids=["bootloader", "table", "app", "short", "shorter"],
 )

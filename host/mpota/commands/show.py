@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from mpota.commands._options import (
     look_option,
     table_offset_option,
 )
+from mpota.errors import MpotaError
 from mpota.firmware.describe import (
     AppFacts,
+    BrokenApp,
     Description,
     describe,
-    describe_firmware,
+    describe_flash,
     digest_state,
     flash_frequency,
     flash_mode,
@@ -50,7 +53,9 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int, yes: bo
         from mpota.commands._live import looking
 
         with looking(str(firmware), baud, table_offset, yes=yes) as board:
-            description = describe_firmware(board_firmware(board, table_offset))
+            with suppress(MpotaError):
+                board_firmware(board, table_offset)  # for the names of what is read
+            description = describe_flash(board, board.name, table_offset)
         found = {"port": board.name, "mac": format_mac(board.mac), "flash_size": board.size}
     else:
         description = describe(read_file(firmware), firmware.name, table_offset)
@@ -66,7 +71,9 @@ def command(firmware: Path, as_json: bool, table_offset: int, baud: int, yes: bo
             )
         _print_description(description)
     if description.problems:
-        raise description.problems[0]
+        first, *others = description.problems
+        first.details = tuple(map(str, others))
+        raise first
 
 
 _KEY_WIDTH = 12
@@ -97,6 +104,8 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
         size = format_flash_size(header.flash_size) if header.flash_size else "of unknown size"
         yield "chip", header.chip.title
         yield "flash", f"{size}, {flash_mode(header)}, {flash_frequency(header)}"
+    elif facts.apps:
+        yield "chip", f"{facts.apps[0].app.image.chip.title}, as its app says"
     if facts.bootloader is not None:
         desc = find_bootloader_desc(facts.bootloader.data)
         release = f"ESP-IDF {desc.idf_ver}, " if desc else ""
@@ -110,14 +119,22 @@ def _lines(facts: Description) -> Iterator[tuple[str, str]]:
     for app in facts.apps:
         for number, text in enumerate(_app_lines(app)):
             yield "" if number else "app", text
-    for partition, reason in facts.broken:
-        yield "broken", f"{partition.label}: {reason}"
+    for broken in facts.broken:
+        for number, text in enumerate(_broken_lines(broken)):
+            yield "" if number else "broken", text
     for partition in facts.blank:
         yield "blank", f"{partition.label} ({format_size(partition.size)})"
     for oddity in facts.oddities:
         yield "odd", oddity
     if facts.table is not None and facts.app is not None:
         yield "OTA", _ota_line(facts)
+
+
+def _broken_lines(broken: BrokenApp) -> Iterator[str]:
+    yield _names(broken.partition, broken.micropython, broken.desc)
+    if broken.whole_segments < broken.segments:
+        yield f"{broken.whole_segments} of {broken.segments} segments are whole"
+    yield broken.reason
 
 
 def _app_lines(facts: AppFacts) -> Iterator[str]:

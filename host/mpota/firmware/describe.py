@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpota.errors import MpotaError
 from mpota.firmware.firmware import (
     App,
     Firmware,
     find_base,
+    find_table_hint,
     is_app_image,
     is_table,
     read_app,
@@ -25,7 +27,8 @@ from mpota.formats.app_desc import (
     has_rollback,
 )
 from mpota.formats.chips import CHIPS, FLASH_MODES, Chip
-from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader
+from mpota.formats.image import HEADER_SIZE, IMAGE_MAGIC, Image, ImageHeader, whole_segments
+from mpota.formats.otadata import OtaRecord, seq_crc
 from mpota.formats.partition_table import (
     DEFAULT_TABLE_OFFSET,
     TABLE_SIZE,
@@ -33,6 +36,7 @@ from mpota.formats.partition_table import (
     PartitionTable,
 )
 from mpota.formats.signature import SignatureBlock, parse_app_sector
+from mpota.storage import FlashContents
 from mpota.storage.file import FileImage
 from mpota.units import SECTOR_SIZE
 
@@ -52,11 +56,23 @@ class AppFacts:
         return self.app.size / self.partition.size if self.partition else None
 
 
+class BrokenApp(NamedTuple):
+    """An app partition that holds something else than an intact app: why, and what can be read of
+    it. ``whole_segments`` of ``segments`` that its header announces are there; (0, 0) without one.
+    """
+
+    partition: Partition
+    reason: str
+    desc: AppDesc | None
+    micropython: MicroPythonText
+    whole_segments: int
+    segments: int
+
+
 @dataclass(frozen=True)
 class Description:
     """``header`` is the bootloader's, or that of an app image alone; a table alone has none.
 
-    ``broken`` are app partitions that hold something else than an intact app, with the reason.
     ``problems`` are what is wrong with the whole: it is shown as far as it can be read.
     """
 
@@ -67,7 +83,7 @@ class Description:
     table_offset: int
     apps: tuple[AppFacts, ...]
     blank: tuple[Partition, ...]
-    broken: tuple[tuple[Partition, str], ...]
+    broken: tuple[BrokenApp, ...]
     app: AppFacts | None
     problems: tuple[MpotaError, ...] = ()
 
@@ -92,6 +108,7 @@ class Description:
             "micropython": _micropython_json(self.app),
             "app": _app_json(self.app) if self.app else None,
             "apps": [_app_json(app) for app in self.apps],
+            "broken": [_broken_json(app) for app in self.broken],
             "bootloader": _bootloader_json(self.bootloader) if self.bootloader else None,
             "table_offset": self.table_offset if self.table is not None else None,
             "partitions": [partition_json(p) for p in self.table or ()],
@@ -115,12 +132,29 @@ def describe(data: bytes, name: str, table_offset: int = DEFAULT_TABLE_OFFSET) -
     if is_table(data):
         table = read_table(data, name, table_offset, is_strict=False)
         return Description(name, None, None, table, table_offset, (), (), (), None)
-    flash = FileImage(find_base(data, name), data)
+    try:
+        base = find_base(data, name)
+    except MpotaError as error:
+        by_table = _base_by_table(data, table_offset)
+        if by_table is None:
+            raise
+        return _describe_parts(FileImage(by_table, data), name, table_offset, error)
+    flash = FileImage(base, data)
+    cut = _cut_before_apps(flash, name, table_offset)
+    if cut is not None:
+        return _describe_parts(flash, name, table_offset, cut)
+    return describe_flash(flash, name, table_offset, is_file=True)
+
+
+def describe_flash(
+    flash: FlashContents, name: str, table_offset: int, *, is_file: bool = False
+) -> Description:
+    """Facts about the firmware in ``flash``, a file's or a board's, damaged or not."""
     try:
         firmware = Firmware.from_flash(flash, name, table_offset)
     except MpotaError as error:
         return _describe_parts(flash, name, table_offset, error)
-    return describe_firmware(firmware, is_file=True)
+    return describe_firmware(firmware, is_file=is_file)
 
 
 def describe_firmware(firmware: Firmware, *, is_file: bool = False) -> Description:
@@ -138,12 +172,13 @@ def describe_firmware(firmware: Firmware, *, is_file: bool = False) -> Descripti
             if apps and apps[-1].partition == partition:
                 problems.append(error)
             else:
-                broken.append((partition, str(error)))
+                broken.append(_broken(firmware.flash, firmware.name, partition, error))
     if is_file:
         try:
             firmware.check_contents()
         except MpotaError as error:
             problems.append(error)
+    problems += _otadata_problems(firmware)
     main = next((a for a in apps if a.partition == _app_partition(firmware)), None)
     return Description(
         firmware.name,
@@ -157,6 +192,44 @@ def describe_firmware(firmware: Firmware, *, is_file: bool = False) -> Descripti
         main,
         tuple(problems),
     )
+
+
+def _otadata_problems(firmware: Firmware) -> Iterator[MpotaError]:
+    for number, record in enumerate(firmware.otadata or ()):
+        if record == OtaRecord.blank() or record.is_crc_ok:
+            continue
+        yield MpotaError(
+            f"{firmware.name}: otadata record {number} is damaged: its CRC is {record.crc:#010x}, "
+            f"its sequence number {record.ota_seq:#x} gives {seq_crc(record.ota_seq):#010x}",
+            "the bootloader takes no notice of it: mpota check tells what boots",
+        )
+
+
+def _cut_before_apps(flash: FileImage, name: str, table_offset: int) -> MpotaError | None:
+    """What is wrong with a file whose bootloader is whole, and that ends before its table does."""
+    if flash.end >= table_offset + TABLE_SIZE or _bootloader(flash, table_offset) is None:
+        return None
+    with suppress(MpotaError):
+        if PartitionTable.from_bytes(flash.read(table_offset, TABLE_SIZE)).has_md5:
+            return None
+    is_before = flash.end <= table_offset
+    if is_before and find_table_hint(flash, flash.end) is not None:
+        return None  # it stands elsewhere
+    return MpotaError(
+        f"{name}: the file ends at flash offset {flash.end:#x}, {'before' if is_before else 'in'} "
+        f"the partition table, which stands at {table_offset:#x}"
+    )
+
+
+def _base_by_table(data: bytes, table_offset: int) -> int | None:
+    """Where a file without bootloader stands in the flash, by the table in it; None if it has
+    none."""
+    for base in sorted({0, *(chip.bootloader_offset for chip in CHIPS)}):
+        if base <= table_offset:
+            with suppress(MpotaError):
+                PartitionTable.from_bytes(data[table_offset - base :])
+                return base
+    return None
 
 
 def _app_partition(firmware: Firmware) -> Partition | None:
@@ -180,41 +253,74 @@ def _describe_app(data: bytes, name: str, table_offset: int) -> Description:
 
 
 def _describe_parts(
-    flash: FileImage, name: str, table_offset: int, problem: MpotaError
+    flash: FlashContents, name: str, table_offset: int, problem: MpotaError
 ) -> Description:
     """A firmware whose bootloader or table is damaged: the rest of it."""
-    chip = next(c for c in CHIPS if _header(flash, c) is not None)
-    start = chip.bootloader_offset
-    bootloader, table = None, None
-    with suppress(MpotaError):
-        bootloader = Image.from_bytes(flash.read(start, max(0, table_offset - start)))
-    with suppress(MpotaError):
-        table = PartitionTable.from_bytes(flash.read(table_offset, TABLE_SIZE))
-    apps, broken = [], []
-    for partition in table.apps if table else ():
-        size = max(0, min(partition.size, flash.end - partition.offset))
+    raw = flash.read(table_offset, TABLE_SIZE)
+    try:
+        table = PartitionTable.from_bytes(raw)
+    except MpotaError:
+        salvaged = PartitionTable.salvage(raw)
+        table = salvaged if salvaged is not None else PartitionTable(())
+    apps, blank, broken = [], [], []
+    for partition in table.apps:
+        data = _bytes_of(flash, partition)
+        if data.count(0xFF) == len(data):
+            blank.append(partition)
+            continue
         try:
-            app = App.from_bytes(flash.read(partition.offset, size))
+            app = App.from_bytes(data)
             app.image.check("app")
             apps.append(_facts(app, partition))
         except MpotaError as error:
-            broken.append((partition, str(error)))
+            broken.append(_broken(flash, name, partition, error))
     return Description(
         name,
-        _header(flash, chip),
-        bootloader,
-        table,
+        next(filter(None, (_header(flash, chip) for chip in CHIPS)), None),
+        _bootloader(flash, table_offset),
+        table if table.partitions else None,
         table_offset,
         tuple(apps),
-        (),
+        tuple(blank),
         tuple(broken),
         apps[0] if apps else None,
         (problem,),
     )
 
 
-def _header(flash: FileImage, chip: Chip) -> ImageHeader | None:
+def _bytes_of(flash: FlashContents, partition: Partition) -> bytes:
+    """As far as the flash, or the file, reaches."""
+    size = max(0, min(partition.size, flash.end - partition.offset))
+    return flash.read(partition.offset, size)
+
+
+def _broken(flash: FlashContents, name: str, partition: Partition, error: MpotaError) -> BrokenApp:
+    data = _bytes_of(flash, partition)
+    whole, count = whole_segments(data)
+    return BrokenApp(
+        partition,
+        str(error).removeprefix(f"{name}: {partition.label}: "),
+        find_app_desc(data),
+        find_micropython(data),
+        whole,
+        count,
+    )
+
+
+def _bootloader(flash: FlashContents, table_offset: int) -> Image | None:
+    """The bootloader, its checksum right or not; None if it cannot be read as a whole."""
+    for chip in CHIPS:
+        if _header(flash, chip) is not None:
+            size = min(table_offset, flash.end) - chip.bootloader_offset
+            with suppress(MpotaError):
+                return Image.from_bytes(flash.read(chip.bootloader_offset, max(0, size)))
+    return None
+
+
+def _header(flash: FlashContents, chip: Chip) -> ImageHeader | None:
     """The header where this chip has its bootloader, None if it is of another chip or none."""
+    if flash.base > chip.bootloader_offset:
+        return None
     data = flash.read(chip.bootloader_offset, HEADER_SIZE)
     if data[0] != IMAGE_MAGIC:
         return None
@@ -267,6 +373,17 @@ def _facts(app: App, partition: Partition | None) -> AppFacts:
 def _micropython_json(facts: AppFacts | None) -> dict[str, Any]:
     text = facts.micropython if facts else MicroPythonText(None, None, None)
     return {"version": text.version, "build_date": text.build_date, "board": text.board}
+
+
+def _broken_json(broken: BrokenApp) -> dict[str, Any]:
+    return {
+        "partition": broken.partition.label,
+        "reason": broken.reason,
+        "version": broken.desc.version if broken.desc else None,
+        "micropython": broken.micropython.version,
+        "segments": broken.segments,
+        "whole_segments": broken.whole_segments,
+    }
 
 
 def _app_json(facts: AppFacts) -> dict[str, Any]:

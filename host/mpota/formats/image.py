@@ -203,9 +203,14 @@ class Image:
                 f"{self.computed_checksum:#04x}: bytes were changed or lost"
             )
         if self.digest not in (None, self.computed_digest):
+            stored, computed = self.data[self.body_size :].hex(), self.computed_digest.hex()
+            if stored[:16] == computed[:16]:  # those that are shown: it is behind them
+                stored, computed = f"...{stored[-48:]}", f"...{computed[-48:]}"
+            else:
+                stored, computed = f"{stored[:16]}...", f"{computed[:16]}..."
             raise MpotaError(
-                f"{what}: appended SHA-256 is {self.data[self.body_size :].hex()[:16]}..., its "
-                f"bytes give {self.computed_digest.hex()[:16]}...: bytes were changed or lost"
+                f"{what}: appended SHA-256 is {stored}, its bytes give {computed}: "
+                "bytes were changed or lost"
             )
 
     def with_flash_size(self, size: int) -> Image:
@@ -217,6 +222,26 @@ class Image:
         body = header.to_bytes() + self.data[HEADER_SIZE : self.body_size]
         digest = hashlib.sha256(body).digest() if header.hash_appended else b""
         return Image(body + digest, header, self.segments)
+
+
+def whole_segments(data: bytes | memoryview) -> tuple[int, int]:
+    """How many of the segments that a header announces are there as a whole, one behind the other,
+    and how many it announces; (0, 0) if ``data`` does not start with an image's header.
+    """
+    try:
+        header = ImageHeader.from_bytes(bytes(data[:HEADER_SIZE]))
+    except MpotaError:
+        return (0, 0)
+    if header.segment_count > MAX_SEGMENTS:
+        return (0, 0)
+    position = HEADER_SIZE
+    for index in range(header.segment_count):
+        try:
+            segment = _parse_segment(data, position, index)
+        except MpotaError:
+            return (index, header.segment_count)
+        position = segment.data_offset + segment.data_size
+    return (header.segment_count, header.segment_count)
 
 
 def _parse_segment(data: bytes | memoryview, position: int, index: int) -> Segment:

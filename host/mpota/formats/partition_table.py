@@ -222,6 +222,17 @@ class PartitionTable:
                 )
         raise MpotaError(f"partition table has no end within {len(data):#x} bytes")
 
+    @classmethod
+    def salvage(cls, data: bytes) -> PartitionTable | None:
+        """The entries that can be read in a table which `from_bytes` refuses; None if none can."""
+        rows = [data[at : at + ENTRY_SIZE] for at in range(0, TABLE_SIZE, ENTRY_SIZE)]
+        found = [
+            Partition.from_bytes(row)
+            for row in rows
+            if len(row) == ENTRY_SIZE and row[:2] == ENTRY_MAGIC
+        ]
+        return cls(tuple(found), any(row[:16] == MD5_MAGIC for row in rows)) if found else None
+
     def to_bytes(self) -> bytes:
         """The 0xC00 bytes of the table. Raises MpotaError for more entries than they hold."""
         self._check_count()
