@@ -11,6 +11,7 @@ import pytest
 from mpota.commands import _demo as demo
 from mpota.errors import MpotaError
 from mpota.firmware import sample
+from mpota.firmware.firmware import Firmware
 from mpota.virtual import stock
 
 from tests.support.real_files import ROOT, real_firmware
@@ -62,14 +63,14 @@ def test_without_it_the_demo_makes_a_sample_and_says_so(
     class Told(Exception):
         pass
 
-    def stop(data: bytes, *args: object) -> None:
-        told.append(data)
+    def stop(firmware: Firmware, telling: object) -> None:
+        told.append(firmware.flash.read(firmware.flash.base, firmware.flash.end))
         raise Told
 
     monkeypatch.setattr(stock, "find", lambda: None)
-    monkeypatch.setattr(demo.Firmware, "from_bytes", stop)
+    monkeypatch.setattr(demo, "_prepare", stop)
     with pytest.raises(Told):
         demo.run(None, "firmware.bin", 0x8000)
-    assert told == [sample.build_firmware("esp32")]
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "no stock one at hand: building one" in line
+    (data,) = told
+    assert data.rstrip(b"\xff") == sample.build_firmware("esp32").rstrip(b"\xff")
+    assert "firmware.bin, made by esptool, since no stock one is at hand" in capsys.readouterr().out

@@ -88,11 +88,6 @@ def write_out(data: bytes) -> None:
         say(line.expandtabs(), is_whole=True)
 
 
-def print_console(text: str) -> None:
-    """What a virtual board prints, as it comes."""
-    print(text, end="", flush=True)
-
-
 def print_json(value: object) -> None:
     """The value as it is: JSON's escapes are plain ASCII."""
     import json

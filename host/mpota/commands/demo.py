@@ -11,8 +11,9 @@ from mpota.commands._options import table_offset_option
 
 @click.command()
 @click.argument("firmware", required=False, type=click.Path(path_type=Path))
+@click.option("--console", is_flag=True, help="Show all that the board prints.")
 @table_offset_option
-def command(firmware: Path | None, table_offset: int) -> None:
+def command(firmware: Path | None, console: bool, table_offset: int) -> None:
     """Resize a firmware, boot it on the virtual board, update it, break it, see it recover.
 
     FIRMWARE is a merged firmware of yours; without it, it is the stock one that `make demo` has
@@ -23,4 +24,5 @@ def command(firmware: Path | None, table_offset: int) -> None:
     from mpota.storage.file import read_file
 
     data = read_file(firmware) if firmware else None
-    _demo.run(data, firmware.name if firmware else "firmware.bin", table_offset)
+    name = str(firmware) if firmware else "firmware.bin"
+    _demo.run(data, name, table_offset, shows_console=console)
