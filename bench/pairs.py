@@ -7,7 +7,6 @@ addresses, and the calls of Xtensa code, which hold the distance to their target
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import struct
@@ -65,7 +64,7 @@ def with_constant(app: bytes) -> bytes:
     code = _code_segment(Image.from_bytes(app))
     at = code.data_offset + code.data_size // 3 // 4 * 4
     data[at : at + 4] = b"\x40\x42\x0f\x00"
-    return _sealed(bytes(data))
+    return Image.from_bytes(bytes(data)).sealed().data
 
 
 def with_function(app: bytes) -> bytes:
@@ -99,7 +98,7 @@ def _insert(app: bytes, segment: Segment, size: int, seed: str) -> bytes:
     code = _code_segment(Image.from_bytes(app))
     if code == segment:
         _move_calls(data, start, middle, end, size)
-    return _sealed(bytes(data))
+    return Image.from_bytes(bytes(data)).sealed().data
 
 
 def _move_words(data: bytearray, low: int, high: int, size: int) -> None:
@@ -124,11 +123,3 @@ def _move_calls(data: bytearray, start: int, middle: int, end: int, size: int) -
             moved = distance + (size // 4 if was < middle else -(size // 4))
             data[at : at + 3] = ((word & 0x3F) | (moved & 0x3FFFF) << 6).to_bytes(3, "little")
         at += 3
-
-
-def _sealed(data: bytes) -> bytes:
-    """The image with its checksum and digest made to fit."""
-    image = Image.from_bytes(data)
-    body = data[: image.body_size - 1]
-    body += bytes([Image(body + b"\0", image.header, image.segments).computed_checksum])
-    return body + hashlib.sha256(body).digest()

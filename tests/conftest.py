@@ -16,6 +16,7 @@ from mpota.virtual.board import Board
 from mpota.virtual.micropython import cache_dir
 
 from tests.support import amount, once, ota_board, web
+from tests.support.cuts import Cuts
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
@@ -193,3 +194,9 @@ def hostile(record_property: Callable[[str, object], None]) -> Callable[..., Non
         record_property("hostile cases", number)
 
     return count
+
+
+@pytest.fixture
+def cuts(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Cuts:
+    """Cuts the power wherever a scenario touches the flash; ``--cut`` and ``--all-cuts``."""
+    return Cuts(request.config, record_property)

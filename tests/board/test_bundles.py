@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from mpota.virtual.board import Board, End, Run
-from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode, Operation, VirtualFlash
+from mpota.virtual.cuts import Scenario
+from mpota.virtual.flash import Operation, VirtualFlash
 
 from tests.support import boards, once, releases
+from tests.support.cuts import Cuts, some
 from tests.support.releases import app, key, make, tree
 
 # main.py that does not confirm: the next boot goes back.
@@ -212,48 +213,32 @@ def is_commit(operation: Operation) -> bool:
     return boards.OTADATA.offset <= operation.offset < boards.OTADATA.end
 
 
-def points_of(config: pytest.Config, made: Scenario, board: Board) -> list[CutPoint]:
-    """Some 60 cuts of a scenario, all with ``--all-cuts``, or the one that ``--cut`` names."""
-    one = config.getoption("--cut")
-    if one:
-        return [point for point in [CutPoint.parse(one)] if point.scenario == made.name]
-    operations = made.record(board)
-    if config.getoption("--all-cuts"):
-        return all_points(made.name, operations, tuple(CutMode))
-    return chosen_points(made.name, operations, 60, is_commit)
-
-
 @pytest.mark.parametrize("name", STORIES)
-def test_a_power_cut_leaves_old_with_old_or_new_with_new(
-    name: str,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_a_power_cut_leaves_old_with_old_or_new_with_new(name: str, cuts: Cuts) -> None:
     """``--all-cuts`` takes every operation, ``--cut bundle:17:torn`` one."""
+    cuts.skip_unless_named(name)
     story = STORIES[name]
     board = fresh()
     if story.prepare is not None:
         story.prepare(board)
-    made = Scenario(name, board.flash.snapshot(), story.play)
-    points = points_of(request.config, made, board)
-    if not points:
-        pytest.skip(f"--cut names another scenario than {name}")
-    seen = dict.fromkeys(story.allowed, 0)
-    for point in points:
-        made.cut(board, point)
-        run = board.run()
-        assert (run.end, run.traceback) == (End.IDLE, ""), f"--cut {point}\n{run.console}"
-        found = lines(run)
-        assert len(found) == 1, f"--cut {point}\n{run.console}"
-        assert found[0] in seen, f"--cut {point}: {found}\n{run.console}"
-        seen[found[0]] += 1
-        check_goes_on(board, story, found[0], point)
-    record_property("power cuts", len(points))
-    print(f"{name}: {len(points)} power cuts, then {seen}")
-    assert len(points) == 1 or all(seen.values()), seen
+    scenario = Scenario(name, board.flash.snapshot(), story.play)
+    judge = functools.partial(check_pair, story=story)
+    seen = cuts.try_all(scenario, board, judge, some(60, is_commit))
+    assert cuts.is_one or set(seen) == set(story.allowed), seen
 
 
-def check_goes_on(board: Board, story: Story, found: str, point: CutPoint) -> None:
+def check_pair(board: Board, story: Story) -> str:
+    """Which firmware and code run after a cut."""
+    run = board.run()
+    assert (run.end, run.traceback) == (End.IDLE, ""), run.console
+    found = lines(run)
+    assert len(found) == 1, run.console
+    assert found[0] in story.allowed, run.console
+    check_goes_on(board, story, found[0])
+    return found[0]
+
+
+def check_goes_on(board: Board, story: Story, found: str) -> None:
     """The next attempt succeeds; nothing is left over that belongs to no app."""
     if story.again is None or found != OLD_PAIR:
         return
@@ -262,6 +247,6 @@ def check_goes_on(board: Board, story: Story, found: str, point: CutPoint) -> No
         # The cut hit the one boot in which it could have been confirmed.
         run = board.run(INSTALL.format(story.again).replace(")", ", force=True)"))
     expected = NEW_FILES if story.again == "3" else NEW_PAIR
-    assert lines(run) == [expected], f"--cut {point}\n{run.console}"
+    assert lines(run) == [expected], run.console
     trees = 1 if story.again == "3" else 2
-    assert state(board) == f"{story.again} {trees}", point
+    assert state(board) == f"{story.again} {trees}"

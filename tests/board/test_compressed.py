@@ -12,10 +12,12 @@ import pytest
 from mpota.formats.delta import make_delta
 from mpota.formats.frames import Frames, compress
 from mpota.virtual import micropython
-from mpota.virtual.board import Board, End
-from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+from mpota.virtual.board import Board
+from mpota.virtual.cuts import ALL_MODES, CutPoint, Scenario, record_changes
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 from tests.support import encoded, ota_board, releases, web
+from tests.support.cuts import Cuts, some
 from tests.support.encoded import FILE, INSTALL, NEW, OLD, content, give, is_old, noise, run, slot
 from tests.support.ota_package import compiled
 
@@ -206,6 +208,13 @@ def test_random_damage_is_a_frame_error_and_nothing_else(tmp_path: Path) -> None
     assert int(done.stdout) > rounds // 2
 
 
+def cut_late(board: Board, mode: CutMode) -> bytes:
+    """The flash after a power cut at nine tenths of the way."""
+    recording = record_changes("late", board.flash, lambda: board.run(INSTALL))
+    late = CutPoint(recording.name, len(recording.effects) * 9 // 10, mode)
+    return recording.content(late)
+
+
 @pytest.mark.parametrize("form", ["deflate", "plain", "delta"])
 def test_after_a_power_cut_a_release_goes_on_where_it_was(board: Board, form: str) -> None:
     made = content()
@@ -215,12 +224,8 @@ def test_after_a_power_cut_a_release_goes_on_where_it_was(board: Board, form: st
         made = made.compressed().with_delta(encoded.OLD)
         assert made.encoded[0].encoding == "delta"
     give(board, made)
-    count = len(board.run(INSTALL).operations)
-    board.flash.restore(encoded.base())
+    board.flash.restore(cut_late(board, CutMode.TORN))
     read = releases.COUNTED + INSTALL + "print(seen)"
-    board.flash.cut = Cut(count * 9 // 10, CutMode.TORN)
-    assert board.run(INSTALL).end is End.POWER_CUT
-    board.flash.cut = None
     said = run(board, read).split()
     assert said[0] == "INSTALLED"
     if form != "delta":  # the whole of which is a few KiB
@@ -230,34 +235,31 @@ def test_after_a_power_cut_a_release_goes_on_where_it_was(board: Board, form: st
 
 
 @pytest.mark.parametrize("form", ["deflate", "delta"])
-def test_a_power_cut_at_any_operation_leaves_an_app_that_boots(board: Board, form: str) -> None:
+def test_a_power_cut_at_any_operation_leaves_an_app_that_boots(
+    board: Board, form: str, cuts: Cuts
+) -> None:
     made = content().compressed()
     if form == "delta":
         made = made.with_delta(encoded.OLD)
     give(board, made)
-    count = len(board.run(INSTALL).operations)
-    modes = list(CutMode)
-    for index in range(0, count, max(count // 12, 1)):
-        board.flash.restore(encoded.base())
-        board.flash.cut = Cut(index, modes[index % len(modes)])
-        board.run(INSTALL)
-        board.flash.cut = None
+    scenario = Scenario(f"encoded-{form}", encoded.base(), lambda board: board.run(INSTALL))
+
+    def judge(board: Board) -> str:
         again = board.run(INSTALL)
         if again.labels == ("ota_0",):  # else the cut came behind the switch
-            assert again.output == "INSTALLED\n", index
+            assert again.output == "INSTALLED\n", again.console
             again = board.run("")
         assert again.labels == ("ota_1",)
         assert slot(board, len(NEW)) == NEW
+        return again.output
+
+    cuts.try_all(scenario, board, judge, some(14, modes=ALL_MODES))
 
 
 def test_a_slot_with_something_else_does_not_spoil_the_next_attempt(board: Board) -> None:
     """What was noted belongs to the bytes in the slot: another update there ends it."""
     give(board, content().compressed())
-    count = len(board.run(INSTALL).operations)
-    board.flash.restore(encoded.base())
-    board.flash.cut = Cut(count * 9 // 10, CutMode.BEFORE)
-    board.run(INSTALL)
-    board.flash.cut = None
+    board.flash.restore(cut_late(board, CutMode.BEFORE))
     (Path(str(board.frozen)) / "file").write_bytes(encoded.app("v1.28.0")[:-16])
     assert run(board, FILE).startswith("REFUSED truncated ")
     assert run(board, INSTALL) == "INSTALLED\n"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from mpota.virtual.flash import FaultKind, FlashFault
 
-from tests.support import boards, ota_board
+from tests.support import boards, images, ota_board
 from tests.support.boards import OTA_1
 from tests.support.ota_board import (
     NEW,
@@ -125,7 +125,7 @@ def test_what_the_header_shows_is_refused_before_a_byte_is_erased(board, server,
     ],
 )
 def test_a_segment_is_checked_against_the_bootloader_in_this_flash(board, server, start, words):
-    image = boards.image([(0x3F400020, NEW[32 : 32 + 0x1000]), (start, bytes(0x80))])
+    image = images.small_image([(0x3F400020, NEW[32 : 32 + 0x1000]), (start, bytes(0x80))])
     printed, _ = fail(board, server, answer(image))
     assert printed == f"load-address: segment 1 (0x{start:08x}-0x{start + 0x80:08x}) {words}\n"
 
@@ -209,7 +209,7 @@ def test_a_wrong_checksum_is_found_by_set_boot(board, server):
 
 def test_lost_bytes_are_noticed_at_the_next_segment(board, server):
     # Its header is read from the wrong place, and makes no sense there.
-    image = boards.image([(0x3F400020, NEW[32:DROM_END]), (0x40080400, bytes(range(1, 129)))])
+    image = images.small_image([(0x3F400020, NEW[32:DROM_END]), (0x40080400, bytes(range(1, 129)))])
     printed, _ = fail(board, server, answer(image[:0x9000] + image[0x9008:]))
     assert printed.startswith(
         f"segment-length: segment 1 (at 0x{DROM_END:x}) has length 0x8070605, which cannot be: "

@@ -20,11 +20,12 @@ from mpota.formats.partition_table import Partition
 from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content
 from mpota.release.signing import sign
-from mpota.virtual.board import Board, End, Run
-from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
-from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.board import Board, End
+from mpota.virtual.cuts import ALL_MODES, CutPoint, Scenario, power_cut, record_changes
+from mpota.virtual.flash import CutMode, Operation
 
 from tests.support import boards, releases, web
+from tests.support.cuts import Cuts, some
 from tests.support.data_payloads import (
     ASSETS,
     NEW,
@@ -316,61 +317,40 @@ def mount(content: bytes) -> LittleFS:
     return fs
 
 
+def is_superblock(operation: Operation) -> bool:
+    return ASSETS.offset <= operation.offset < ASSETS.offset + 2 * SECTOR
+
+
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "compressed"])
 def test_at_every_cut_the_partition_is_whole_or_cannot_be_mounted(
-    board: Board,
-    is_packed: bool,
-    request: pytest.FixtureRequest,
-    record_property: Callable[..., None],
+    board: Board, is_packed: bool, cuts: Cuts
 ) -> None:
     made = data(NEW, is_packed=is_packed)
     (frozen(board) / "new.bundle").write_bytes(bundle_of(made))
     script = install("/frozen/new.bundle")
     name = f"data-{'packed' if is_packed else 'plain'}"
     scenario = Scenario(name, board.flash.snapshot(), lambda board: board.run(script))
-    operations = scenario.record(board)
-    assert partition(board) == NEW
 
-    def is_vital(operation: object) -> bool:
-        offset: int = operation.offset  # type: ignore[attr-defined]
-        return ASSETS.offset <= offset < ASSETS.offset + 2 * SECTOR
+    def judge(board: Board) -> str:
+        check_half(partition(board))
+        run = board.run(script)
+        assert run.output == "INSTALLED\n", run.console
+        assert partition(board) == NEW
+        return run.output
 
-    modes = (CutMode.BEFORE, CutMode.TORN, CutMode.GARBLED, CutMode.AFTER)
-    points = chosen_points(name, operations, 24, is_vital, modes)
-    if request.config.getoption("--all-cuts"):
-        points = all_points(name, operations, modes)
-    if one := request.config.getoption("--cut"):
-        points = [p for p in [CutPoint.parse(one)] if p.scenario == name]
-    record_property("power cuts", len(points))
-    failures = []
-    for point in points:
-        scenario.cut(board, point)
-        try:
-            check_half(partition(board))
-            run = board.run(script)
-            assert run.output == "INSTALLED\n", run.console
-            assert partition(board) == NEW
-        except (AssertionError, pytest.fail.Exception) as error:
-            failures.append(f"--cut {point}\n{error}")
-    assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:5])
+    cuts.try_all(scenario, board, judge, some(24, is_superblock, ALL_MODES))
 
 
-def cut_late(board: Board, script: str, sectors: int) -> Run:
+def cut_late(board: Board, script: str, sectors: int) -> None:
     """Cut the power when so many sectors of the partition have been written."""
-    start = board.flash.snapshot()
-    board.flash.restart_count()
-    board.run(script)
+    recording = record_changes("late", board.flash, lambda: board.run(script))
     writes = [
         number
-        for number, op in enumerate(board.flash.operations)
+        for number, op in enumerate(recording.operations)
         if op.kind == "write" and op.offset >= ASSETS.offset
     ]
-    board.flash.restore(start)
-    board.flash.cut = Cut(writes[sectors], CutMode.AFTER)
-    run = board.run(script)
-    assert run.end is End.POWER_CUT, run.console
-    board.flash.restart_count()
-    return run
+    late = CutPoint(recording.name, writes[sectors], CutMode.AFTER)
+    board.flash.restore(recording.content(late))
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "compressed"])
@@ -417,8 +397,8 @@ def test_a_note_of_one_release_does_not_survive_another(board: Board) -> None:
     (frozen(board) / "large.bundle").write_bytes(bundle_of(large))
     (frozen(board) / "small.bundle").write_bytes(bundle_of(small))
     cut_late(board, install("/frozen/large.bundle"), 36)
-    board.flash.cut = Cut(len(board.flash.operations) + 8, CutMode.AFTER)
-    assert board.run(install("/frozen/small.bundle")).end is End.POWER_CUT
+    with power_cut(board.flash, 8, CutMode.AFTER):
+        board.run(install("/frozen/small.bundle"))
     assert board.run(install("/frozen/large.bundle")).output == "INSTALLED\n"
     assert partition(board) == NEW
 

@@ -14,11 +14,12 @@ from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.call_faults import CallFault
-from mpota.virtual.cuts import Scenario, all_points, chosen_points
-from mpota.virtual.flash import Cut, CutMode, Operation
+from mpota.virtual.cuts import Scenario, power_cut
+from mpota.virtual.flash import CutMode, Operation
 
 from tests.support import boards, releases, web
 from tests.support.boards import OTA_0, OTA_1, OTADATA
+from tests.support.cuts import Cuts, some
 from tests.support.hostile import (
     COUNTER,
     FALLBACK,
@@ -34,11 +35,11 @@ from tests.support.hostile import (
     UPDATE,
     after_damage,
     put,
-    reseal,
     said,
     slot,
     touched,
 )
+from tests.support.images import with_digest
 from tests.support.ota_board import merged_firmware
 from tests.support.releases import key, make
 
@@ -172,10 +173,10 @@ def own_signature_broken() -> bytes:
 
 def forged(image: bytes) -> bytes:
     """Bootable, with a digest of its own: only the signature says that it is not genuine."""
-    return reseal(patched(image, 0x5000, b"evil"))
+    return with_digest(patched(image, 0x5000, b"evil"))
 
 
-BAD_CHECKSUM = reseal(patched(NEW, len(NEW) - 33, bytes([NEW[-33] ^ 0x55])))
+BAD_CHECKSUM = with_digest(patched(NEW, len(NEW) - 33, bytes([NEW[-33] ^ 0x55])))
 
 # name -> (file, code); on a board with keys.
 LATE: dict[str, Callable[[], tuple[bytes, str]]] = {
@@ -195,7 +196,7 @@ LATE: dict[str, Callable[[], tuple[bytes, str]]] = {
     "checksum": lambda: (bundle(app(BAD_CHECKSUM)), "not-bootable"),
     "trailing": lambda: (bundle(app(NEW + b"evil" * 3000)), "trailing"),
     "header of another chip": lambda: (
-        bundle(app(reseal(patched(NEW, 12, b"\x09")))), "wrong-chip"),
+        bundle(app(with_digest(patched(NEW, 12, b"\x09")))), "wrong-chip"),
     "no image": lambda: (bundle(app(b"\x7fELF" * 9000)), "not-an-image"),
     "compressed, other app": lambda: (
         with_payload(bundle(app().compressed()), lambda d: d[:50000] + bytes(len(d) - 50000)),
@@ -265,38 +266,28 @@ def test_without_keys_too_a_refused_app_is_no_image(
     assert after_damage(board) == (None,)
 
 
+def is_in_head(operation: Operation) -> bool:
+    return OTA_1.offset <= operation.offset < OTA_1.offset + SECTOR
+
+
 @pytest.mark.parametrize("is_good", [True, False], ids=["good", "hostile"])
 def test_at_every_cut_the_slot_is_blank_at_its_head_or_whole(
-    board: Board,
-    is_good: bool,
-    request: pytest.FixtureRequest,
-    record_property: Callable[..., None],
+    board: Board, is_good: bool, cuts: Cuts
 ) -> None:
     data = bundle(app()) if is_good else bundle(app(patched(NEW, 0x17000, b"x")))
     script = TRY.format(call=INSTALL.format(put(board, data)))
-    scenario = Scenario("slot", board.flash.snapshot(), lambda board: board.run(script))
-    operations = scenario.record(board)
+    name = f"slot-{'good' if is_good else 'hostile'}"
+    scenario = Scenario(name, board.flash.snapshot(), lambda board: board.run(script))
 
-    def is_vital(op: Operation) -> bool:
-        return OTA_1.offset <= op.offset < OTA_1.offset + SECTOR
-
-    modes = (CutMode.BEFORE, CutMode.TORN, CutMode.AFTER)
-    points = chosen_points("slot", operations, 24, is_vital, modes)
-    if request.config.getoption("--all-cuts"):
-        points = all_points("slot", operations, modes)
-    record_property("power cuts", len(points))
-    failures = []
-    for point in points:
-        scenario.cut(board, point)
+    def judge(board: Board) -> str:
         found = slot(board)
-        if found.startswith(FALLBACK) or (is_good and found.startswith(NEW)):
-            expected: tuple[str | None, ...] = ("ota_1",)
-        else:
-            expected = (None,)
+        is_whole = found.startswith(FALLBACK) or (is_good and found.startswith(NEW))
         labels = after_damage(board)
-        if labels != expected or (expected == (None,) and not _is_no_head(found, is_good)):
-            failures.append(f"{point}: {labels}, {found[:HEAD].hex()}")
-    assert not failures, "\n".join(failures)
+        assert labels == ("ota_1" if is_whole else None,), found[:HEAD].hex()
+        assert is_whole or _is_no_head(found, is_good), found[:HEAD].hex()
+        return str(labels)
+
+    cuts.try_all(scenario, board, judge, some(24, is_in_head))
 
 
 def _is_no_head(found: bytes, is_good: bool) -> bool:
@@ -340,9 +331,8 @@ def test_a_failed_version_is_remembered_whatever_comes_after(board: Board) -> No
         assert said(board, failing) == "failed-version", name
     # Another one, and a power cut in it.
     path = put(board, bundle(app(OTHER)), "other")
-    board.flash.restart_count()
-    board.flash.cut = Cut(30, CutMode.TORN)
-    assert board.run(TRY.format(call=INSTALL.format(path))).end is End.POWER_CUT
+    with power_cut(board.flash, 30, CutMode.TORN):
+        board.run(TRY.format(call=INSTALL.format(path)))
     assert said(board, failing) == "failed-version"
     confirm = "with open('main.py', 'w') as f: f.write('import ota; ota.rollback.cancel()')\n"
     run = board.run(confirm + f"import ota, machine\nota.{INSTALL.format(path)}\nmachine.reset()")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from mpota.virtual.board import Board, End
-from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+from mpota.virtual.cuts import CutNotReachedError, power_cut
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 from tests.support import boards, encoded, ota_board, ota_package, releases, web
 from tests.support.ota_board import NEW, merged_firmware, output, slot_content, states, try_update
@@ -67,10 +68,10 @@ def cut_until_updated(board, server, operations, mode):
     """Cut the power at every so many flash operations until the update is through; the cuts."""
     cuts = 0
     while True:
-        board.flash.restart_count()
-        board.flash.cut = Cut(operations, mode)
-        run = board.run()
-        if run.end is not End.POWER_CUT:
+        try:
+            with power_cut(board.flash, operations, mode):
+                run = board.run()
+        except CutNotReachedError:
             assert (run.output, run.labels[-1]) == ("updated\n", "ota_1"), run.console
             return cuts
         cuts += 1
@@ -282,9 +283,8 @@ def test_a_bundle_goes_on_after_a_power_cut(content):
     ):
         board = Board(flash, frozen=ota_package.compiled())
         url = server.url("/a.bundle")
-        flash.restart_count()
-        flash.cut = Cut(100, CutMode.TORN)
-        assert board.run(install.format(url)).end is End.POWER_CUT
+        with power_cut(flash, 100, CutMode.TORN):
+            board.run(install.format(url))
         server.requests.clear()
         assert output(board, install.format(url)) == ""
         assert encoded.slot(board, len(encoded.NEW)) == encoded.NEW

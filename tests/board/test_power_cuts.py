@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 import pytest
 from mpota.virtual.board import Board, End, Run
-from mpota.virtual.cuts import CutPoint, Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode, Operation, VirtualFlash
+from mpota.virtual.cuts import ALL_MODES, Scenario
+from mpota.virtual.flash import Operation, VirtualFlash
 
 from tests.support import boards, ota_board, ota_package
 from tests.support.boards import OTA_0, OTA_1, OTADATA
+from tests.support.cuts import some
 from tests.support.ota_board import NEW, OLD, answer, serving, try_update
 
 THIRD = boards.app("v1.28.0", 0x1B000)
 APPS = {OTA_0.label: OTA_0, OTA_1.label: OTA_1}
-MODES = tuple(CutMode)
 CHOSEN = 48  # of each scenario, besides all at otadata
 
 RESET = "import machine\nmachine.reset()"
@@ -140,9 +140,9 @@ def booted_app(board: Board) -> str:
     return label
 
 
-def check_recovery(board: Board, url: str, more: str) -> None:
+def check_recovery(board: Board, url: str, more: str) -> str:
     """After a cut an app boots, the update succeeds at the next attempt, and stays."""
-    booted_app(board)
+    booted = booted_app(board)
     main = write_main(CONFIRM) + CONFIRM + "\n"
     run = board.run(main + try_update(url, more, then=RESET))
     assert f"wrote {len(NEW)}" in run.output, run.console
@@ -152,43 +152,23 @@ def check_recovery(board: Board, url: str, more: str) -> None:
     slot = APPS[target]
     assert board.flash.read(slot.offset, len(NEW)) == NEW
     assert booted_app(board) == target
+    return booted
 
 
 def is_in_otadata(operation: Operation) -> bool:
     return OTADATA.offset <= operation.offset < OTADATA.end
 
 
-def points_to_try(config: pytest.Config, name: str, operations: tuple[Operation, ...]):
-    one = config.getoption("--cut")
-    if one:
-        point = CutPoint.parse(one)
-        return [point] if point.scenario == name else []
-    if config.getoption("--all-cuts"):
-        return all_points(name, operations, MODES)
-    return chosen_points(name, operations, CHOSEN, is_in_otadata, MODES)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_at_every_cut_an_app_boots_and_the_next_update_succeeds(
-    scenarios, name, record_property, request
-):
-    one = request.config.getoption("--cut")
-    if one and CutPoint.parse(one).scenario != name:
-        pytest.skip(f"--cut names another scenario than {name}")
-    scenario = scenarios.find(name)
+def test_at_every_cut_an_app_boots_and_the_next_update_succeeds(scenarios, name, cuts):
     # There the second, and last, chance of an image that failed is what the cut has taken.
     more = ", force=True" if name == "update-of-failed" else ""
-    failures = []
     with VirtualFlash.create(boards.FLASH_SIZE) as flash:
         board = Board(flash, frozen=ota_package.compiled())
-        operations = scenario.record(board)
-        assert operations
-        points = points_to_try(request.config, name, operations)
-        record_property("power cuts", len(points))
-        for point in points:
-            scenario.cut(board, point)
-            try:
-                check_recovery(board, scenarios.new, more)
-            except AssertionError as error:
-                failures.append(f"--cut {point}\n{error}")
-    assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:5])
+        cuts.skip_unless_named(name)
+        cuts.try_all(
+            scenarios.find(name),
+            board,
+            lambda board: check_recovery(board, scenarios.new, more),
+            some(CHOSEN, is_in_otadata, ALL_MODES),
+        )

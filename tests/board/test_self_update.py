@@ -13,10 +13,11 @@ from mpota.release.build import Content
 from mpota.release.ota_package import MARK
 from mpota.release.with_ota import with_ota
 from mpota.virtual.board import Board, Run
-from mpota.virtual.cuts import Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode, VirtualFlash
+from mpota.virtual.cuts import ALL_MODES, Scenario
+from mpota.virtual.flash import VirtualFlash
 
 from tests.support import boards, once, ota_files, releases
+from tests.support.cuts import Cuts, some
 from tests.support.releases import app, key, make
 
 MAIN = """
@@ -29,7 +30,6 @@ BROKEN = MAIN.replace("ota.rollback", "ota.no_such_module")
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle', reboot={})"
 OLD_PAIR = "runs v1.26.1 1 0.1"
 NEW_PAIR = "runs v1.27.0 2 0.2.0"
-MODES = tuple(CutMode)
 
 
 def tree(version: str, main: str = MAIN, **files: str) -> Content:
@@ -159,35 +159,23 @@ def whole(board: Board) -> Run:
 
 
 @pytest.mark.parametrize("play", [confirm, whole])
-def test_at_every_cut_a_whole_package_runs(
-    play: Callable[[Board], Run],
-    request: pytest.FixtureRequest,
-    record_property: pytest.RecordProperty,
-) -> None:
+def test_at_every_cut_a_whole_package_runs(play: Callable[[Board], Run], cuts: Cuts) -> None:
     """Of the confirmation, which exchanges it, and of all: 0.1 installs, the trial, the end."""
     board = fresh()
     if play is confirm:
         board.run(INSTALL.format("2", False))
     scenario = Scenario(f"self-update-{play.__name__}", board.flash.snapshot(), play)
-    operations = scenario.record(board)
-    if request.config.getoption("--all-cuts"):
-        points = all_points(scenario.name, operations, MODES)
-    else:
-        points = chosen_points(scenario.name, operations, 48, modes=MODES)
-    record_property("power cuts", len(points))
     packages = {"0.1": ota_files.old_files(), "0.2.0": ota_files.new_files()}
-    failures, seen = [], set()
-    for point in points:
-        scenario.cut(board, point)
+
+    def judge(board: Board) -> str:
         run = board.run()
-        running = run.output.split()[3] if run.output.startswith("runs ") else None
-        if run.output.strip() not in (OLD_PAIR, NEW_PAIR):
-            failures.append(f"{point}\n{run.console}")
-            continue
+        assert run.output.strip() in (OLD_PAIR, NEW_PAIR), run.console
+        running = run.output.split()[3]
         found = package(board) or {}
         found.pop(MARK, None)  # the cut was at its removal
-        if found != packages[running] or not is_clean(board):
-            failures.append(f"{point}: {running} runs, {sorted(found)}")
-        seen.add(running)
-    assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:3])
-    assert seen == set(packages)
+        assert found == packages[running], f"{running} runs, {sorted(found)}"
+        assert is_clean(board)
+        return running
+
+    seen = cuts.try_all(scenario, board, judge, some(48, modes=ALL_MODES))
+    assert cuts.is_one or set(seen) == set(packages)

@@ -17,8 +17,9 @@ from mpota.errors import UsageError
 from mpota.release.build import Content
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import Server, serving
-from mpota.virtual.board import Board, End
-from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+from mpota.virtual.board import Board
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 from tests.support import boards, encoded, ota_package, releases
 from tests.support.desk_server import DATA, LOOPBACK, connect, get, running
@@ -215,9 +216,8 @@ def test_a_published_app_goes_on_where_a_power_cut_broke_it_off(tmp_path: Path) 
     board = releases.board(frozen)
     with running(public) as (server, served):
         line = f"import ota; ota.release.install('{server.url}manifest.json', block_size=4096)"
-        board.flash.restart_count()
-        board.flash.cut = Cut(100, CutMode.TORN)  # some 40 of its 48 sectors are there
-        assert board.run(line).end is End.POWER_CUT
+        with power_cut(board.flash, 100, CutMode.TORN):  # some 40 of its 48 sectors are there
+            board.run(line)
         served.clear()
         run = board.run(line)
         assert "runs v1.27.0 2" in run.output, run.console

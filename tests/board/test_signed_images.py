@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mpota.formats.frames import compress
+from mpota.formats.image import Image
 from mpota.release.build import Content, sign_app
 from mpota.virtual.board import Board, End
 
@@ -27,7 +28,6 @@ from tests.support.hostile import (
     after_damage,
     noisy,
     put,
-    reseal,
     said,
     slot,
     touched,
@@ -41,19 +41,11 @@ TRUST = "import ota; t = ota.keys.load(); print(t.counter, t.name, t.version, le
 
 def image(secure_version: int, version: str = "v1.27.0") -> bytes:
     made = noisy(version, 0x19000)
-    return reseal(_sum(made[:36] + struct.pack("<I", secure_version) + made[40:]))
+    return sealed(made[:36] + struct.pack("<I", secure_version) + made[40:])
 
 
-def _sum(made: bytes) -> bytes:
-    """``made`` with the checksum of its segments set right."""
-    at, checksum = 24, 0xEF
-    for _ in range(made[1]):
-        size = int.from_bytes(made[at + 4 : at + 8], "little")
-        for byte in made[at + 8 : at + 8 + size]:
-            checksum ^= byte
-        at += 8 + size
-    end = (at + 16) & ~15
-    return made[: end - 1] + bytes([checksum]) + made[end:]
+def sealed(made: bytes) -> bytes:
+    return Image.from_bytes(made).sealed().data
 
 
 def signed(data: bytes, *keys: int) -> bytes:
@@ -211,7 +203,7 @@ FORGED: dict[str, tuple[bytes, str]] = {
 SWAPPED: dict[str, tuple[bytes, str]] = {
     "body changed": (broken(flip(0x8000)), "digest"),
     "body of another app": (
-        reseal(_sum(image(3)[:0x3000] + b"evil" + image(3)[0x3004:])).ljust(
+        sealed(image(3)[:0x3000] + b"evil" + image(3)[0x3004:]).ljust(
             len(signed(image(3))) - SECTOR, b"\xff"
         )
         + signed(image(3))[-SECTOR:],

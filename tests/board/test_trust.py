@@ -17,10 +17,11 @@ from mpota.formats.tar import Member, write_tar
 from mpota.release.build import Content, Contents, data_content, publish, sign_app
 from mpota.release.signing import PrivateKey, public_to_pem
 from mpota.virtual.board import Board, End, Run
-from mpota.virtual.cuts import CutPoint, Scenario, all_points
+from mpota.virtual.cuts import ALL_MODES, CutPoint, Recording, Scenario
 from mpota.virtual.flash import CutMode
 
 from tests.support import boards, ota_board, releases
+from tests.support.cuts import Cuts
 from tests.support.releases import app, key, make, tree
 
 INSTALL = "import ota; ota.release.install('/frozen/{}.bundle')"
@@ -763,32 +764,19 @@ STORIES = [
 ]
 
 
-def points_of(config: pytest.Config, made: Scenario, board: Board) -> list[CutPoint]:
-    one = config.getoption("--cut")
-    if one:
-        return [point for point in [CutPoint.parse(one)] if point.scenario == made.name]
-    points = all_points(made.name, made.record(board), tuple(CutMode))
-    operations = board.flash.operations
+def points_in_nvs(recording: Recording, is_all: bool) -> list[CutPoint]:
+    """Each operation on NVS, torn and whole in turn; with ``is_all`` in each way."""
     nvs = range(boards.NVS.offset, boards.NVS.end)  # test_bundles.py has the others
-    points = [point for point in points if operations[point.op].offset in nvs]
-    if config.getoption("--all-cuts"):
-        return points
-    # What AFTER leaves is what BEFORE leaves at the next operation.
-    in_turn = (CutMode.TORN, CutMode.AFTER)
-    return [point for point in points if point.mode is in_turn[point.op % 2]]
+    operations = recording.operations
+    points = [p for p in recording.all_points(ALL_MODES) if operations[p.op].offset in nvs]
+    in_turn = (CutMode.TORN, CutMode.AFTER)  # the latter leaves what BEFORE leaves at the next one
+    return points if is_all else [p for p in points if p.mode is in_turn[p.op % 2]]
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_no_power_cut_disarms_the_board(
-    board: Board,
-    name: str,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, object], None],
-) -> None:
-    """Each operation on NVS, torn and whole in turn.
-
-    ``--all-cuts`` takes each in each way, ``--cut keys-second:5:after`` one.
-    """
+def test_no_power_cut_disarms_the_board(board: Board, name: str, cuts: Cuts) -> None:
+    """``--cut keys-second:5:after`` tries one."""
+    cuts.skip_unless_named(name)
     told = story(name)
     image = app("v1.29.0")
     put(board, "plain.bundle", make(image, counter=9, version="3").to_bytes())
@@ -796,22 +784,18 @@ def test_no_power_cut_disarms_the_board(
         made = make(image, keys=(key(number),), counter=9, version="3")
         put(board, f"{signer}.bundle", made.to_bytes())
     told.prepare(board)
-    made = Scenario(name, board.flash.snapshot(), lambda board: board.run(told.play))
-    points = points_of(request.config, made, board)
-    if not points:
-        pytest.skip(f"--cut names another scenario than {name}")
-    seen = dict.fromkeys((told.old, told.new), 0)
-    for point in points:
-        made.cut(board, point)
+    scenario = Scenario(name, board.flash.snapshot(), lambda board: board.run(told.play))
+
+    def judge(board: Board) -> str:
         left = board.flash.snapshot()
         run = board.run(JUDGE)
-        assert run.output in seen, f"--cut {point}\n{run.console}{run.traceback}"
-        seen[run.output] += 1
+        assert run.output in (told.old, told.new), f"{run.console}{run.traceback}"
         board.flash.restore(left)
         board.run(told.play)
-        run = board.run(KEYS)
-        assert run.output.strip() in told.new.splitlines(), (
-            f"--cut {point}\n{run.console}{run.traceback}"
-        )
-    record_property("power cuts", len(points))
-    assert len(points) == 1 or all(seen.values()), seen
+        again = board.run(KEYS)
+        known = told.new.splitlines()
+        assert again.output.strip() in known, f"{again.console}{again.traceback}"
+        return run.output
+
+    seen = cuts.try_all(scenario, board, judge, points_in_nvs)
+    assert cuts.is_one or set(seen) == {told.old, told.new}, seen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -11,8 +10,10 @@ from mpota.bootloader.boot import boot
 from mpota.filesystem.littlefs import build
 from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.units import MiB
-from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+from mpota.virtual.cuts import power_cut, record_changes
+from mpota.virtual.flash import CutMode, VirtualFlash
 
+from tests.support import amount
 from tests.support.cable_boards import CHIP, NEW_APP, NVS, NVS_DATA, OLD_APP, OTA, SINGLE, firmware
 
 SELECTED = OtaRecord.selecting(2, OtaState.VALID).to_bytes()
@@ -37,8 +38,7 @@ class Story:
     def __init__(self, plug_in, mpota, flash, args):
         self.plug_in, self.mpota, self.flash, self.args = plug_in, mpota, flash, args
         self.start = flash.snapshot()
-        self.run()
-        self.operations = list(flash.operations)
+        self.operations = record_changes("command", flash, self.run).operations
         self.end = flash.snapshot()
 
     def run(self, exit_code=0):
@@ -51,15 +51,14 @@ class Story:
     def cut(self, op: int, mode: CutMode) -> str:
         """Run into a power cut at operation ``op``: the output of the command that failed."""
         self.flash.restore(self.start)
-        self.flash.cut = Cut(op, mode)
-        output = self.run(exit_code=1)
-        assert len(self.flash.operations) == op + (mode is not CutMode.BEFORE)
+        with power_cut(self.flash, op, mode):
+            output = self.run(exit_code=1)
         assert "run the same command again" in output
         return output
 
     def points(self, places):
-        """Operations to cut at: some, and all that touch ``places``; MPOTA_EXHAUSTIVE: all."""
-        if os.environ.get("MPOTA_EXHAUSTIVE"):
+        """Operations to cut at: some, and all that touch ``places``; with ``--all-cuts`` all."""
+        if amount.is_all:
             return range(len(self.operations))
         last = len(self.operations) - 1
         touching = [

@@ -8,7 +8,8 @@ from mpota.filesystem.littlefs import FileSystem, build
 from mpota.firmware import sample
 from mpota.formats.partition_table import PartitionTable
 from mpota.units import MiB
-from mpota.virtual.flash import Cut, CutMode, VirtualFlash
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 from tests.support.cable_boards import APP_SIZE, CHIP, NEW_APP, OLD_APP, SINGLE, firmware
 
@@ -125,8 +126,8 @@ def test_a_cable_pulled_during_put_costs_nothing_and_put_again_ends_it(
     assert operations > 4
     for op in sorted({0, 1, operations // 2, operations - 1}):
         flash.restore(start)
-        flash.cut = Cut(op, mode)
-        assert "again" in on_board(flash, *command, exit_code=1)
+        with power_cut(flash, op, mode):
+            assert "again" in on_board(flash, *command, exit_code=1)
         found = files_on(flash)
         assert found["/lib/a.py"] == FILES["/lib/a.py"]
         assert found["/main.py"] in (FILES["/main.py"], b"print(2)\n")

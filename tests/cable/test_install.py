@@ -14,11 +14,13 @@ import pytest
 from mpota.push.install import _SWITCH, install
 from mpota.push.repl import Session
 from mpota.release.signing import PrivateKey, public_to_pem
-from mpota.virtual.cuts import Scenario, all_points, chosen_points
-from mpota.virtual.flash import CutMode, VirtualFlash
+from mpota.virtual.board import Board
+from mpota.virtual.cuts import ALL_MODES, Scenario
+from mpota.virtual.flash import VirtualFlash
 
 from tests.support import boards, ota_files
 from tests.support.consoles import Bench, bench
+from tests.support.cuts import Cuts, some
 
 
 @pytest.fixture
@@ -288,9 +290,7 @@ def test_where_both_do_not_fit_the_old_one_stays_and_what_to_free_is_named(
     }
 
 
-def test_at_every_cut_of_the_switch_a_whole_package_is_imported(
-    request: pytest.FixtureRequest, record_property: pytest.RecordProperty
-) -> None:
+def test_at_every_cut_of_the_switch_a_whole_package_is_imported(cuts: Cuts) -> None:
     first = {"/lib/ota/__init__.py": b"__version__ = 'old'\nfrom .errors import OTAError\n"}
     first["/lib/ota/errors.py"] = b"OTAError = ValueError\n"
     first["/lib/ota/judge.py"] = b""
@@ -302,28 +302,18 @@ def test_at_every_cut_of_the_switch_a_whole_package_is_imported(
     board = boards.formatted(table=ota_files.TABLE)
     start = ota_files.put(board.flash.snapshot(), first | second | others)
     finish = f"{_SWITCH}\n_finish()"
-    scenario = Scenario("switch", start, lambda board: board.run(finish))
-    operations = scenario.record(board)
-    points = (
-        all_points(scenario.name, operations, tuple(CutMode))
-        if request.config.getoption("--all-cuts")
-        else chosen_points(scenario.name, operations, 40, modes=tuple(CutMode))
-    )
-    record_property("power cuts", len(points))
-    failures, seen = [], set()
-    for point in points:
-        scenario.cut(board, point)
+    scenario = Scenario("package-switch", start, lambda board: board.run(finish))
+
+    def judge(board: Board) -> str:
         run = board.run(look + if_new)
-        seen.add(run.output)
-        if run.output not in ("old\n", "0.2.0\nTrue ['core', 'ble']\n"):
-            failures.append(f"{point}\n{run.console}")
+        assert run.output in ("old\n", "0.2.0\nTrue ['core', 'ble']\n"), run.console
         board.run(finish)
-        left = ota_files.tree(board.flash.snapshot(), "/lib/ota")
-        names = ota_files.tree_names(board.flash.snapshot(), "/lib")
-        if left != whole | {"notes.txt": b"mine"} or names != ["ota"]:
-            failures.append(f"{point}: {names} {sorted(left or ())}")
-    assert not failures, f"{len(failures)} of {len(points)} cuts\n" + "\n".join(failures[:3])
-    assert len(seen) == 2
+        assert ota_files.tree(board.flash.snapshot(), "/lib/ota") == whole | {"notes.txt": b"mine"}
+        assert ota_files.tree_names(board.flash.snapshot(), "/lib") == ["ota"]
+        return run.output
+
+    seen = cuts.try_all(scenario, board, judge, some(40, modes=ALL_MODES))
+    assert cuts.is_one or len(seen) == 2
 
 
 # --- mip

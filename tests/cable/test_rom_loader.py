@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpota.formats.chips import CHIPS
 from mpota.units import SECTOR_SIZE, MiB
-from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode, PowerCut, VirtualFlash
 from mpota.virtual.rom_loader import RomLoader
 
 DATA = random.Random(5).randbytes(30_000) + bytes(40_000) + b"\xff" * 10_000 + b"\xc0\xdb" * 5_000
@@ -63,8 +64,8 @@ def test_a_power_cut_leaves_what_was_done_so_far_and_the_port_is_gone(plug_in, e
     cable = plug_in()
     cable.flash.write(0xC000, bytes(0x8000))
     cable.flash.restart_count()
-    cable.flash.cut = Cut(3, CutMode.TORN)
-    result = esptool(cable, "erase-region", "0xC000", "0x8000")
+    with power_cut(cable.flash, 3, CutMode.TORN):
+        result = esptool(cable, "erase-region", "0xC000", "0x8000")
     cable.unplug()
     assert result.returncode != 0
     assert isinstance(cable.port.failure, PowerCut)

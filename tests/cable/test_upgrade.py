@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from mpota.release.build import Content
 from mpota.virtual.board import Board, End
-from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode
 
 from tests.support import ota_board, ota_files, releases, web
 from tests.support.consoles import OTA_TABLE, Bench, app, bench
@@ -67,10 +68,8 @@ def slot(board: Board, size: int) -> bytes:
 
 def cut_off(board: Board, script: str, operations: int) -> None:
     """Let the power go in the middle of what ``script`` downloads."""
-    board.flash.restart_count()
-    board.flash.cut = Cut(operations, CutMode.AFTER)
-    run = board.run(script)
-    assert run.end is End.POWER_CUT, run.console
+    with power_cut(board.flash, operations, CutMode.AFTER):
+        board.run(script)
 
 
 def test_a_download_that_0_1_began_goes_on_where_it_was(

@@ -16,7 +16,8 @@ from mpota.formats.chips import CHIPS, Chip, chip_by_name
 from mpota.formats.memory import memory_map
 from mpota.formats.otadata import OtaState
 from mpota.formats.partition_table import Partition
-from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
+from mpota.virtual.cuts import record_changes
+from mpota.virtual.flash import CutMode, VirtualFlash
 
 from tests.support.bootloader_images import (
     FACTORY,
@@ -449,19 +450,11 @@ def test_a_power_cut_in_the_bootloader_leaves_a_board_that_boots(
     records: tuple[bytes, bytes], mode: CutMode
 ) -> None:
     with make_flash(records=records) as flash:
-        start = flash.snapshot()
-        flash.restart_count()
-        boot(flash)
-        count = len(flash.operations)
-        assert count >= 2
-        for op in range(count):
-            flash.restore(start)
-            flash.restart_count()
-            flash.cut = Cut(op, mode)
-            with pytest.raises(PowerCut):
-                boot(flash)
-            flash.cut = None
-            assert label(boot(flash)) is not None, f"cut {mode.value} operation {op}"
+        recording = record_changes("boot", flash, lambda: boot(flash))
+        assert len(recording.effects) >= 2
+        for point in recording.all_points([mode]):
+            flash.restore(recording.content(point))
+            assert label(boot(flash)) is not None, str(point)
 
 
 def test_a_record_is_rewritten_by_one_erase_and_one_write() -> None:

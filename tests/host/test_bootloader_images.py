@@ -33,9 +33,8 @@ from tests.support.bootloader_images import (
     bootloader_segments,
     make_app,
     make_bootloader,
-    make_image,
-    with_digest,
 )
+from tests.support.images import make_image, with_digest
 from tests.support.real_files import SHARED, real_firmware, skip_unless
 
 ESP32, ESP32C3, ESP32C6 = (chip_by_name(name) for name in ("esp32", "esp32c3", "esp32c6"))

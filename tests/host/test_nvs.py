@@ -26,7 +26,8 @@ from mpota.formats.nvs import (
 )
 from mpota.formats.partition_table import Partition
 from mpota.units import SECTOR_SIZE
-from mpota.virtual.flash import Cut, CutMode, PowerCut, VirtualFlash
+from mpota.virtual.cuts import CutPoint, Recording, record_changes
+from mpota.virtual.flash import CutMode, VirtualFlash
 from mpota.virtual.nvs import Nvs
 from mpota.virtual.nvs_page import NvsError
 from mpota.virtual.nvs_storage import Storage
@@ -414,30 +415,24 @@ def known_values(flash: VirtualFlash) -> tuple[object, ...]:
     return tuple(nvs.get(b"ota", key, kind) for key, kind in kinds)
 
 
-def is_freeing(flash: VirtualFlash) -> bool:
-    return any(op.kind == "erase" for op in flash.operations)
+def is_freeing(recording: Recording) -> bool:
+    return any(op.kind == "erase" for op in recording.operations)
 
 
-def cut_everywhere(flash: VirtualFlash, number: int, mode: CutMode, step: int = 1) -> Iterator[int]:
-    """Play change ``number`` with a power cut at each operation; yields after each.
+def recorded(flash: VirtualFlash, number: int) -> Recording:
+    """Change ``number``, made and recorded."""
+    nvs = Nvs(flash, partition())
+    return record_changes(f"change-{number}", flash, lambda: change(nvs, number))
 
-    Or at each ``step``-th: those that free a page have hundreds.
+
+def points(recording: Recording, mode: CutMode, number: int, step: int) -> list[CutPoint]:
+    """The cuts that are tried: none of most changes, each ``step``-th of those that free a page.
+
+    They have hundreds of operations.
     """
-    start = flash.snapshot()
-    op = 0
-    while True:
-        flash.restore(start)
-        nvs = Nvs(flash, partition())
-        flash.restart_count()
-        flash.cut = Cut(op, mode)
-        try:
-            change(nvs, number)
-        except PowerCut:
-            yield op
-            op += step
-        else:
-            assert 0 <= op - len(flash.operations) < step, "each operation was cut"
-            return
+    if is_freeing(recording):
+        return recording.all_points([mode])[:: 1 if amount.is_all else step]
+    return recording.all_points([mode]) if amount.is_chosen(number) else []
 
 
 @pytest.mark.parametrize("mode", CutMode)
@@ -446,19 +441,13 @@ def test_each_power_cut_leaves_the_old_or_the_new_value(flash, mode):
     old = known_values(flash)
     cuts = frees = 0
     for number in range(60):
-        start = flash.snapshot()
-        flash.restart_count()
-        change(Nvs(flash, partition()), number)
-        has_freed = is_freeing(flash)
-        frees += has_freed
+        recording = recorded(flash, number)
         end, new = flash.snapshot(), known_values(flash)
-        flash.restore(start)
-        is_tried = has_freed or amount.is_chosen(number)
-        step = 5 if has_freed and not amount.is_all else 1
-        for op in cut_everywhere(flash, number, mode, step) if is_tried else ():
-            name = f"change {number}, operation {op}"
-            assert known_values(flash) in (old, new), name
-            assert read_all(Storage(flash, OFFSET, 0x3000), CROWDED) == CROWDED_VALUES, name
+        frees += is_freeing(recording)
+        for point in points(recording, mode, number, 5):
+            flash.restore(recording.content(point))
+            assert known_values(flash) in (old, new), str(point)
+            assert read_all(Storage(flash, OFFSET, 0x3000), CROWDED) == CROWDED_VALUES, str(point)
             cuts += 1
         flash.restore(end)
         old = new
@@ -471,15 +460,11 @@ def test_esp_idfs_defect_costs_a_blob_and_nothing_else(flash):
     nvs.set(b"ota", b"n", I32, b"1234")
     nvs.set(b"ota", b"trust", BLOB, b"old")
     nvs.commit()
-    start = flash.snapshot()
+    nvs.set(b"ota", b"trust", BLOB, b"new")
+    recording = record_changes("blob", flash, nvs.commit)
     found = []
-    for op in range(8):
-        flash.restore(start)
-        nvs = Nvs(flash, partition())
-        flash.cut = Cut(op, CutMode.AFTER)
-        nvs.set(b"ota", b"trust", BLOB, b"new")
-        with pytest.raises(PowerCut):
-            nvs.commit()
+    for point in recording.all_points([CutMode.AFTER]):
+        flash.restore(recording.content(point))
         nvs = Nvs(flash, partition())
         assert nvs.get(b"ota", b"n", I32) == (0, b"1234")
         found.append(nvs.get(b"ota", b"trust", BLOB)[1].decode())
@@ -492,24 +477,14 @@ def test_a_power_cut_while_another_one_is_repaired_does_no_harm(flash):
     repairs = 0
     for number in range(40):
         old = known_values(flash)
-        start = flash.snapshot()
-        flash.restart_count()
-        change(Nvs(flash, partition()), number)
-        has_freed = is_freeing(flash)
+        recording = recorded(flash, number)
         end, new = flash.snapshot(), known_values(flash)
-        flash.restore(start)
-        is_tried = has_freed or amount.is_chosen(number)
-        step = 9 if has_freed else 1
-        for op in cut_everywhere(flash, number, CutMode.TORN, step) if is_tried else ():
-            broken = flash.snapshot()
-            flash.restart_count()
-            repaired(flash)
-            for second in range(0, len(flash.operations), 1 + len(flash.operations) // 5):
-                flash.restore(broken)
-                flash.cut = Cut(second, CutMode.GARBLED)
-                with pytest.raises(PowerCut):
-                    repaired(flash)
-                assert known_values(flash) in (old, new), f"{number}:{op}:{second}"
+        for point in points(recording, CutMode.TORN, number, 9):
+            flash.restore(recording.content(point))
+            repair = record_changes("repair", flash, lambda: repaired(flash))
+            for second in repair.all_points([CutMode.GARBLED])[:: 1 + len(repair.effects) // 5]:
+                flash.restore(repair.content(second))
+                assert known_values(flash) in (old, new), f"{point}, {second}"
                 assert read_all(Storage(flash, OFFSET, 0x3000), CROWDED) == CROWDED_VALUES
                 repairs += 1
         flash.restore(end)

@@ -34,11 +34,11 @@ from tests.support.bootloader_images import (
     app_segments,
     make_app,
     make_bootloader,
-    make_image,
     make_table,
     with_bytes,
 )
 from tests.support.firmware_files import SMALL_APP, assert_refused, run, small_app, small_firmware
+from tests.support.images import make_image
 from tests.support.real_files import SHARED, skip_unless
 
 INPUTS = SHARED / "inputs"

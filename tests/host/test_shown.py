@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import os
 import pty
@@ -160,11 +159,7 @@ def test_an_app_description_that_lies_in_wait(
 
 
 def repaired(app: bytes) -> bytes:
-    """The image with the checksum and digest that belong to it."""
-    image = Image.from_bytes(app)
-    body = bytearray(app[: image.size - 32])
-    body[-1] = image.computed_checksum
-    return bytes(body) + hashlib.sha256(body).digest()
+    return Image.from_bytes(app).sealed().data
 
 
 @each_evil

@@ -15,7 +15,8 @@ from mpota.push import ble
 from mpota.push.update import LostLinkError, RefusedError
 from mpota.push.wire import Update
 from mpota.virtual.board import Board, End
-from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode
 from mpota.virtual.radio import BOARD_ADDRESS, Noise, Radio
 
 from tests.support import ota_board, releases
@@ -94,11 +95,11 @@ def test_what_was_sent_before_the_link_broke_is_not_sent_again() -> None:
 def test_an_update_goes_on_after_a_power_cut_and_the_old_app_runs_meanwhile() -> None:
     new = update()
     with in_reach() as (radio, board):
-        board.flash.cut = Cut(len(board.flash.operations) + 60, CutMode.TORN)
-        first = Powered(board, peripheral())
-        with pytest.raises(LostLinkError):
-            push(radio, new, attempts=2)
-        assert first.wait().end is End.POWER_CUT
+        with power_cut(board.flash, 60, CutMode.TORN):
+            first = Powered(board, peripheral())
+            with pytest.raises(LostLinkError):
+                push(radio, new, attempts=2)
+            assert first.wait().end is End.POWER_CUT
         assert board.run().labels == ("ota_0",)
         second = Powered(board, peripheral())
         sent = push(radio, new)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import struct
 
 from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support import images
 
 FLASH_SIZE = 2 * 1024 * 1024
 BOOTLOADER_OFFSET = 0x1000
@@ -24,43 +24,13 @@ OTA_TABLE = (NVS, OTADATA, OTA_0, OTA_1, VFS)
 FIRST_LOOK = "from esp32 import NVS; NVS('ota')"
 
 
-def image(segments: list[tuple[int, bytes]], entry: int = 0x40080400) -> bytes:
-    """An ESP32 image: header, segments, checksum, digest."""
-    header = struct.pack(
-        "<BBBBIB3sHBHHIB",
-        0xE9,
-        len(segments),
-        2,
-        0x20,
-        entry,
-        0xEE,
-        bytes(3),
-        0,
-        0,
-        0,
-        0xFFFF,
-        0,
-        1,
-    )
-    data, checksum = bytearray(header), 0xEF
-    for address, content in segments:
-        data += struct.pack("<II", address, len(content)) + content
-        for byte in content:
-            checksum ^= byte
-    data += bytes(15 - len(data) % 16) + bytes([checksum])
-    return bytes(data) + hashlib.sha256(data).digest()
-
-
 def app(version: str = "v1.26.1", size: int = 0x3000) -> bytes:
     """An app that says it is MicroPython ``version``, some ``size`` bytes long."""
-    desc = struct.pack("<IIII", 0xABCD5432, 0, 0, 0) + bytes(96) + b"v5.4.2".ljust(32, b"\0")
-    desc += hashlib.sha256(f"{version} {size}".encode()).digest()  # app_elf_sha256
-    text = f"MicroPython {version} on 2025-09-11\0; Virtual board with ESP32\0".encode()
-    rodata = (desc.ljust(256, b"\0") + text).ljust(size - 0x400, version[-1:].encode())
-    return image([(0x3F400020, rodata), (0x40080400, b"\0" * 0x200)])
+    start = images.app_start(version, elf=f"{version} {size}")
+    return images.small_app(start.ljust(size - 0x400, version[-1:].encode()))
 
 
-BOOTLOADER = image(
+BOOTLOADER = images.small_image(
     [(0x3FFF0030, bytes(0x100)), (0x40078000, bytes(0x200)), (0x40080400, bytes(64))]
 )
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import xor
 from typing import Any
 
+from mpota.formats.app_desc import APP_DESC_MAGIC, APP_DESC_SIZE
 from mpota.formats.chips import Chip, chip_by_name
+from mpota.formats.image import Image
 from mpota.formats.memory import memory_map
 from mpota.formats.otadata import OtaRecord, OtaState, seq_crc
 from mpota.formats.partition_table import Partition
 from mpota.virtual.flash import VirtualFlash
+
+from tests.support.images import Segments, make_image
 
 FLASH_SIZE = 0x50000  # as little as holds two slots; the header can say no less than 1 MiB
 SLOT_SIZE = 0x10000
@@ -24,44 +26,13 @@ TEST = Partition("test", 0, 0x20, 0x30000, SLOT_SIZE)
 OTADATA = Partition("otadata", 1, 0x00, 0xD000, 0x2000)
 OTA_TABLE = (OTADATA, OTA_0, OTA_1)
 TEXTS_V5_0 = b"image at 0x%x; larger than 16MB; Image requires chip rev >= v%d.%d"
-APP_DESC = struct.pack("<I", 0xABCD5432).ljust(256, b"\0")
-
-Segments = Sequence[tuple[int, bytes]]
-
-
-def make_image(
-    chip: Chip,
-    segments: Segments,
-    *,
-    entry_addr: int = 0,
-    has_digest: bool = True,
-    min_rev: int = 0,
-    max_rev: int = 0xFFFF,
-    spi_size: int = 0,
-    segment_count: int | None = None,
-) -> bytes:
-    count = len(segments) if segment_count is None else segment_count
-    header = struct.pack("<BBBBI", 0xE9, count, 2, spi_size << 4, entry_addr)
-    header += struct.pack(
-        "<B3sHBHH4sB", 0xEE, b"", chip.chip_id, 0, min_rev, max_rev, b"", has_digest
-    )
-    body = header + b"".join(struct.pack("<II", a, len(d)) + d for a, d in segments)
-    body += b"\0" * (15 - len(body) % 16)
-    body += bytes([reduce(xor, b"".join(d for _, d in segments), 0xEF)])
-    return body + hashlib.sha256(body).digest() if has_digest else body
-
-
-def with_digest(image: bytes | bytearray) -> bytes:
-    """The image, its appended SHA-256 made to fit again."""
-    return bytes(image[:-32]) + hashlib.sha256(image[:-32]).digest()
+APP_DESC = struct.pack("<I", APP_DESC_MAGIC).ljust(APP_DESC_SIZE, b"\0")
 
 
 def with_bytes(image: bytes, offset: int, new: bytes) -> bytes:
     """The image with other bytes in a segment, its checksum and SHA-256 made to fit again."""
-    body = bytearray(image[:-32])
-    body[-1] ^= reduce(xor, body[offset : offset + len(new)] + new)
-    body[offset : offset + len(new)] = new
-    return bytes(body) + hashlib.sha256(body).digest()
+    changed = image[:offset] + new + image[offset + len(new) :]
+    return Image.from_bytes(changed).sealed().data
 
 
 def app_segments(chip: Chip) -> list[tuple[int, bytes]]:

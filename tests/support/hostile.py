@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-import struct
 
 from mpota.virtual.board import Board, End
 from mpota.virtual.flash import Operation
 
-from tests.support import boards
+from tests.support import images
 from tests.support.boards import OTA_0, OTA_1, OTADATA
 
 TRUSTED, FOREIGN, RETIRED = 0, 1, 2
@@ -20,12 +18,9 @@ HEAD = 32
 
 def noisy(version: str, size: int) -> bytes:
     """As boards.app, but not two sectors are alike."""
-    desc = struct.pack("<IIII", 0xABCD5432, 0, 0, 0) + bytes(96) + b"v5.4.2".ljust(32, b"\0")
-    desc += hashlib.sha256(version.encode()).digest()  # app_elf_sha256
-    text = f"MicroPython {version} on 2025-09-11\0; Virtual board with ESP32\0".encode()
+    start = images.app_start(version, elf=version).ljust(512, b"\0")
     noise = random.Random(version).randbytes(size - 0x600)
-    rodata = desc.ljust(256, b"\0") + text.ljust(256, b"\0") + noise
-    return boards.image([(0x3F400020, rodata), (0x40080400, b"\0" * 0x200)])
+    return images.small_app(start + noise)
 
 
 FALLBACK = noisy("v1.25.0", 0x12000)
@@ -79,7 +74,3 @@ def after_damage(board: Board) -> tuple[str | None, ...]:
         return board.run("").labels
     finally:
         board.flash.restore(before)
-
-
-def reseal(image: bytes) -> bytes:
-    return image[:-32] + hashlib.sha256(image[:-32]).digest()

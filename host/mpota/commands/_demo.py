@@ -25,8 +25,9 @@ from mpota.resources import data_directory
 from mpota.storage.file import beside
 from mpota.units import MiB, format_flash_size
 from mpota.virtual import stock
-from mpota.virtual.board import Board, Boot, End, Run
-from mpota.virtual.flash import Cut, CutMode
+from mpota.virtual.board import Board, Boot, Run
+from mpota.virtual.cuts import power_cut
+from mpota.virtual.flash import CutMode
 
 _FLASH_SIZE = 16 * MiB
 _CUT_AT = 10  # flash operations: the update is being written
@@ -205,11 +206,8 @@ class _Story:
         telling.verdict("refused, it can never boot", self.after_reset("ota_0"))
 
         telling.begin("The power fails", "It is cut in the middle of a write of an update.")
-        self.board.flash.restart_count()
-        self.board.flash.cut = Cut(_CUT_AT, CutMode.TORN)
-        run = self.update(world.GOOD, "ota_0")
-        _expect(run.end is End.POWER_CUT, "the power failed")
-        self.board.flash.cut = None
+        with power_cut(self.board.flash, _CUT_AT, CutMode.TORN):
+            run = self.update(world.GOOD, "ota_0")
         telling.happens(f"dark in flash operation {len(run.operations)}, a part of it done")
         telling.verdict("the old app boots", self.after_reset("ota_0"))
 

@@ -244,10 +244,8 @@ def next_version(app: bytes) -> bytes:
         raise MpotaError("the app holds no MicroPython version text")
     end = max(i for i, c in enumerate(version) if c.isdigit())
     raised = f"{version[:end]}{(int(version[end]) + 1) % 10}{version[end + 1 :]}"
-    body = image.data[: image.body_size - 1].replace(version.encode(), raised.encode())
-    body += bytes([Image(body + b"\0", image.header, image.segments).computed_checksum])
-    digest = hashlib.sha256(body).digest() if image.header.hash_appended else b""
-    return body + digest
+    body = image.data[: image.body_size].replace(version.encode(), raised.encode())
+    return replace(image, data=body + image.data[image.body_size :]).sealed().data
 
 
 def _chip(chip: Chip | str) -> Chip:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -213,15 +213,26 @@ class Image:
                 "bytes were changed or lost"
             )
 
+    def sealed(self) -> Image:
+        """The same image with the checksum and the digest that its bytes give."""
+        body = self.data[: self.body_size - 1] + bytes([self.computed_checksum])
+        return self._with_body(body)
+
     def with_flash_size(self, size: int) -> Image:
         """The same image declaring ``size`` bytes of flash, its digest rewritten.
 
         Raises UsageError for a size that the header cannot say.
         """
         header = self.header._replace(spi_size=self.chip.flash_size_code(size))
-        body = header.to_bytes() + self.data[HEADER_SIZE : self.body_size]
-        digest = hashlib.sha256(body).digest() if header.hash_appended else b""
-        return Image(body + digest, header, self.segments)
+        return replace(
+            self._with_body(header.to_bytes() + self.data[HEADER_SIZE : self.body_size]),
+            header=header,
+        )
+
+    def _with_body(self, body: bytes) -> Image:
+        """The digest behind these bytes made to fit, where there is one."""
+        digest = hashlib.sha256(body).digest() if self.header.hash_appended else b""
+        return replace(self, data=body + digest)
 
 
 def whole_segments(data: bytes | memoryview) -> tuple[int, int]:

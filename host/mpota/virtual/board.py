@@ -193,7 +193,7 @@ class Board:
         """
         first_operation = len(self.flash.operations)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        power_on = _PowerOn(self, _Limits(deadline, wait_at_idle, stdin, terminal))
+        power_on = _PowerCycle(self, _Limits(deadline, wait_at_idle, stdin, terminal))
         power_on.run(script, max_boots)
         operations = tuple(self.flash.operations[first_operation:])
         return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
@@ -237,7 +237,7 @@ class _Start:
     script: str | None
 
 
-class _PowerOn:
+class _PowerCycle:
     """The boots from power-on to the end of a run."""
 
     def __init__(self, board: Board, limits: _Limits) -> None:

@@ -1,20 +1,37 @@
 """Power cuts at every flash operation of something that a board does, each replayable alone.
 
-Play a `Scenario` once to count its operations, then again for each operation and each way in
-which a cut can hit it, from the same flash content. A point's name, ``update-4k:217:torn``, is
-all that is needed to play it again.
+A power cut leaves nothing of a board but its flash. So a `Scenario` is played once, its changes
+to the flash are recorded, and what a cut at any of them leaves is made from the `Recording`; a
+board is powered on again with that, and a `Judge` says what it finds. A point's name,
+``update-4k:217:torn``, is all that is needed to try it again.
+
+Where something outlives the cut that is not in the flash (a server that counts what it sends, a
+desk with a half-finished job), `power_cut` cuts in earnest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mpota.errors import UsageError
-from mpota.virtual.board import Board, End, Run
-from mpota.virtual.flash import Cut, CutMode, Operation
+from mpota.virtual.board import Board, Run
+from mpota.virtual.flash import (
+    Cut,
+    CutMode,
+    Effect,
+    Operation,
+    PowerCut,
+    VirtualFlash,
+    what_a_cut_leaves,
+)
 
 DEFAULT_MODES = (CutMode.BEFORE, CutMode.TORN, CutMode.AFTER)
+ALL_MODES = tuple(CutMode)
+
+Seen = TypeVar("Seen")  # what a judge tells of the board after a cut
 
 
 @dataclass(frozen=True)
@@ -42,66 +59,157 @@ class CutPoint:
         return cls(scenario, int(op), modes[mode])
 
 
+# --- what is cut -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a scenario did to the flash, operation by operation, from the content ``start`` on."""
+
+    name: str
+    start: bytes
+    effects: tuple[Effect, ...]
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        return tuple(effect.operation for effect in self.effects)
+
+    def content(self, point: CutPoint) -> bytes:
+        """The flash after the power cut at ``point``.
+
+        Raises UsageError if that is a point of another scenario, or of an operation that this one
+        does not come to.
+        """
+        if point.scenario != self.name or point.op >= len(self.effects):
+            raise UsageError(
+                f"there is no power cut {point}: "
+                f"scenario {self.name} has {len(self.effects)} flash operations, counted from 0"
+            )
+        flash = bytearray(self.start)
+        for operation, after in self.effects[: point.op]:
+            flash[operation.offset : operation.offset + operation.size] = after
+        operation, after = self.effects[point.op]
+        place = slice(operation.offset, operation.offset + operation.size)
+        cut = Cut(point.op, point.mode)
+        flash[place] = what_a_cut_leaves(cut, operation, bytes(flash[place]), after)
+        return bytes(flash)
+
+    def all_points(self, modes: Iterable[CutMode] = DEFAULT_MODES) -> list[CutPoint]:
+        """Every cut."""
+        modes = tuple(modes)
+        return [CutPoint(self.name, op, mode) for op in range(len(self.effects)) for mode in modes]
+
+    def chosen_points(
+        self,
+        count: int,
+        is_vital: Callable[[Operation], bool] = lambda operation: False,
+        modes: Iterable[CutMode] = DEFAULT_MODES,
+    ) -> list[CutPoint]:
+        """Some ``count`` cuts, the same ones each time.
+
+        All at the first, the last and the vital operations (writes of otadata, say), however many
+        these are; the rest spread evenly, the modes in turn.
+        """
+        modes = tuple(modes)
+        ends = (0, len(self.effects) - 1)
+        always = {i for i, op in enumerate(self.operations) if i in ends or is_vital(op)}
+        points = [CutPoint(self.name, op, mode) for op in sorted(always) for mode in modes]
+        others = [op for op in range(len(self.effects)) if op not in always]
+        wanted = min(max(0, count - len(points)), len(others))
+        spread = [others[i * len(others) // wanted] for i in range(wanted)]
+        points += [CutPoint(self.name, op, modes[i % len(modes)]) for i, op in enumerate(spread)]
+        return sorted(points, key=lambda point: (point.op, modes.index(point.mode)))
+
+
+def record_changes(name: str, flash: VirtualFlash, play: Callable[[], object]) -> Recording:
+    """What ``play`` does to this flash, from its present content on; its count restarts."""
+    start = flash.snapshot()
+    flash.restart_count()
+    journal: list[Effect] = []
+    flash.journal = journal
+    try:
+        play()
+    finally:
+        flash.journal = None
+    return Recording(name, start, tuple(journal))
+
+
 @dataclass(frozen=True)
 class Scenario:
-    """Something that a board does, from a given flash content on.
+    """Something that a board does, from the flash content ``start`` on.
 
-    ``play`` powers the board on, as often as the scenario needs, and returns the last run; when
-    a run ends with a power cut it must return that one.
+    ``play`` powers the board on, as often as the scenario needs, and returns the last run.
     """
 
     name: str
     start: bytes
     play: Callable[[Board], Run]
 
-    def record(self, board: Board) -> tuple[Operation, ...]:
-        """Play it without a cut; all its flash operations."""
+    def record(self, board: Board) -> Recording:
+        """Play it without a cut."""
         board.flash.restore(self.start)
-        self.play(board)
-        return tuple(board.flash.operations)
-
-    def cut(self, board: Board, point: CutPoint) -> Run:
-        """Play it with the cut at ``point``; the board is left as the cut left it.
-
-        Raises RuntimeError if the scenario ends without coming to that operation: then nothing
-        was tried, and no check after it means anything.
-        """
-        board.flash.restore(self.start)
-        board.flash.cut = Cut(point.op, point.mode)
-        run = self.play(board)
-        if run.end is not End.POWER_CUT:
-            raise RuntimeError(
-                f"{point}: no power cut, the run ended ({run.end.value}) "
-                f"after {len(board.flash.operations)} operations\n{run.console}"
-            )
-        return run
+        return record_changes(self.name, board.flash, lambda: self.play(board))
 
 
-def all_points(
-    name: str, operations: Sequence[Operation], modes: Iterable[CutMode] = DEFAULT_MODES
-) -> list[CutPoint]:
-    """Every cut of a recorded scenario."""
-    return [CutPoint(name, op, mode) for op in range(len(operations)) for mode in modes]
+class CutNotReachedError(RuntimeError):
+    """What was to be cut ended before its turn: nothing was tried, no check after it counts."""
 
 
-def chosen_points(
-    name: str,
-    operations: Sequence[Operation],
-    count: int,
-    is_vital: Callable[[Operation], bool] = lambda operation: False,
-    modes: Iterable[CutMode] = DEFAULT_MODES,
-) -> list[CutPoint]:
-    """Some ``count`` cuts of a recorded scenario, the same ones each time.
+@contextmanager
+def power_cut(flash: VirtualFlash, op: int, mode: CutMode) -> Iterator[None]:
+    """The power fails at operation ``op`` of the block, counted from 0; it is back afterwards.
 
-    All at the first, the last and the vital operations (writes of otadata, say), however many
-    these are; the rest spread evenly, in turn before, torn and after.
+    Where that reaches the block as PowerCut, it ends it. Raises CutNotReachedError if the block
+    ends without coming to that operation.
     """
-    modes = tuple(modes)
-    last = len(operations) - 1
-    always = {i for i, operation in enumerate(operations) if i in (0, last) or is_vital(operation)}
-    points = [CutPoint(name, op, mode) for op in sorted(always) for mode in modes]
-    others = [op for op in range(len(operations)) if op not in always]
-    wanted = min(max(0, count - len(points)), len(others))
-    spread = [others[i * len(others) // wanted] for i in range(wanted)]
-    points += [CutPoint(name, op, modes[i % len(modes)]) for i, op in enumerate(spread)]
-    return sorted(points, key=lambda point: (point.op, modes.index(point.mode)))
+    before = len(flash.operations)
+    flash.cut = Cut(before + op, mode)
+    try:
+        yield
+    except PowerCut:
+        pass
+    finally:
+        is_reached, flash.cut = flash.cut is None, None
+    if not is_reached:
+        done = len(flash.operations) - before
+        raise CutNotReachedError(f"no power cut at operation {op}: it ended after {done}")
+
+
+# --- what is made of it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict(Generic[Seen]):
+    """What a judge tells of a board: what is on it now, and what should not be so."""
+
+    seen: Seen
+    findings: tuple[str, ...] = ()
+
+
+# Powers on a board whose flash is as the cut left it, as often as it likes.
+Judge = Callable[[Board], Verdict[Seen]]
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Seen]):
+    """One power cut, and what came of it."""
+
+    point: CutPoint
+    verdict: Verdict[Seen]
+
+
+def try_points(
+    recording: Recording, points: Iterable[CutPoint], board: Board, judge: Judge[Seen]
+) -> Iterator[Outcome[Seen]]:
+    """Have ``board`` suffer each power cut, and judge it.
+
+    What a cut leaves that the next one leaves as well (after an operation, before the next one) is
+    judged once.
+    """
+    content, verdict = b"", None
+    for point in points:
+        before, content = content, recording.content(point)
+        if verdict is None or content != before:
+            board.flash.restore(content)
+            verdict = judge(board)
+        yield Outcome(point, verdict)

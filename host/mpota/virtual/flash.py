@@ -73,6 +73,13 @@ class Cut:
     mode: CutMode
 
 
+class Effect(NamedTuple):
+    """An operation, and what it made of the bytes that it covers."""
+
+    operation: Operation
+    after: bytes
+
+
 class FaultKind(Enum):
     LOST = "lost"  # what is written there does not arrive: the bytes stay as they were
     ZEROED = "zeroed"  # what is written there arrives as zeros
@@ -122,6 +129,7 @@ class VirtualFlash:
         self.block_revision: int | None = None
         self.cut: Cut | None = None
         self.operations: list[Operation] = []
+        self.journal: list[Effect] | None = None  # of each operation, where somebody keeps one
         self._faults: list[_ActiveFault] = []
         # Deletes a temporary file, at the latest when the interpreter exits.
         self._forget: Callable[[], object] | None = None
@@ -246,11 +254,11 @@ class VirtualFlash:
         for fault in self._faults:
             after = fault.spoil(operation, before, after)
         self._faults = [fault for fault in self._faults if fault.remaining != 0]
-        if cut is not None and cut.mode is CutMode.TORN:
-            after = _torn(operation, before, after, number)
-        elif cut is not None and cut.mode is CutMode.GARBLED:
-            after = _garbled(before, after, number)
+        if cut is not None:
+            after = what_a_cut_leaves(cut, operation, before, after)
         self._memory[operation.offset : operation.offset + operation.size] = after
+        if self.journal is not None:
+            self.journal.append(Effect(operation, after))
         if cut is not None:
             raise PowerCut
 
@@ -320,6 +328,19 @@ class _ActiveFault:
         else:
             defect = bytes(byte | fault.mask for byte in after[first:end])
         return after[:first] + defect + after[end:]
+
+
+def what_a_cut_leaves(cut: Cut, operation: Operation, before: bytes, after: bytes) -> bytes:
+    """What ``cut``, at ``operation``, makes of its bytes, which it would turn into ``after``."""
+    match cut.mode:
+        case CutMode.BEFORE:
+            return before
+        case CutMode.TORN:
+            return _torn(operation, before, after, cut.op)
+        case CutMode.GARBLED:
+            return _garbled(before, after, cut.op)
+        case CutMode.AFTER:
+            return after
 
 
 def _torn(operation: Operation, before: bytes, after: bytes, number: int) -> bytes:
