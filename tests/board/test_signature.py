@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import subprocess
@@ -102,6 +103,7 @@ def verify(
     return dict(lines)
 
 
+@functools.cache
 def numbers(key: PrivateKey) -> rsa.RSAPrivateNumbers:
     loaded = serialization.load_pem_private_key(key.to_pem(), None)
     assert isinstance(loaded, rsa.RSAPrivateKey)
@@ -125,8 +127,10 @@ def mask(block: bytes, hashed: bytes) -> bytearray:
 
 
 def raw_sign(key: PrivateKey, message: bytes) -> int:
-    private = numbers(key)
-    return pow(int.from_bytes(message, "big"), private.d, private.public_numbers.n)
+    """By the Chinese remainder theorem (RFC 8017, 5.1.2), a quarter of the time of one power."""
+    private, m = numbers(key), int.from_bytes(message, "big")
+    first, second = pow(m, private.dmp1, private.p), pow(m, private.dmq1, private.q)
+    return second + private.q * ((first - second) * private.iqmp % private.p)
 
 
 def block_of(key: PrivateKey, signature: int, digest: bytes = DIGEST) -> bytes:
@@ -183,6 +187,7 @@ def test_espsecure_accepts_our_signature(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@functools.cache
 def forged() -> dict[str, bytes]:
     """Signature sectors that have to be refused, each for one reason."""
     key = releases.key()

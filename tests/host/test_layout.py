@@ -17,6 +17,7 @@ from mpota.formats.partition_table import (
 )
 from mpota.units import KiB, MiB
 
+from tests.support import amount
 from tests.support.firmware_files import OTA_TABLE, TABLE
 
 STOCK_APP = 1_672_800  # bytes of the ESP32_GENERIC app v1.23.0
@@ -270,7 +271,7 @@ edits = st.builds(
 
 
 @given(st.lists(edits, min_size=1, max_size=4), st.sampled_from([STOCK, WITHOUT_VFS, TABLE]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount.some(400), deadline=None)
 def test_any_edits_give_a_table_that_validates_or_an_error(
     steps: list[Edits], table: PartitionTable
 ) -> None:
