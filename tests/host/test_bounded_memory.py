@@ -81,7 +81,7 @@ def bundle_of(kind: str, data: bytes, size: int, encoding: str = "deflate") -> b
     return write_tar([Member("manifest.json", json.dumps(manifest).encode()), Member("x", data)])
 
 
-SIZE = 900 * MiB
+SIZE = 320 * MiB
 CRAFTED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "app that inflates": ("verify", lambda: bundle_of("app", bomb(SIZE), SIZE)),
     "files that inflate": ("verify", lambda: bundle_of("files", bomb(SIZE), SIZE)),

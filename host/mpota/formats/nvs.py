@@ -76,6 +76,7 @@ class ItemType(IntEnum):
 
 
 _ITEM_TYPES = frozenset(ItemType)
+_ENTRY_STATES = tuple(EntryState(number) for number in range(4))
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def span_of(data_size: int) -> int:
 def parse_states(words: bytes) -> list[EntryState]:
     """The states of all entries, from the 32 bytes behind the page header."""
     bits = int.from_bytes(words, "little")
-    return [EntryState(bits >> 2 * index & 3) for index in range(ENTRY_COUNT)]
+    return [_ENTRY_STATES[bits >> 2 * index & 3] for index in range(ENTRY_COUNT)]
 
 
 def states_word(states: Sequence[EntryState], number: int) -> bytes:

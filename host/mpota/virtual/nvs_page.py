@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from mpota.formats.nvs import (
@@ -32,6 +33,7 @@ VALUE_TOO_LONG = 0x110E
 NEW_VERSION_FOUND = 0x1110
 
 _BLANK = b"\xff" * SECTOR_SIZE
+_parse_item = functools.lru_cache(maxsize=1024)(Item.from_bytes)  # every search reads them anew
 
 
 class NvsError(Exception):
@@ -253,7 +255,7 @@ class Page:
         self._flash.write(self._offset + offset, result)
 
     def _item(self, index: int) -> Item | None:
-        return Item.from_bytes(self._entry(index), index)
+        return _parse_item(self._entry(index), index)
 
     def _entry(self, index: int) -> bytes:
         return self._flash.read(self._entry_offset(index), ENTRY_SIZE)
