@@ -1,6 +1,6 @@
 # make demo [FIRMWARE=path]   the whole story on the virtual board
 # make test                   all tests; make test-all adds every power cut and every mutation
-# make test-more              on the oldest Python that we promise, on another MicroPython
+# make test-more              tests on the oldest Python and another MicroPython, and the site
 # make coverage               all tests, and what of mpota they run
 # make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
@@ -19,16 +19,16 @@ demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
 test: firmware
-	$(RUN)/pytest -n auto
+	$(RUN)/pytest -n auto --dist worksteal
 
 test-all: firmware
-	$(RUN)/pytest -n auto --all-cuts
+	$(RUN)/pytest -n auto --dist worksteal --all-cuts
 
 test-more: firmware
 	.ci/more
 
 coverage: firmware
-	$(RUN)/pytest -n auto --cov=mpota
+	$(RUN)/pytest -n auto --dist worksteal --cov=mpota
 
 lint: $(READY)
 	$(RUN)/ruff check

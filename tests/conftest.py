@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -20,9 +21,10 @@ from tests.support.cuts import Cuts
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
-# Measured on two cores. With more workers a core, mpremote loses its patience with a board.
-WHOLE_SUITE = "about 12 minutes on two cores"
-WORKERS_PER_CORE = 1
+# Measured on two cores. Many tests wait, so that cores are free for others; with two workers a core
+# mpremote loses its patience with a board.
+WHOLE_SUITE = "about 6 minutes on two cores"
+WORKERS_PER_CORE = 1.5
 STANDIN_SOURCES = virtual_board.STANDIN
 CACHE = cache_dir()
 
@@ -128,7 +130,7 @@ def compiled_standins() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+    return math.ceil(WORKERS_PER_CORE * (os.cpu_count() or 1))
 
 
 def say(config: pytest.Config, line: str) -> None:
