@@ -22,7 +22,7 @@ GUARDED = """
 import ota, time
 ota.rollback.guard(0.4)
 ota.rollback.cancel()
-time.sleep(0.8)
+time.sleep(0.5)
 print("alive")
 """
 
