@@ -68,7 +68,7 @@ def _begin_image(intake, head):
     found_merged = head[_DESC_OFFSET : _DESC_OFFSET + 4] != _DESC_MAGIC
     board = intake.board
     if found_merged:
-        from .local import MergedFirmware, is_merged
+        from .merged import MergedFirmware, is_merged
 
         found_merged = is_merged(head, board)
     signed = _check_trust(intake, not found_merged)

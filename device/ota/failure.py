@@ -81,6 +81,27 @@ _IMAGE_TEXTS = {
 }
 
 
+_LOOKS = (
+    (b"<", "it looks like a web page"),
+    (b"{", "it looks like JSON"),
+    (b"\x1f\x8b", "it is gzip-compressed"),
+    (b"PK", "it is a zip archive"),
+    (b"UF2\n", "it is a UF2 file"),
+    (b"\x7fELF", "it is an ELF file: use the .bin beside it"),
+    (b"\0\0\0\0", "it starts with zeros"),
+    (b"\xff\xff\xff\xff", "it is erased"),
+)
+
+
+def _describe(head):
+    """What bytes that are no image look like."""
+    head = bytes(head[:16])
+    for magic, what in _LOOKS:
+        if head.startswith(magic):
+            return "this is no firmware: " + what
+    return "this is no firmware: it starts with 0x%02x, an image with 0xe9" % head[0]
+
+
 def refused(key, *args):
     """The ImageError for ``key``: a code, with a number where it has more than one text."""
     if key == "wrong-chip":
@@ -88,7 +109,5 @@ def refused(key, *args):
 
         args = args[0], chip_name(args[1]), chip_name(args[2])
     elif key == "not-an-image":
-        from .local import describe
-
-        args = (describe(args[0]),)
+        args = (_describe(args[0]),)
     return ImageError(key.partition(" ")[0], _IMAGE_TEXTS[key] % args)

@@ -77,7 +77,7 @@ _NO_MEMORY = b"\x85\x06memorythe board has not enough memory"  # an ERROR that t
 
 # What an update has loaded, or has begun to: without it there is room for the next client.
 _OF_UPDATES = (
-    "push_intake", "update", "ready", "begin", "finish", "otadata", "local", "pump", "slot",
+    "push_intake", "update", "ready", "begin", "finish", "otadata", "merged", "pump", "slot",
     "image", "chips", "release", "tar", "chain", "frames", "delta", "recovery",
     "keys", "manifest", "policy", "files", "confirm", "boot",
 )  # fmt: skip

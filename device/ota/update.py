@@ -37,7 +37,7 @@ MAX_VALIDATOR = const(100)
 _STEP = const(65536)  # bytes between notes: what is fetched again at most
 
 # What one update has loaded.
-_PARTS = ("ready", "begin", "finish", "otadata", "chips", "image", "slot", "http", "local")
+_PARTS = ("ready", "begin", "finish", "otadata", "chips", "image", "slot", "http", "merged")
 
 
 class Intake:
@@ -221,7 +221,7 @@ def filling(intake, source, report, console=None):
 
 def closing(intake, console=None):
     """A generator: check the whole, then make the slot the next to boot."""
-    unload("http", "local")  # what comes now needs the heap
+    unload("http", "merged")  # what comes now needs the heap
     from .finish import closing
 
     return closing(intake, console)

@@ -22,7 +22,7 @@ VALIDATE = """
 from esp32 import Partition
 from ota.base import ImageError
 from ota.image import AppImage, Board
-from ota.local import MergedFirmware
+from ota.merged import MergedFirmware
 this = Board(Partition(Partition.RUNNING))
 class Sink:
     def __init__(self):
