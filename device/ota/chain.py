@@ -269,3 +269,142 @@ class HeadLast:
             )
         self._writer.write(self._head)
         self._writer.finish()
+
+
+# --- what is here already
+
+_COMES = const(0x2B)  # "+"
+_TAKEN = const(0x3D)  # "="
+_DIRECTORY = const(0x2F)  # "/"
+_MAX_NAME = const(100)
+_RECORD = const(2)
+_SIZE = const(4)
+_BLOCK = const(512)
+
+
+class Thin:
+    """A stage (pump.py) that makes a `files` payload whole with files of the tree in use.
+
+    It comes in a member whose name ends in ".thin", a record for each entry of its tar file (the
+    desk's ``mpota/formats/thin.py``)::
+
+        u8 kind     "+" a file that comes, "=" one of the tree in use, "/" a directory
+        u8 length of the path, the path (UTF-8)
+        "+": u32 size, and the content
+
+    What goes on to ``sink`` is the tar file that the manifest speaks of, byte for byte. It is
+    judged by the digest there: what is taken is verified as what has come is. ``buf``: a memoryview
+    of a sector. Raises ReleaseError, "base" for files other than those that the desk counted on.
+    """
+
+    def __init__(self, sink, buf):
+        self._sink = sink
+        from .confirm import header, tree, zeros
+
+        self._header = header
+        self._zeros = zeros
+        self._tree = tree()
+        self._buf = buf
+        self._head = bytearray(_RECORD + _MAX_NAME + _SIZE)
+        self._have = 0  # bytes of a record
+        self._due = _RECORD
+        self._left = 0  # bytes of a file that come
+        self._padding = 0
+        self._out = None  # what is to go on
+        self._file = None  # one that is taken
+
+    def wanted(self):
+        return min(self._left, self._sink.wanted()) if self._left else self._due - self._have
+
+    def write(self, view):
+        count = len(view)
+        if self._left:
+            self._sink.write(view)
+            self._left -= count
+            return
+        self._head[self._have : self._have + count] = view
+        self._have += count
+        if self._have == self._due:
+            self._take_record()
+
+    def _take_record(self):
+        head = self._head
+        kind, length = head[0], head[1]
+        end = _RECORD + length
+        if self._have == _RECORD:
+            if kind not in (_COMES, _TAKEN, _DIRECTORY) or not 0 < length <= _MAX_NAME:
+                raise ReleaseError("tar", "the thin files payload has a damaged record")
+            self._due = end + (_SIZE if kind == _COMES else 0)
+            return
+        self._have, self._due = 0, _RECORD
+        name = bytes(head[_RECORD:end])
+        size = 0
+        if kind == _COMES:
+            size = self._left = int.from_bytes(head[end : end + _SIZE], "little")
+        elif kind == _TAKEN:
+            size = self._open(name)
+        self._padding = -size % _BLOCK
+        self._out = self._header(self._buf, name, size, kind == _DIRECTORY)
+
+    def _open(self, name):
+        from os import stat
+
+        from .files import check_path
+
+        try:
+            path = str(name, "utf-8")
+        except UnicodeError:
+            raise _not_there()
+        check_path(path)
+        try:
+            path = self._tree + "/" + path
+            self._file = open(path, "rb")
+            return stat(path)[6]
+        except (OSError, TypeError):
+            raise _not_there()
+
+    def work(self):
+        sink = self._sink
+        if sink.work():
+            return True
+        out = self._out
+        if out:
+            count = min(len(out), sink.wanted())
+            sink.write(out[:count])
+            self._out = out[count:]
+            return True
+        if self._file:
+            count = self._file.readinto(self._buf)
+            if not count:
+                self.abort()
+            self._out = self._buf[:count]
+            return True
+        if self._padding and not self._left:
+            self._out, self._padding = self._zeros(self._buf, self._padding), 0
+            return True
+        return False
+
+    def skip(self):
+        return 0
+
+    def abort(self):
+        file, self._file = self._file, None
+        if file:
+            file.close()
+
+    def finish(self):
+        if self._have or self._left:
+            raise ReleaseError("tar", "the thin files payload is truncated")
+        self._out = self._zeros(self._buf, 2 * _BLOCK)
+        while self.work():
+            pass
+        try:
+            self._sink.finish()
+        except ReleaseError as error:
+            raise _not_there() if error.code == "digest" else error
+
+
+def _not_there():
+    return ReleaseError(
+        "base", "the release takes files from those in use that this board does not have so"
+    )

@@ -7,11 +7,13 @@ point and is taken up again by the next call.
 
 import os
 import sys
+from hashlib import sha256
 
 from esp32 import Partition
+from micropython import const
 
 from . import base, boot, otadata
-from .base import ReleaseError
+from .base import ReleaseError, unload
 from .otadata import HOME
 
 
@@ -244,3 +246,101 @@ def _set_aside(path):
 
 def _moved(path):
     sys.modules[__name__.rpartition(".")[0]].__path__ = path
+
+
+# --- what runs, for who is about to send something else
+
+_SEEN = const(0x87)  # docs/PROTOCOL.md
+_CONFIRMED = const(1)
+_MORE = const(2)
+_ID_SIZE = const(8)
+_MAX_IDS = const(19)  # in a message
+_MAX_READ = const(32768)  # bytes of files that are read for one
+_PIECE = const(512)
+
+
+def look(receiver, session, data):
+    """Answer a LOOK: what runs, and which files it has. ``receiver``: see push_receiver.py."""
+    unload("confirm")  # it is needed for this alone
+    if not receiver._is_proven(session, b"look", data[:3], data[3:]):
+        return
+    part = Partition(Partition.RUNNING)
+    is_trial = otadata.state(part) == otadata.PENDING_VERIFY or boot.is_on_trial()
+    files = boot.running().get("sha256", "00" * 32)
+    message = (otadata.app_id(part) or bytes(32)) + bytes.fromhex(files)
+    flags = 0 if is_trial else _CONFIRMED
+    have = done = 0
+    for one in ids(data[1] | data[2] << 8):
+        if one is None:
+            done += _PIECE
+            continue
+        if have == _MAX_IDS or (have and done > _MAX_READ):
+            flags |= _MORE
+            break
+        message += one
+        have += 1
+    message = bytes((_SEEN, flags)) + message
+    session.link.send(message + receiver._prove(session, b"seen", message))
+
+
+def tree():
+    """The path of the tree in use, None if there is none."""
+    name = boot.running().get("tree")
+    return boot.TREES + name if name else None
+
+
+def ids(start=0):
+    """A generator: 8 bytes for each file of the tree in use, from the ``start``-th on.
+
+    They are the first of the SHA-256 of its path, a zero, and its content. None comes for each
+    512 bytes that were read for the next.
+    """
+    top = tree()
+    if top:
+        yield from _ids(top, "", [start])
+
+
+def _ids(folder, stem, skip):
+    for name, kind, *_ in os.ilistdir(folder):
+        path = folder + "/" + name
+        if kind == 0x4000:
+            yield from _ids(path, stem + name + "/", skip)
+        elif skip[0]:
+            skip[0] -= 1
+        else:
+            sha = sha256((stem + name).encode() + b"\0")
+            buf = memoryview(bytearray(_PIECE))
+            with open(path, "rb") as file:
+                count = file.readinto(buf)
+                while count:
+                    sha.update(buf[:count])
+                    yield None
+                    count = file.readinto(buf)
+            yield sha.digest()[:_ID_SIZE]
+
+
+# --- what a tar file has beside its files, for chain.py
+
+_BLOCK = const(512)
+# mode, uid, gid, size, mtime, checksum, type
+_HEADER = b"%07o\x000000000\x000000000\x00%011o\x0000000000000\x00        %d"
+
+
+def zeros(buf, count):
+    out = buf[:count]
+    out[:] = bytes(count)
+    return out
+
+
+def header(buf, name, size, is_directory):
+    """That of a tar file, as the desk's ``mpota/formats/thin.py`` makes it."""
+    if is_directory:
+        name += b"/"
+    out = zeros(buf, _BLOCK)
+    out[: len(name)] = name
+    rest = _HEADER % (0o755 if is_directory else 0o644, size, 5 if is_directory else 0)
+    out[100:157] = rest
+    out[257:263] = b"ustar\0"
+    out[263:265] = b"00"
+    out[148:155] = b"%06o\0" % sum(out)
+    return out

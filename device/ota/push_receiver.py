@@ -38,6 +38,7 @@ _HELLO = const(0x01)
 _BEGIN = const(0x02)
 _END = const(0x03)
 _ABORT = const(0x04)
+_LOOK = const(0x05)
 _STATUS = const(0x82)
 _AGAIN = const(0x83)
 _DONE = const(0x84)
@@ -47,6 +48,7 @@ _READY = const(0x86)
 _NEEDS_SECRET = const(1)  # WELCOME
 _SIGNED_ONLY = const(2)
 _TAKES_IMAGES = const(4)
+_IS_SEEN = const(8)
 _RESUME = const(1)  # BEGIN
 _END_FIRST = const(2)
 _RESTART = const(1)  # END, DONE
@@ -177,7 +179,8 @@ class Receiver:
         if not found or found != self._keys:
             self._keys = None
             self.is_shut = self._needs_keys
-            self.flags = _NEEDS_SECRET if self._secret else 0
+            # _NEEDS_SECRET; and without keys alone, which let anyone try out what its files hold
+            self.flags = bool(self._secret) | (not self._needs_keys) * _IS_SEEN
             if has_trust():
                 from .keys import load
 
@@ -317,11 +320,15 @@ class Receiver:
         elif kind == _END and size == 2 + proof and session is self.active:
             if self._is_proven(session, b"end", data[:2], data[2:], session.begun[6:38]):
                 self._end(data)
+        elif kind == _LOOK and size > 2 and session.nonces and self.flags & _IS_SEEN:
+            from .confirm import look
+
+            look(self, session, data)
         elif kind == _ABORT and size == 1 + proof and session.nonces:
             if self._is_proven(session, b"abort", data[:1], data[1:]):
                 if session is self.active:
                     self._drop()
-                raise PushError("aborted", "the client has given up the update")
+                raise PushError("aborted", "the client gave it up")
         else:
             raise PushError("protocol", "message %d of %d bytes, out of place" % (kind, size))
 
@@ -365,7 +372,7 @@ class Receiver:
             return
         if session.begun:  # it has not heard the answer
             if head != session.begun or session is not self.active:
-                raise PushError("protocol", "another BEGIN in one session")
+                raise PushError("protocol", "a second BEGIN")
         else:
             active = self.active
             # There is one update, and some have a right to be it; who has not makes room.
@@ -374,7 +381,7 @@ class Receiver:
             _check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
             unload("chips")  # before the update comes
             if flags & _END_FIRST and not self.flags & _TAKES_IMAGES:
-                raise PushError("protocol", "this board has not asked for the end first")
+                raise PushError("protocol", "the end first, unasked")
             if active:
                 self._refuse(active, busy())
             self._open((size, bytes(sha)), flags)
@@ -591,7 +598,7 @@ class Receiver:
         else:
             try:
                 if self.flags != flags:
-                    raise ReleaseError("unsigned", "the keys are others since this push began")
+                    raise ReleaseError("unsigned", "the keys have changed")
                 self._finishing = self._update.finishing()
             except BaseException:
                 self._drop()

@@ -32,6 +32,7 @@ _SECTOR = const(4096)
 _MAX_MANIFEST = const(8192)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
+_THIN = ".thin"  # at the end of a member's name: chain.py
 _NUMBERS = const(3072)  # bytes that the numbers of a signature take
 _AT_THE_END = ("files", "boot", "confirm")  # modules that are of use then, and before
 
@@ -103,8 +104,11 @@ class Release:
 
     # --- taking
 
-    def open(self, item):
-        """The stage for the bytes of an item, or None if this board leaves them out."""
+    def open(self, item, is_thin=False):
+        """The stage for the bytes of an item, or None if this board leaves them out.
+
+        ``is_thin``: files that this board has are not among them (chain.py).
+        """
         if not item.is_taken:
             return None
         item.is_taken = False
@@ -115,11 +119,15 @@ class Release:
         if item.kind == "data":
             return self._open_data(item)
         room = None
-        if item.encoding:
+        if item.encoding and not is_thin:
             from .frames import Buffered, Frames, Room
 
             room = Room(False)  # before code divides the heap
         sink = _Checked(self._open_files(item), item)
+        if is_thin:
+            from .chain import Thin
+
+            return Thin(sink, self.room[:_SECTOR])
         if not room:
             return sink
         return Frames(Buffered(sink, self.room), item.content_size, sink.finish, room=room)
@@ -485,6 +493,8 @@ class Bundle:
         if not self._items:
             raise ReleaseError("member", "the bundle has a member too many, '%s'" % name)
         item = self._items.pop(0)
+        if item.kind == "files" and item.is_taken and name == item.name + _THIN:
+            return self._release.open(item, True)
         if name != item.name:
             raise ReleaseError(
                 "member", "the bundle has '%s' where '%s' is due" % (name, item.name)

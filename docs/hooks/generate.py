@@ -18,7 +18,7 @@ from mpota.cli import build
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
-FORMATS = ("manifest", "bundle", "tar", "signature", "chain", "frames", "delta")
+FORMATS = ("manifest", "bundle", "tar", "thin", "signature", "chain", "frames", "delta")
 
 
 def formats() -> str:

@@ -5,20 +5,24 @@ Members, in this order and no others::
     manifest.json    the manifest (formats/manifest.py), first, so that a board can judge it
     manifest.sig     optional: its signature, one sector of 4096 bytes (formats/signature.py)
     ...              every form of every payload that has a member name, as the manifest has them
+
+Sent to a board that has some of its files, ``files.tar.thin`` may stand in place of ``files.tar``:
+formats/thin.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from mpota.errors import MpotaError
 from mpota.formats.chain import head_first, read_chain
 from mpota.formats.frames import Frames, decompress, pieces
 from mpota.formats.manifest import CHAINED, MAX_SIZE, Form, Manifest, Payload
-from mpota.formats.payloads import KINDS
-from mpota.formats.tar import Member, read_tar, write_tar
+from mpota.formats.payloads import FILES, KINDS
+from mpota.formats.tar import Member, read_tar, read_tree, write_tar
+from mpota.formats.thin import SUFFIX, make_thin
 
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
@@ -86,6 +90,37 @@ class Bundle:
             members.append(Member(SIGNATURE_NAME, self.signature))
         members += [Member(name, data) for name, data in self.members.items()]
         return write_tar(members)
+
+    def thinned(self, there: Collection[bytes]) -> bytes | None:
+        """The bundle for a board that has the files with the ids ``there`` (formats/thin.py), under
+        the same manifest and signature; None where nothing is saved by that.
+        """
+        form, archive = self._files()
+        thin = make_thin(archive, there) if archive else None
+        if form is None or thin is None or len(thin) >= form.size:
+            return None
+        members = {
+            key + SUFFIX if key == form.member else key: thin if key == form.member else data
+            for key, data in self.members.items()
+        }
+        return replace(self, members=members).to_bytes()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files of its ``files`` payload, by their paths; none where it has no such payload, or
+        not in a single form that the desk can decode."""
+        _, archive = self._files()
+        members = read_tree(archive) if archive else ()
+        return {member.name: member.data for member in members if not member.is_directory}
+
+    def _files(self) -> tuple[Form | None, bytes | None]:
+        """The only form of the ``files`` payload, and its content."""
+        for payload in self.manifest.payloads:
+            if payload.kind == FILES and len(payload.forms) == 1 and payload.forms[0].member:
+                (form,) = payload.forms
+                name = str(form.member)
+                return form, decode(form, payload, self.members[name], f"member '{name}'")
+        return None, None
 
 
 def decode(form: Form, payload: Payload, data: bytes, what: str) -> bytes | None:
