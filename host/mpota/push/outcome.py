@@ -38,7 +38,7 @@ def outcome_of(error: MpotaError) -> str:
 
 
 def of_pushed(done: Pushed) -> str:
-    if done.board is not None:
+    if done.board is not None and not done.is_confirmed:
         return SENT
     return UPDATED if done.is_new else UP_TO_DATE
 
@@ -54,6 +54,7 @@ def pushed_to_json(done: Pushed) -> dict[str, Any]:
         return found | {
             "board": done.board.version,
             "needs_restart": done.needs_restart,
+            "confirmed": done.is_confirmed,
             "connections": done.connections,
         }
     return found | {

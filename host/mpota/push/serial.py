@@ -9,6 +9,7 @@ switch goes on with the reset, or with the health check.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections import deque
@@ -21,8 +22,11 @@ from typing import Any
 
 from mpota.errors import Again, MpotaError
 from mpota.formats.delta import make_delta
+from mpota.formats.otadata import OtaState
+from mpota.formats.thin import ID_SIZE
 from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.push.update import (
+    NOT_LESS_CODES,
     HealthCheck,
     Options,
     Package,
@@ -44,8 +48,9 @@ _ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot() over a whole image
 _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
 _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to be asked again
+_STATES = {state.value: state.name for state in OtaState}
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
-_NO_DELTA_CODES = ("base", "frame", "memory")
+_ID = re.compile(f"[0-9a-f]{{{2 * ID_SIZE}}}")
 _MAKING = threading.Lock()  # so that one delta is made once
 _SLOW = 4  # times as long as a board is given usually
 _AGAIN = Again("the same command again goes on from there")
@@ -63,12 +68,13 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         if before.is_confirmed:
             return Pushed(package.version, before.running, is_new=False)
         options.tell(f"{package.version} runs in {before.running}, not confirmed yet")
-        _confirm(session, _Goal.of(before), options)
+        _confirm(session, _Goal.of(before), before, options)
         return Pushed(package.version, before.running, is_app=package.brings_app)
     sent_size = 0
+    _check_format(package, before)
     if options.force or not before.waits_with(package):
-        slot = f" to slot {before.next}" if before.next else ""
-        options.tell(f"sending {package.words}{slot}")
+        where = f" to slot {before.next}" if before.next and package.brings_app else ""
+        options.tell(f"sending {package.words}{where}")
         session.soft_reset()  # for its memory
         try:
             sent_size = _send(session, before, package, options)
@@ -88,10 +94,20 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         )
     options.tell(f"{goal.what} complete and selected; restarting")
     with _switched(f"{goal.label} was switched to", _AGAIN):
-        console = _see_through(session, goal, options)
+        console = _see_through(session, goal, before, options)
     return Pushed(
         package.version, goal.label, is_app=goal.is_app, sent_size=sent_size, console=console
     )
+
+
+def _check_format(package: Package, before: Status) -> None:
+    """Raises MpotaError for a release that ota 0.1 does not know: that says so, and not why."""
+    format = package.bundle.manifest.format if package.bundle else 1
+    if format > 1 and "ota" not in before.info:
+        raise MpotaError(
+            f"{package.version} has format {format}, the board has ota 0.1, which reads format 1",
+            "mpota install PORT brings a later ota onto the board",
+        )
 
 
 @contextmanager
@@ -128,7 +144,7 @@ def roll_back(session: Session, options: Options = _USUAL) -> Pushed:
     version = str(app or "the former app").partition(" ")[0]
     options.tell(f"{goal.what} selected; restarting")
     with _switched(f"{goal.label} was switched to", f"mpota status {session.port}"):
-        console = _see_through(session, goal, options)
+        console = _see_through(session, goal, before, options)
     return Pushed(version, goal.label, is_app=goal.is_app, console=console)
 
 
@@ -166,20 +182,20 @@ class _Goal:
         return self.release is None or status.release == self.release
 
 
-def _see_through(session: Session, goal: _Goal, options: Options) -> str:
+def _see_through(session: Session, goal: _Goal, before: Status, options: Options) -> str:
     """Restart into ``goal``, check and confirm it; what the console showed."""
     console = session.reset(options.settle_s)
     for is_last in (False, True):
         try:
-            after = Status.read(session)
+            after = Status.read(session) if goal.is_app else before.again(session)
             if goal.release is not None and after.waiting == goal.release:
                 # A board that is slow to start was stopped before boot.py had begun the trial.
                 console += session.reset(_SLOW * options.settle_s)
-                after = Status.read(session)
+                after = before.again(session)
             if not goal.is_reached(after):
-                raise _gone_back(console, after, goal)
+                raise _gone_back(console, Status.read(session), goal)
             options.tell(f"{goal.label} is up; checking its health")
-            _confirm(session, goal, options)
+            _confirm(session, goal, after, options)
             break
         except LostBoardError:  # it may have been reset: the bootloader has the word then
             if is_last:
@@ -216,6 +232,26 @@ class Status:
         return Status(
             {**self.info, "boot": boot}, session.evaluate("record", _READ_RECORD, fits=_is_record)
         )
+
+    def again(self, session: Session) -> Status:
+        """The same board, whose slots hold what they held: what runs is read anew, and its state.
+
+        `ota.status.info()` looks through all of them for what they hold, which takes a while.
+        """
+        try:
+            label, number, record = session.evaluate(
+                "[label, number, record]", _READ_AGAIN, fits=_is_again
+            )
+        except ScriptError:  # ota 0.1 keeps the state elsewhere
+            return Status.read(session)
+        state = _STATES.get(number)
+        if not self.slot(label) or (number is not None and not state):
+            return Status.read(session)
+        slots = [
+            {**slot, "state": state} if slot["label"] == label else slot
+            for slot in self.info["slots"]
+        ]
+        return Status({**self.info, "running": label, "slots": slots}, record)
 
     @property
     def release(self) -> dict[str, Any]:
@@ -311,6 +347,13 @@ def _is_record(value: Any) -> bool:
     return isinstance(value.get("next", {}), dict) and ("next" in value or "tried" not in value)
 
 
+def _is_again(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    label, number, record = value
+    return isinstance(label, str) and isinstance(number, int | NoneType) and _is_record(record)
+
+
 def _has_all(record: Mapping[str, Any], release: Mapping[str, Any]) -> bool:
     return all(record.get(key) == value for key, value in release.items())
 
@@ -335,13 +378,13 @@ def _why(after: Status, target: str) -> str:
 # --- the health check
 
 
-def _confirm(session: Session, goal: _Goal, options: Options) -> None:
+def _confirm(session: Session, goal: _Goal, now: Status, options: Options) -> None:
     """Check what runs and confirm it, or give it up."""
     failure = _failure(session, options.check)
     if failure is not None:
         raise _give_up(session, goal, failure, options)
     session.execute("import ota\nota.rollback.cancel()")
-    status = Status.read(session)
+    status = now.again(session)
     if not goal.is_reached(status) or not status.is_confirmed:
         raise RolledBackError(
             f"{goal.label} cannot be confirmed: {status.running} runs, "
@@ -406,6 +449,19 @@ if record is None:
     from esp32 import Partition
     record = ota.boot.read_record(Partition(Partition.RUNNING)) or {"now": {}}
 """
+_READ_AGAIN = (
+    _READ_RECORD
+    + """
+from esp32 import Partition
+try:
+    from ota.otadata import state
+except ImportError:
+    from ota.base import state
+part = Partition(Partition.RUNNING)
+label = part.info()[4]
+number = state(part)
+"""
+)
 # An unsigned delta is for boards without keys. In ota 0.1 these are looked up elsewhere.
 _TAKES_DELTAS = """
 try:
@@ -421,6 +477,14 @@ try:
     boot = Partition(Partition.BOOT).info()[4]
 except OSError:
     boot = Partition(Partition.RUNNING).info()[4]
+"""
+# `ota` of the time before these are told takes none but whole bundles.
+_READ_FILES = """
+try:
+    from ota.confirm import ids
+    found = [one.hex() for one in ids() if one]
+except ImportError:
+    found = None
 """
 _ROLL_BACK = """
 import ota
@@ -450,36 +514,65 @@ else:
 
 
 def _send(session: Session, before: Status, package: Package, options: Options) -> int:
-    """Send a package, as a delta where that is possible; bytes sent. Raises RefusedError."""
-    delta = _delta(session, before, package, options)
-    if delta is None:
+    """Send a package, less of it where that is enough; bytes sent. Raises RefusedError."""
+    less = _less(session, before, package, options)
+    if less is None:
         return _transfer(session, package, options)
-    size = len(delta.data)
-    options.tell(
-        f"of {before.running} on, what differs is sent: {size:,} bytes of {len(package.data):,}"
-    )
     try:
-        return _transfer(session, delta, options)
+        return _transfer(session, less, options)
     except RefusedError as error:
-        if error.code not in _NO_DELTA_CODES:
+        if error.code not in NOT_LESS_CODES:
             raise
-        options.tell(f"no delta is taken ({error}): sending all")
+        options.tell(f"that is not enough here ({error}): sending all")
         session.soft_reset()
         return _transfer(session, package, options)
 
 
-def _delta(session: Session, before: Status, package: Package, options: Options) -> Package | None:
-    """What leads from the app that runs to the one in ``package``, if it is known, worth it, and
-    the board takes it."""
-    digest = before.slot(before.running).get("digest")
-    if package.release or not package.plain_size or not digest:
+def _less(session: Session, before: Status, package: Package, options: Options) -> Package | None:
+    """What leads from what the board has to ``package``; None if that is unknown, or no less."""
+    digest = before.slot(before.running).get("digest") or ""
+    suited = package.suit(digest, options.find_base) if package.suit else package
+    if suited.bundle is None:
+        return _delta(session, before, suited, digest, options)
+    there = _files(session) if suited.bundle.files else None
+    less = suited.without(there) if there else None
+    if there and less:
+        size, whole = len(less.data), len(package.data)
+        options.tell(f"sending {suited.told(there)}: {size:,} bytes instead of {whole:,}")
+        return less
+    return suited if suited is not package else None
+
+
+def _files(session: Session) -> set[bytes] | None:
+    """Ids of the files that the board has in use; None where it takes whole bundles alone."""
+    found = session.evaluate("found", _READ_FILES, fits=_are_ids)
+    return None if found is None else {bytes.fromhex(one) for one in found}
+
+
+def _are_ids(value: Any) -> bool:
+    found = [] if value is None else value
+    return isinstance(found, list) and all(isinstance(x, str) and _ID.fullmatch(x) for x in found)
+
+
+def _delta(
+    session: Session, before: Status, package: Package, digest: str, options: Options
+) -> Package | None:
+    """The difference from the app that runs to the one in ``package``, if that one is known, it is
+    worth it, and the board takes it."""
+    if not package.plain_size or not digest:
         return None
     base = options.find_base(digest)
     if base is None or not session.evaluate("takes", _TAKES_DELTAS):
         return None
     with _MAKING:
         delta = _made(base, package.data)
-    return replace(package, data=delta, plain_size=0) if 2 * len(delta) < len(base) else None
+    if 2 * len(delta) >= len(base):
+        return None
+    options.tell(
+        f"of {before.running} on, what differs is sent: {len(delta):,} bytes of "
+        f"{len(package.data):,}"
+    )
+    return replace(package, data=delta, plain_size=0)
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mpota.formats.app_desc import find_micropython
 from mpota.formats.bundle import Bundle, decode, is_bundle
 from mpota.formats.manifest import Manifest
 from mpota.formats.payloads import APP, FILES
+from mpota.formats.thin import file_id
 from mpota.storage.file import read_file
 from mpota.units import short_digest
 
@@ -53,6 +54,12 @@ class UnconfirmedError(MpotaError):
     exit_code = 5
 
 
+# The app image with a digest (hex), where it is known.
+FindBase = Callable[[str], bytes | None]
+
+# Of a board that cannot make the whole of what it was sent.
+NOT_LESS_CODES = ("base", "frame", "memory", "no-form", "part")
+
 _HINTS = {
     "base": "it may run already: mpota status PORT tells; the whole image can always be pushed",
     "unconfirmed": "confirm it, or let a reset roll it back; --force updates all the same",
@@ -80,7 +87,9 @@ class Package:
     a slot, ``plain_size`` bytes from ``app_offset`` on, 0 if it is encoded. ``release``: what a
     board remembers of a bundle. Without an app ``brings_app`` tells whether it has none, or one
     that only the board can decode.
-    ``parts``: of the ota package, what a board needs to take it.
+    ``parts``: of the ota package, what a board needs to take it. ``bundle``: what ``data`` was
+    made from. ``suit``: of a release that is made on the fly, the same for a board that runs the
+    app with a digest (hex), which may be known: `FindBase`.
     """
 
     name: str
@@ -92,6 +101,8 @@ class Package:
     url: str | None = None
     brings_app: bool = True
     parts: tuple[str, ...] = ()
+    bundle: Bundle | None = None
+    suit: Callable[[str, FindBase], Package] | None = None
 
     @classmethod
     def open(cls, source: str) -> Package:
@@ -124,7 +135,11 @@ class Package:
 
     @classmethod
     def _of_bundle(cls, name: str, data: bytes) -> Package:
-        bundle = Bundle.from_bytes(data)
+        return cls.of_bundle(name, Bundle.from_bytes(data), data)
+
+    @classmethod
+    def of_bundle(cls, name: str, bundle: Bundle, data: bytes) -> Package:
+        """``data``: the bundle as it is to be sent."""
         manifest = bundle.manifest
         is_encoded = any(form.encoding not in (None, "chained") for form in manifest.forms)
         package = cls(
@@ -133,6 +148,7 @@ class Package:
             release=_remembered(manifest),
             brings_app=any(payload.kind == APP for payload in manifest.payloads),
             parts=("release", "encoded") if is_encoded else ("release",),
+            bundle=bundle,
         )
         for payload in manifest.payloads:
             if payload.kind != APP:
@@ -148,6 +164,25 @@ class Package:
                 offset = data.index(image)
                 return replace(package, app=app, app_offset=offset, plain_size=len(image))
         return package
+
+    def without(self, there: Collection[bytes]) -> Package | None:
+        """The same without files that the board has, by their ids; None where that saves nothing.
+
+        A board that has not all of them refuses it with code "base".
+        """
+        data = self.bundle.thinned(there) if self.bundle and there else None
+        if data is None:
+            return None
+        offset = 0
+        if self.app and self.plain_size:
+            offset = data.index(self.app.to_bytes())
+        return replace(self, data=data, app_offset=offset)
+
+    def told(self, there: Collection[bytes]) -> str:
+        """What of its files is sent to a board that has some, in words."""
+        files = self.bundle.files if self.bundle else {}
+        count = sum(file_id(name, data) not in there for name, data in files.items())
+        return f"{count} file{'' if count == 1 else 's'} of {len(files)}"
 
     @property
     def digest(self) -> str | None:
@@ -237,14 +272,15 @@ class Options:
     A board that listens: ``secret`` is what it asks for, if it does, 16 bytes or more; with
     ``is_old_secret`` it may be shorter, for a board with ota 0.1. ``restart``: into the update, at
     once. ``attempts``: connections in a row that fail, or bring nothing forward, before it is given
-    up; ``pause_s`` before the second one, twice as long before each further one. Over Bluetooth:
-    ``pair`` with it first, look for it ``find_s``.
+    up; ``pause_s`` before the second one, twice as long before each further one. ``confirm_s``:
+    what runs there already is not sent again, and a restart is waited for until the board has
+    confirmed; 0: neither. Over Bluetooth: ``pair`` with it first, look for it ``find_s``.
     """
 
     check: HealthCheck = HealthCheck()
     settle_s: float = 3.0
     force: bool = False
-    find_base: Callable[[str], bytes | None] = lambda digest: None
+    find_base: FindBase = lambda digest: None
     secret: bytes | None = None
     is_old_secret: bool = False
     restart: bool = True
@@ -252,6 +288,7 @@ class Options:
     pause_s: float = 1.0
     pair: bool = False
     find_s: float = 10.0
+    confirm_s: float = 0.0
     progress: Callable[[int, int], object] = lambda done, total: None
     tell: Callable[[str], object] = lambda text: None
 
@@ -276,7 +313,8 @@ class Pushed:
     ``console`` is what the board printed from its reset on, ``was_restarted``.
 
     A board that listens: ``board``, in ``connections``. It restarts into the update, or has
-    verified and selected it and ``needs_restart``; confirming is its app's business.
+    verified and selected it and ``needs_restart``; confirming is its app's business, and
+    ``is_confirmed`` where it was waited for.
     """
 
     version: str
@@ -289,6 +327,7 @@ class Pushed:
     board: Welcome | None = None
     needs_restart: bool = False
     connections: int = 0
+    is_confirmed: bool = False
 
     def __str__(self) -> str:
         """What has come of an update at a REPL, in a sentence."""

@@ -14,17 +14,20 @@ import struct
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
 from mpota.errors import MpotaError, UsageError
+from mpota.formats.thin import ID_SIZE
 from mpota.push.update import (
+    NOT_LESS_CODES,
     LostLinkError,
     Options,
     Package,
     Pushed,
     RefusedError,
+    RolledBackError,
     UnconfirmedError,
     Welcome,
 )
@@ -39,6 +42,9 @@ ANY_CHIP = 0xFFFF
 _NEEDS_SECRET = 1  # WELCOME
 _SIGNED_ONLY = 2
 _TAKES_IMAGES = 4
+_IS_SEEN = 8
+_CONFIRMED = 1  # SEEN
+_MORE = 2
 _RESUME = 1  # BEGIN
 _END_FIRST = 2
 _RESTART = 1  # END, DONE
@@ -48,6 +54,8 @@ _WELCOME = struct.Struct("<BBB16sHHB")
 _OLD_WELCOME = struct.Struct("<BBB16sHB")
 _BEGIN = struct.Struct("<BBI32sHB")
 _STATUS = struct.Struct("<BIH")
+_LOOK = struct.Struct("<BH")
+_SEEN = struct.Struct("<BB32s32s")
 _OFFSET = struct.Struct("<H")
 _CRC = struct.Struct("<I")
 _MAX_VERSION_SIZE = 64
@@ -57,6 +65,10 @@ _SILENCE_TIMEOUT_S = 12.0  # the board speaks up every second while it waits for
 _END_TIMEOUT_S = 60.0  # it checks the whole, signatures included
 _ATTEMPTS = 3
 _TEMPORARY_CODES = ("busy", "timeout", "locked")
+_MAX_LOOKS = 1000  # 19 files each
+_LOOK_AGAIN_S = 0.1
+_RESTART_S = 2.0  # a board that listens goes on for a moment before it restarts
+_UNSEEN_CODES = ("part", "board", "protocol")  # answers to LOOK
 _MIN_PACKET_SIZE = 8  # offset, a byte, CRC
 _SPEAKS_OLD = f"protocol version {VERSION}, this is {OLD_VERSION}"
 
@@ -74,12 +86,14 @@ class Kind(IntEnum):
     BEGIN = 0x02
     END = 0x03
     ABORT = 0x04
+    LOOK = 0x05
     WELCOME = 0x81
     STATUS = 0x82
     AGAIN = 0x83
     DONE = 0x84
     ERROR = 0x85
     READY = 0x86
+    SEEN = 0x87
 
 
 _STATUS_KINDS = (Kind.STATUS, Kind.AGAIN, Kind.READY)
@@ -110,6 +124,7 @@ class Update:
     chip_id: int = ANY_CHIP
     version: str = ""
     is_signed_image: bool = False
+    package: Package | None = None  # that it is all of
     sha256: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +138,24 @@ class Update:
         app = package.app
         chip_id = app.image.chip.chip_id if app else ANY_CHIP
         is_signed = bool(app and app.signature and package.plain_size and not package.release)
-        return cls(package.name, package.data, chip_id, package.version, is_signed)
+        return cls(package.name, package.data, chip_id, package.version, is_signed, package)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a board says that it runs: the digests (hex, "" if it does not know) of its app and of
+    its ``files`` payload, and the ids of files that it has (formats/thin.py)."""
+
+    app: str
+    files: str
+    is_confirmed: bool
+    ids: frozenset[bytes]
+
+    def runs(self, package: Package) -> bool:
+        """Whether that is what the package brings, as far as it can be told."""
+        files = (package.release or {}).get("sha256")
+        has_files = files is None or self.files == files
+        return has_files and (package.digest is None or self.app == package.digest)
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Link]]
@@ -144,16 +176,19 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Pus
             async with connect() as link:
                 connections += 1
                 await sender.talk(link)
+            is_seen = await _see_through(connect, sender, update, options)
             assert sender.board is not None
             return Pushed(
                 update.version,
+                is_new=not sender.runs_already,
                 sent_size=sender.sent_size,
                 board=sender.board,
                 needs_restart=sender.needs_restart,
                 connections=connections,
+                is_confirmed=is_seen,
             )
         except (LostLinkError, RefusedError) as error:
-            if sender.takes_older(error):
+            if sender.takes_older(error) or sender.takes_whole(error):
                 continue
             if isinstance(error, RefusedError) and error.code not in _TEMPORARY_CODES:
                 raise
@@ -169,6 +204,41 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Pus
             pause_s = options.pause_s * 2 ** (failures - 1)
             options.tell(f"{error}; again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
+
+
+async def _see_through(connect: Connect, sender: _Sender, update: Update, options: Options) -> bool:
+    """Wait until the board runs ``update``, confirmed, where that was asked for and it tells.
+
+    Raises RolledBackError, and UnconfirmedError if that is not so in time.
+    """
+    if sender.runs_already or not (options.confirm_s and sender.is_seen and update.package):
+        return sender.runs_already
+    if not (sender.needs_restart and options.restart):
+        return not sender.needs_restart
+    options.tell(f"the board restarts into {update.version}")
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    was_away = has_run = False
+    while loop.time() < start + options.confirm_s:
+        try:
+            async with connect() as link:
+                seen = await _Sender(update, options).see(link)
+        except MpotaError:
+            was_away = True
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            continue
+        runs = seen.runs(update.package)
+        if runs and seen.is_confirmed:
+            return True
+        if not runs and (has_run or (was_away and loop.time() > start + _RESTART_S)):
+            raise RolledBackError("the board went back to what it ran before")
+        has_run |= runs
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    what = "runs it, and has not confirmed it" if has_run else "has not come back with it"
+    raise UnconfirmedError(
+        f"the board took {update.version} and {what} within {options.confirm_s:.0f} s",
+        "its program has to listen again, and to call ota.rollback.cancel() when all is well",
+    )
 
 
 def check_secret(options: Options) -> None:
@@ -192,7 +262,7 @@ class _Sender:
         self._version = VERSION
         self._nonces = b""
         self._packet_size = 0
-        self._stream = update.data  # what the positions count
+        self._stream = update.data  # what the positions count: see `talk`
         self.board: Welcome | None = None
         self.position = 0  # the board has all before it
         self._end = 0  # it lets us go up to here
@@ -200,6 +270,10 @@ class _Sender:
         self.sent_size = 0
         self.needs_restart = False
         self.is_ended = False
+        self.is_seen = False  # the board tells what it runs
+        self.runs_already = False
+        self._is_chosen = False  # what is sent
+        self._whole = update
         self._is_end_first = False
 
     def takes_older(self, error: MpotaError) -> bool:
@@ -211,9 +285,23 @@ class _Sender:
         self._version = OLD_VERSION
         return True
 
+    def takes_whole(self, error: MpotaError) -> bool:
+        """Whether less than all was not enough for the board: all is sent from now on."""
+        is_less = self._is_chosen and self._update is not self._whole
+        if not is_less or not isinstance(error, RefusedError) or error.code not in NOT_LESS_CODES:
+            return False
+        self._update = self._whole
+        self._options.tell(f"that is not enough here ({error}): sending all")
+        return True
+
     async def talk(self, link: Link) -> None:
         """From HELLO to DONE. Raises LostLinkError and RefusedError."""
         needs_secret = await self._greet(link)
+        await self._choose(link)
+        if self.runs_already:
+            return
+        data = self._update.data
+        self._stream = data[-WINDOW_SIZE:] + data if self._is_end_first else data
         await self._begin(link, needs_secret)
         await self._send_all(link)
         await self._finish(link)
@@ -245,10 +333,73 @@ class _Sender:
             )
         text = answer[head.size : head.size + size].decode("utf-8", "replace")
         self.board = Welcome(shown(text), chip_id, bool(flags & _SIGNED_ONLY), self._version)
-        data = self._update.data
         self._is_end_first = bool(flags & _TAKES_IMAGES) and self._update.is_signed_image
-        self._stream = data[-WINDOW_SIZE:] + data if self._is_end_first else data
+        self.is_seen = not is_old and bool(flags & _IS_SEEN)
         return needs_secret
+
+    # --- what the board has
+
+    async def see(self, link: Link) -> Seen:
+        """What the board runs. Raises RefusedError if it does not tell, LostLinkError."""
+        await self._greet(link)
+        if not self.is_seen:
+            raise RefusedError("protocol", "the board does not tell what it runs")
+        return await self._look(link, 1)
+
+    async def _look(self, link: Link, limit: int = _MAX_LOOKS) -> Seen:
+        """``limit``: of messages; what comes first is what runs."""
+        ids: list[bytes] = []
+        for _ in range(limit):
+            look = _LOOK.pack(Kind.LOOK, len(ids))
+            secret = self._options.secret
+            if secret is not None:
+                look += self._prove(b"mpota2 look", look)
+            answer = await self._ask(link, look, Kind.SEEN)
+            if secret is not None:
+                answer, proof = answer[:-32], answer[-32:]
+                self._check_proof(b"mpota2 seen", answer, proof)
+            if len(answer) < _SEEN.size or (len(answer) - _SEEN.size) % ID_SIZE:
+                raise _garbled(answer)
+            _, flags, app, files = _SEEN.unpack_from(answer)
+            new = [answer[at : at + ID_SIZE] for at in range(_SEEN.size, len(answer), ID_SIZE)]
+            ids += new
+            if not flags & _MORE or not new or len(ids) > 0xFFFF:
+                break
+        return Seen(
+            app.hex() if any(app) else "",
+            files.hex() if any(files) else "",
+            bool(flags & _CONFIRMED),
+            frozenset(ids),
+        )
+
+    async def _choose(self, link: Link) -> None:
+        """Once: send less than all, where the board has the rest."""
+        package = self._whole.package
+        if self._is_chosen or package is None or package.bundle is None or not self.is_seen:
+            return
+        has_files = bool(package.bundle.files)
+        if not has_files and not package.suit:
+            return
+        self._is_chosen = True
+        try:
+            seen = await self._look(link)
+        except RefusedError as error:
+            if error.code not in _UNSEEN_CODES:
+                raise
+            raise LostLinkError(f"the board does not tell what it runs: {error}") from None
+        self.runs_already = bool(self._options.confirm_s) and not self._options.force
+        self.runs_already &= seen.is_confirmed and seen.runs(package)
+        if self.runs_already:
+            return
+        suited = package.suit(seen.app, self._options.find_base) if package.suit else package
+        less = suited.without(seen.ids) if seen.ids else None
+        if less or suited is not package:
+            self._update = replace(Update.of(less or suited), package=package)
+            size, whole = len(self._update.data), len(package.data)
+            what = suited.told(seen.ids) if has_files else "what differs"
+            self._options.tell(f"sending {what}: {size:,} bytes instead of {whole:,}")
+
+    # --- the update
 
     async def _begin(self, link: Link, needs_secret: bool) -> None:
         update = self._update
