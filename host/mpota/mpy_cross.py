@@ -136,6 +136,7 @@ def compile_module(source: bytes, name: str, format: MpyFormat) -> bytes:
     return _compiled(source, name, ["-O3", *_options(format)])
 
 
+@functools.lru_cache(maxsize=512)  # of a project that is pushed on each save, most did not change
 def compile_source(source: bytes, name: str, format: MpyFormat) -> bytes:
     """The ``.mpy`` of a user's module; tracebacks call it ``name``.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,14 +14,14 @@ from mpota.commands._options import split_pair
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.firmware import read_app
 from mpota.formats.app_desc import find_micropython
-from mpota.formats.manifest import MAX_COUNTER, Manifest
+from mpota.formats.manifest import Manifest
 from mpota.mpy_cross import PORTABLE, MpyFormat, told
 from mpota.release.build import Contents, Sources
+from mpota.release.counter import counter_now
 from mpota.release.key_files import passphrase_file_option, read_public_key
 from mpota.storage.file import read_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_COUNTER_EPOCH = 1577836800  # 2020-01-01T00:00:00Z
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PATH = click.Path(path_type=Path)
 
@@ -136,7 +134,7 @@ def compose(
         chip=contents.chip,
         board=board,
         from_version=from_version,
-        counter=_default_counter() if counter is None else counter,
+        counter=counter_now() if counter is None else counter,
         expires=None if expires is None else _parse_time(expires),
         add_keys=tuple(key_digest(key) for key in add_keys),
         retire_keys=tuple(key_digest(key) for key in retire_keys),
@@ -182,21 +180,6 @@ def key_digest(text: str) -> str:
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return text
     return read_public_key(Path(text)).digest.hex()
-
-
-def _default_counter() -> int:
-    """The seconds since 2020: each release has a higher one than those before it."""
-    text = os.environ.get("SOURCE_DATE_EPOCH")
-    if text is not None and not re.fullmatch(r"[0-9]{1,15}", text):
-        raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, it must be seconds since 1970")
-    counter = (int(time.time()) if text is None else int(text)) - _COUNTER_EPOCH
-    if not 0 <= counter <= MAX_COUNTER:
-        where = "the clock" if text is None else "SOURCE_DATE_EPOCH"
-        raise UsageError(
-            f"{where} gives the counter {counter}: the seconds since 2020, 0 to {MAX_COUNTER}",
-            "give --counter",
-        )
-    return counter
 
 
 def _parse_time(text: str) -> str:

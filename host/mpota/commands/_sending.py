@@ -50,6 +50,11 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
     context.meta[_OLD_SECRET] = value
 
 
+def with_old_secret(options: Options) -> Options:
+    """``options`` as --old-secret has them."""
+    return replace(options, is_old_secret=bool(click.get_current_context().meta.get(_OLD_SECRET)))
+
+
 check_option = click.option(
     "--check",
     metavar="EXPR|FILE.py",
@@ -57,13 +62,17 @@ check_option = click.option(
 )
 
 
-def settle_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``what`` starts: "the app", say."""
+SETTLE_S = 3.0
+SETTLE_PROJECT_S = 1.0  # of a program that is pushed again and again: it is known how it starts
+
+
+def settle_option(what: str, more: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``what`` starts: "the app", say; ``more``: of the default, which is None then."""
     return click.option(
         "--settle",
         type=click.FloatRange(min=0.05),
-        default=3.0,
-        help=f"Seconds of silence after which {what} counts as started (default 3).",
+        default=None if more else SETTLE_S,
+        help=f"Seconds of silence after which {what} counts as started (default 3{more}).",
     )
 
 
@@ -91,8 +100,7 @@ def send_file(target: str, file: str, options: Options, *, as_json: bool = False
     from mpota.push.update import Package
     from mpota.push.wire import Update, check_secret
 
-    is_old = bool(click.get_current_context().meta.get(_OLD_SECRET))
-    options = replace(options, is_old_secret=is_old)
+    options = with_old_secret(options)
     if not as_json:
         options = replace(options, tell=report.say)
     check_secret(options)
@@ -107,6 +115,7 @@ def send_file(target: str, file: str, options: Options, *, as_json: bool = False
         report.print_json(pushed_to_json(sent))
         return
     seconds = time.monotonic() - start
+    size = min(size, sent.sent_size)  # the board has some of it
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))
     report.say(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")

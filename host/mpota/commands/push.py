@@ -12,7 +12,17 @@ import click
 from mpota.commands import _report as report
 from mpota.commands._finding import find, push_all, where_options
 from mpota.commands._options import complete_files, complete_ports, json_option, yes_option
-from mpota.commands._sending import check_option, outcomes, secret_option, send_file, settle_option
+from mpota.commands._project import push_project
+from mpota.commands._release_options import keys_option
+from mpota.commands._sending import (
+    SETTLE_PROJECT_S,
+    SETTLE_S,
+    check_option,
+    outcomes,
+    secret_option,
+    send_file,
+    settle_option,
+)
 from mpota.errors import UsageError
 
 
@@ -20,7 +30,7 @@ from mpota.errors import UsageError
 @click.argument("port", metavar="PORT|tcp://HOST[:PORT]|ble://NAME", shell_complete=complete_ports)
 @click.argument(
     "package",
-    metavar="APP|FIRMWARE|BUNDLE|DELTA|URL",
+    metavar="DIR|APP|FIRMWARE|BUNDLE|DELTA|URL",
     required=False,
     shell_complete=complete_files,
 )
@@ -34,7 +44,7 @@ from mpota.errors import UsageError
     default=30.0,
     help="Seconds to go on trying the check (default 30).",
 )
-@settle_option("the new app")
+@settle_option("the new app", "; 1 of a directory")
 @click.option("--force", is_flag=True, help="Install what runs already, or has failed before.")
 @click.option(
     "--delta-from",
@@ -42,6 +52,8 @@ from mpota.errors import UsageError
     type=click.Path(path_type=Path),
     help="Firmware that the board may run: where it does, only what differs is sent.",
 )
+@keys_option
+@click.option("--watch", is_flag=True, help="Push DIR again on each save, until Ctrl-C.")
 @secret_option
 @json_option
 def command(
@@ -54,9 +66,11 @@ def command(
     yes: bool,
     check: str | None,
     check_timeout: float,
-    settle: float,
+    settle: float | None,
     force: bool,
     base: Path | None,
+    keys: tuple[Path, ...],
+    watch: bool,
     secret: bytes | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +87,9 @@ def command(
 
     mpota push --all FILE looks for boards that listen, shows them, asks, and sends it to those that
     do not run it yet.
+
+    A directory is a release that is made on the fly, by what [tool.mpota] in its pyproject.toml
+    says; only files that the board does not have so are sent. With --watch, on each save again.
 
     \b
     Exit codes: 0 the new app runs, confirmed     3 it did not boot or stay: rolled back
@@ -96,6 +113,18 @@ def command(
             raise UsageError("what is to be sent?", "mpota push PORT FILE, or --all FILE")
         if addresses or only:
             raise UsageError("--address and --only are for --all")
+        if Path(package).is_dir():
+            options = Options(
+                HealthCheck.parse(check, check_timeout),
+                settle or SETTLE_PROJECT_S,
+                force,
+                KnownApps.with_firmware(base).find,
+                secret,
+            )
+            push_project(port, Path(package), options, keys, watch=watch, as_json=as_json)
+            return
+        if keys or watch:
+            raise UsageError(f"--key and --watch are for directories, '{package}' is none")
         if not has_repl(port):
             if check or force or base:
                 raise UsageError("--check, --force and --delta-from need a serial port")
@@ -103,7 +132,10 @@ def command(
             return
         known = KnownApps.with_firmware(base)
         options = Options(
-            HealthCheck.parse(check, check_timeout), settle, force, find_base=known.find
+            HealthCheck.parse(check, check_timeout),
+            settle or SETTLE_S,
+            force,
+            find_base=known.find,
         )
         source = Package.open(package)
         if not as_json:

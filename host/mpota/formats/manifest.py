@@ -351,6 +351,14 @@ def check_name(name: str) -> None:
         raise MpotaError(f"a release cannot have the name '{name}': it must be {_NAME.words}")
 
 
+def check_version(version: str) -> None:
+    """Raises MpotaError for a version that no release can have."""
+    if not _VERSION.pattern.fullmatch(version):
+        raise MpotaError(
+            f"a release cannot have the version '{version}': it must be {_VERSION.words}"
+        )
+
+
 def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     """Sorts versions: numbers as numbers, 2.1 as 2.1.0.0, and 2.1.0-rc1 before 2.1.0."""
     numbers, _, suffix = version.partition("-")

@@ -118,6 +118,10 @@ class Content:
         return replace(self, encoded=tuple(forms))
 
 
+# Whether a file or directory stays at home: by its path here, and its path in the tree.
+LeftOut = Callable[[Path, str], bool]
+
+
 @dataclass(frozen=True)
 class Sources:
     """The files on the desk that a release is made of.
@@ -125,7 +129,7 @@ class Sources:
     ``firmware``: an app image or a merged firmware; ``directories``: trees laid over each other;
     ``data``: (label, file) for data partitions; ``certs``: CA certificates. ``compiled``: see
     `files_content`; ``has_ota``: see with_ota.py. ``compress``: see `Content.compressed`;
-    ``bases``: firmware of which a delta leads to this one.
+    ``bases``: firmware of which a delta leads to this one. ``is_left_out``: see `LeftOut`.
     """
 
     firmware: Path | None = None
@@ -136,6 +140,7 @@ class Sources:
     compress: bool = False
     bases: tuple[Path, ...] = ()
     has_ota: bool = False
+    is_left_out: LeftOut = lambda path, name: False
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,11 @@ def _base(path: Path, chip: str) -> bytes:
 
 
 def files_content(
-    directories: Iterable[Path], *, compiled: MpyFormat | None = None, has_ota: bool = False
+    directories: Iterable[Path],
+    *,
+    compiled: MpyFormat | None = None,
+    has_ota: bool = False,
+    is_left_out: LeftOut = Sources.is_left_out,
 ) -> Content:
     """The trees below ``directories``, laid over each other, as one ``files`` payload.
 
@@ -210,7 +219,7 @@ def files_content(
     for directory in directories:
         if not directory.is_dir():
             raise UsageError(f"'{directory}' is not a directory")
-        for member in _read_directory(directory, directory):
+        for member in _read_directory(directory, directory, is_left_out):
             if compiled is not None and member.name.endswith(".py") and member.name not in _SCRIPTS:
                 compiled_name = member.name.removesuffix(".py") + ".mpy"
                 member = Member(compiled_name, compile_source(member.data, member.name, compiled))
@@ -256,7 +265,12 @@ def _read_app(sources: Sources) -> list[Content]:
 def _read_files(sources: Sources) -> list[Content]:
     if sources.directories:
         return [
-            files_content(sources.directories, compiled=sources.compiled, has_ota=sources.has_ota)
+            files_content(
+                sources.directories,
+                compiled=sources.compiled,
+                has_ota=sources.has_ota,
+                is_left_out=sources.is_left_out,
+            )
         ]
     if sources.has_ota:
         raise UsageError(
@@ -411,16 +425,16 @@ def publish(
     return [directory / name for name in files]
 
 
-def _read_directory(directory: Path, top: Path) -> Iterator[Member]:
+def _read_directory(directory: Path, top: Path, is_left_out: LeftOut) -> Iterator[Member]:
     for path in sorted(directory.iterdir()):
-        if path.name in IGNORED or path.suffix == ".pyc":
-            continue
         name = from_os(path.relative_to(top).as_posix())
+        if path.name in IGNORED or path.suffix == ".pyc" or is_left_out(path, name):
+            continue
         if path.is_symlink():
             raise MpotaError(f"'{path}' is a link, boards have none")
         if path.is_dir():
             yield Member(name, b"", is_directory=True)
-            yield from _read_directory(path, top)
+            yield from _read_directory(path, top, is_left_out)
         elif path.is_file():
             yield Member(name, _public(path.read_bytes(), path))
         else:
