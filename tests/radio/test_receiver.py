@@ -333,6 +333,7 @@ class Parts:
     def abort(self):
         print("ABORTED")
 ota.push_intake.Intake = Parts
+pr.unload = lambda *names: None  # it would be loaded anew
 r = pr.Receiver(SECRET)
 Link.credit = {credit}
 c = Client(r)
@@ -457,6 +458,7 @@ class Whole:
     def abort(self):
         print("aborted")
 ota.push_intake.Intake = Whole
+pr.unload = lambda *names: None  # it would be loaded anew
 r = pr.Receiver(SECRET)
 c = Client(r)
 c.greet()
