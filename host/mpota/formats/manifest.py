@@ -62,52 +62,43 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from mpota.errors import MpotaError
 from mpota.formats.chain import check_size
 from mpota.formats.chips import CHIPS
+from mpota.formats.fields import (
+    BOARD,
+    DIGEST,
+    MAX_NUMBER,
+    NAME,
+    TIME,
+    URL,
+    VERSION,
+    Fields,
+    Rule,
+    load_object,
+    present,
+)
 from mpota.formats.payloads import APP, KINDS, PayloadKind
 
 FORMAT = 2
 OTA_VERSION = "0.2.0"  # the oldest package on a board that reads format 2
 MAX_SIZE = 8192
 MAX_PAYLOADS = 8
-MAX_COUNTER = 0x7FFFFFFF
+MAX_COUNTER = MAX_NUMBER
 MAX_MPY = 0x3FFF  # version, sub-version and architecture, without flags
 MAX_KEYS = 3  # trusted at a time: as many as Secure Boot V2 has
 
 CHAINED = ("chained", "chained-deflate")
 
 
-class _Rule(NamedTuple):
-    """What a text must be: as a pattern, and in words."""
-
-    pattern: re.Pattern[str]
-    words: str
-
-
-_NAME = _Rule(
-    re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}"),
-    "1 to 64 letters, digits, blanks, '.', '_' and '-', first a letter or digit",
-)
-_VERSION = _Rule(
-    re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}(-[0-9A-Za-z.-]{1,32})?"),
-    "one to four numbers, as in 2.1.0 or 2.1.0-rc1",
-)
-_MEMBER = _Rule(
+_MEMBER = Rule(
     re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}"),
     "1 to 99 letters, digits, '.', '_' and '-', first a letter or digit",
 )
-_URL = _Rule(re.compile(r"[!-~]{1,1024}"), "1 to 1024 characters of ASCII without blanks")
-_LABEL = _Rule(re.compile(r"[!-~]{1,15}"), "1 to 15 characters of ASCII without blanks")
-_BOARD = _Rule(re.compile(r"[ -~]{1,100}"), "1 to 100 characters of ASCII")
-_EXPIRES = _Rule(
-    re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"),
-    "a time as in 2027-01-31T12:00:00Z",
-)
-_DIGEST = _Rule(re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits, small letters")
-_ENCODING = _Rule(
+_LABEL = Rule(re.compile(r"[!-~]{1,15}"), "1 to 15 characters of ASCII without blanks")
+_ENCODING = Rule(
     re.compile(r"[a-z][a-z0-9-]{0,15}"), "1 to 16 small letters, digits and '-', first a letter"
 )
 
@@ -173,7 +164,7 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Raises MpotaError, naming the field, for anything that a board would refuse."""
-        document = _load(data)
+        document = load_object(data, MAX_SIZE, "manifest")
         if {"firmware", "sha", "length"} <= document.keys():
             return _from_simple(document)
         fields = _Fields(document, "manifest")
@@ -182,17 +173,17 @@ class Manifest:
             _check_format(number, fields)
         keys = _Fields(fields.take("keys", dict, {}), "manifest: keys")
         manifest = cls(
-            name=fields.text("name", _NAME),
-            version=fields.text("version", _VERSION),
+            name=fields.text("name", NAME),
+            version=fields.text("version", VERSION),
             payloads=tuple(
                 _parse_payload(item, f"payload {index}", number)
                 for index, item in enumerate(fields.take("payloads", list))
             ),
-            chip=fields.optional_text("chip", _NAME),
-            board=fields.optional_text("board", _BOARD),
-            from_version=fields.optional_text("from_version", _VERSION),
+            chip=fields.optional_text("chip", NAME),
+            board=fields.optional_text("board", BOARD),
+            from_version=fields.optional_text("from_version", VERSION),
             counter=fields.number("counter", 0, MAX_COUNTER, 0),
-            expires=fields.optional_text("expires", _EXPIRES),
+            expires=fields.optional_text("expires", TIME),
             add_keys=keys.digests("add"),
             retire_keys=keys.digests("retire"),
             mpy=fields.number("x-mpy", 0, MAX_MPY, 0),
@@ -249,7 +240,7 @@ class Manifest:
         document: dict[str, Any] = {"format": self.format}
         if self.format > 1:
             document["ota"] = OTA_VERSION
-        document |= {"name": self.name, "version": self.version} | _present(
+        document |= {"name": self.name, "version": self.version} | present(
             chip=self.chip,
             board=self.board,
             from_version=self.from_version,
@@ -258,8 +249,8 @@ class Manifest:
             expires=self.expires,
         )
         document["payloads"] = [_compose_payload(payload) for payload in self.payloads]
-        keys = _present(add=list(self.add_keys) or None, retire=list(self.retire_keys) or None)
-        document |= _present(keys=keys or None, **{"x-mpy": self.mpy or None}) | self.extra
+        keys = present(add=list(self.add_keys) or None, retire=list(self.retire_keys) or None)
+        document |= present(keys=keys or None, **{"x-mpy": self.mpy or None}) | self.extra
         data = json.dumps(document, indent=1).encode() + b"\n"
         Manifest.from_bytes(data)
         return data
@@ -267,7 +258,7 @@ class Manifest:
 
 def _check_format(number: int, fields: _Fields) -> None:
     """Raises MpotaError for a manifest that only a later version reads."""
-    needs = fields.optional_text("ota", _VERSION)
+    needs = fields.optional_text("ota", VERSION)
     if number > FORMAT or needs is None or version_key(needs) > version_key(OTA_VERSION):
         if number == FORMAT and needs is None:
             raise MpotaError(f"manifest of format {number} has no 'ota'")
@@ -285,7 +276,7 @@ def _parse_payload(item: Any, what: str, number: int) -> Payload:
         raise MpotaError(f"{what} is of kind {name!r}, known are {', '.join(KINDS)}")
     kind = KINDS[name]
     size = fields.number("size", 1, MAX_COUNTER)
-    sha256 = fields.text("sha256", _DIGEST)
+    sha256 = fields.text("sha256", DIGEST)
     partition = fields.text("partition", _LABEL) if kind.has_partition else None
     disk = fields.number("disk", 0, MAX_COUNTER, -1) if kind.has_tree else -1
     forms = [
@@ -304,13 +295,13 @@ def _parse_encoded(item: Any, what: str, content_size: int, may_chain: bool) -> 
     fields = _Fields(item, what)
     form = Form(
         fields.number("size", 1, MAX_COUNTER),
-        fields.text("sha256", _DIGEST),
+        fields.text("sha256", DIGEST),
         *fields.place(),
         encoding=fields.text("encoding", _ENCODING),
-        base=fields.optional_text("from", _DIGEST),
+        base=fields.optional_text("from", DIGEST),
     )
     if may_chain and form.encoding in CHAINED:
-        form = replace(form, chain=fields.text("chain", _DIGEST))
+        form = replace(form, chain=fields.text("chain", DIGEST))
         check_size(form.size, content_size if form.encoding == "chained" else None)
     fields.end()
     return form
@@ -318,44 +309,40 @@ def _parse_encoded(item: Any, what: str, content_size: int, may_chain: bool) -> 
 
 def _compose_payload(payload: Payload) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": payload.kind}
-    document |= _present(partition=payload.partition)
+    document |= present(partition=payload.partition)
     document |= {"size": payload.size, "sha256": payload.sha256}
-    document |= _present(disk=payload.disk)
+    document |= present(disk=payload.disk)
     encoded = []
     for form in payload.forms:
-        place = _present(member=form.member, url=form.url)
+        place = present(member=form.member, url=form.url)
         if form.encoding is None:
             document |= place
         else:
-            head = {"encoding": form.encoding} | _present(**{"from": form.base}, chain=form.chain)
+            head = {"encoding": form.encoding} | present(**{"from": form.base}, chain=form.chain)
             encoded.append(head | {"size": form.size, "sha256": form.sha256} | place)
-    return document | _present(encoded=encoded or None)
-
-
-def _present(**fields: Any) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
+    return document | present(encoded=encoded or None)
 
 
 def _from_simple(document: dict[str, Any]) -> Manifest:
     """``firmware``, ``sha``, ``length``: what micropython-esp32-ota's from_json() reads."""
     fields = _Fields(document, "manifest")
     size = fields.number("length", 1, MAX_COUNTER)
-    sha256 = fields.text("sha", _DIGEST)
-    form = Form(size, sha256, url=fields.text("firmware", _URL))
+    sha256 = fields.text("sha", DIGEST)
+    form = Form(size, sha256, url=fields.text("firmware", URL))
     return Manifest("firmware", "0", (Payload(APP, size, sha256, (form,)),))
 
 
 def check_name(name: str) -> None:
     """Raises MpotaError for a name that no release can have."""
-    if not _NAME.pattern.fullmatch(name):
-        raise MpotaError(f"a release cannot have the name '{name}': it must be {_NAME.words}")
+    if not NAME.pattern.fullmatch(name):
+        raise MpotaError(f"a release cannot have the name '{name}': it must be {NAME.words}")
 
 
 def check_version(version: str) -> None:
     """Raises MpotaError for a version that no release can have."""
-    if not _VERSION.pattern.fullmatch(version):
+    if not VERSION.pattern.fullmatch(version):
         raise MpotaError(
-            f"a release cannot have the version '{version}': it must be {_VERSION.words}"
+            f"a release cannot have the version '{version}': it must be {VERSION.words}"
         )
 
 
@@ -366,94 +353,22 @@ def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     return parts + (0,) * (4 - len(parts)), not suffix, suffix
 
 
-_KIND_WORDS = {
-    dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false",
-}  # fmt: skip
-
-
-class _Fields:
-    """Takes the fields out of a JSON object one by one; what is left at the end is unknown."""
-
-    def __init__(self, found: Any, what: str) -> None:
-        if not isinstance(found, dict):
-            raise MpotaError(f"{what} is not a JSON object")
-        self.found = dict(found)
-        self._what = what
-
-    def take(self, key: str, kind: type, default: Any = None) -> Any:
-        value = self.found.pop(key, default)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self._fail(key, value, _KIND_WORDS[kind])
-        return value
-
-    def number(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        value = self.take(key, int, default)
-        if key in self.found or (not low <= value <= high and value != default):
-            self._fail(key, value, f"{low} to {high}")
-        return int(value)
-
-    def text(self, key: str, rule: _Rule) -> str:
-        value = self.take(key, str)
-        if not rule.pattern.fullmatch(value):
-            self._fail(key, value, rule.words)
-        return str(value)
-
-    def optional_text(self, key: str, rule: _Rule) -> str | None:
-        return self.text(key, rule) if key in self.found else None
+class _Fields(Fields):
+    """The fields of a manifest, and of what is in it."""
 
     def digests(self, key: str) -> tuple[str, ...]:
         values = self.take(key, list, [])
-        good = all(isinstance(value, str) and _DIGEST.pattern.fullmatch(value) for value in values)
+        good = all(isinstance(value, str) and DIGEST.pattern.fullmatch(value) for value in values)
         if not good or len(values) > MAX_KEYS or len(set(values)) < len(values):
-            self._fail(key, values, f"{MAX_KEYS} different digests at most, each {_DIGEST.words}")
+            self.fail(key, values, f"{MAX_KEYS} different digests at most, each {DIGEST.words}")
         return tuple(values)
 
     def place(self) -> tuple[str | None, str | None]:
         """(member, url), one of them None."""
         member = self.optional_text("member", _MEMBER)
-        url = self.optional_text("url", _URL)
+        url = self.optional_text("url", URL)
         if (member is None) == (url is None):
-            raise MpotaError(f"{self._what} must have one of member and url")
+            raise MpotaError(f"{self.what} must have one of member and url")
         if member in ("manifest.json", "manifest.sig"):
-            self._fail("member", member, "another name")
+            self.fail("member", member, "another name")
         return member, url
-
-    def end(self) -> None:
-        unknown = sorted(key for key in self.found if not key.startswith("x-"))
-        if unknown:
-            raise MpotaError(f"{self._what} has an unknown field '{unknown[0]}'")
-
-    def _fail(self, key: str, value: Any, rule: str) -> NoReturn:
-        if value is None:
-            raise MpotaError(f"{self._what} has no '{key}'")
-        raise MpotaError(f"{self._what} has {key} {str(value)[:80]!r}, it must be {rule}")
-
-
-def _load(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_SIZE:
-        raise MpotaError(f"manifest is {len(data):,} bytes, at most {MAX_SIZE:,}")
-    try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_float=_no_number,
-            parse_constant=_no_number,
-        )
-    except (ValueError, RecursionError) as error:
-        raise MpotaError(f"manifest is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise MpotaError("manifest is not a JSON object")
-    return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise MpotaError(f"manifest has the key '{twice}' twice")
-    return document
-
-
-def _no_number(text: str) -> NoReturn:
-    raise MpotaError(f"manifest has the number {text}, only integers are allowed")
