@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from mpota.errors import MpotaError
+from mpota.formats.channel import SignedLine
 from mpota.formats.signature import (
     CURVES,
     EXPONENT,
@@ -119,6 +120,22 @@ class PrivateKey:
 def sign(content: bytes, keys: tuple[PrivateKey, ...]) -> bytes:
     """The signature sector for ``content``, a block for each key (one to three)."""
     return compose_sector(key.sign(content) for key in keys)
+
+
+def sign_line(line: bytes, keys: tuple[PrivateKey, ...]) -> bytes:
+    """A channel or fresh file: ``line`` with a block for each key (one to three)."""
+    signed = SignedLine(line, tuple(key.sign(line) for key in keys)).to_bytes()
+    SignedLine.from_bytes(signed)
+    return signed
+
+
+def check_line(data: bytes, trusted: Iterable[PublicKey], what: str) -> tuple[bytes, PublicKey]:
+    """The line of a channel or fresh file, and the trusted key that signed it.
+
+    Raises MpotaError, as `SignedLine.from_bytes` and `check_signature`.
+    """
+    signed = SignedLine.from_bytes(data, what)
+    return signed.line, check_signature(signed.line, signed.sector, trusted)
 
 
 def check_signature(content: bytes, sector: bytes, trusted: Iterable[PublicKey]) -> PublicKey:
