@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 HOST = "127.0.0.1"
+_ETAG = '"1"'  # of every file: none changes
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -22,6 +23,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
+        if self.headers.get("If-None-Match") == _ETAG:
+            self.send_response(304)
+            self.send_header("ETag", _ETAG)
+            self.end_headers()
+            return
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked and int(asked[1]) < len(body):
             start = int(asked[1])
@@ -29,7 +35,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("ETag", '"1"')
+        self.send_header("ETag", _ETAG)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()

@@ -20,11 +20,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
 from mpota.formats.bundle import Bundle
+from mpota.formats.channel import Channel
 from mpota.formats.manifest import Manifest
 from mpota.formats.tar import Member, write_tar
 from mpota.mpy_cross import PORTABLE, compile_module
@@ -32,7 +34,7 @@ from mpota.push.install import COMPACT
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
 from mpota.release.ota_package import parts
-from mpota.release.signing import PrivateKey
+from mpota.release.signing import PrivateKey, sign_line
 from mpota.units import KiB
 from mpota.virtual.board import Board, End, Run
 from mpota.virtual.flash import VirtualFlash
@@ -63,6 +65,17 @@ _RELEASE = """
 import ota
 ota.release.install("{root}/{name}", reboot=False)
 print("done")
+"""
+# An app of some size that updates itself, and the same that follows a channel, after some polls.
+_APP = "import ota.update\nkept = bytearray(24 * 1024)\n"
+_IDLE = """
+import ota.channel
+channel = ota.channel.Channel("{root}", name="demo")
+for _ in range({polls}):
+    channel.due = ota.channel.ticks_ms()
+    channel.poll()
+if channel.code == "current" and not channel.error:
+    print("done")
 """
 _TRUST = "import ota; ota.keys.add({digest!r})"
 _FILES = 3  # of a release, beside main.py
@@ -200,6 +213,43 @@ def least_heap(
             low, high = high, min(high + _MARGIN, _HIGH)
 
 
+# --- a channel ---------------------------------------------------------------------------------
+
+
+def channel_file(key: PrivateKey) -> bytes:
+    """A channel that has nothing for boards."""
+    now = datetime.now(timezone.utc)
+    line = Channel("demo", "stable", 1, now, now + timedelta(30)).to_line()
+    return sign_line(line, (key,))
+
+
+def channel_size(what: Subject, app: bytes) -> int:
+    """What the part takes of the file system, beside all others."""
+    own = {f"{name}.mpy" for name in parts()["channel"]}
+    others = {name: data for name, data in what.everything.items() if name not in own}
+    return install(what.everything, app).used_size - install(others, app).used_size
+
+
+def after_poll(content: bytes, root: str) -> bytes:
+    """The flash of a board that knows the channel at ``root``, and has its ETag."""
+    with board_with(content) as board:
+        _run(board, _IDLE.format(root=root, polls=1))
+        return board.flash.snapshot()
+
+
+def idle_reads(content: bytes, root: str) -> int:
+    """Flash reads of two idle polls: those of three, less those of one and of all before it."""
+    one, three = (all_reads(content, _IDLE.format(root=root, polls=polls)) for polls in (1, 3))
+    return three - one
+
+
+def idle_heap(content: bytes, root: str) -> int | None:
+    """Bytes that it takes to follow a channel up to an idle poll, beside `ota.update`."""
+    without = least_heap(content, _APP + "print('done')")
+    follows = least_heap(content, _APP + _IDLE.format(root=root, polls=2))
+    return None if without is None or follows is None else follows - without
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 
@@ -227,6 +277,9 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
     "heap, signed bundle with files": ("KiB", 64, 82),
     "heap, the same compressed": ("KiB", 64, 89),
     "heap, the same as a delta": ("KiB", 72, 95),
+    "channel in the file system, beside all other parts": ("KiB", 40, None),
+    "flash reads, idle poll of a channel": ("", 0, None),
+    "heap, idle poll of a channel, beside ota.update": ("KiB", 8, None),
     "flash time at the least heap": ("s", 6.8, 21.2),
     "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
 }
@@ -283,6 +336,10 @@ def measure(
         for name in ("app.bundle", "compressed.bundle", "delta.bundle"):
             script = _RELEASE.format(root=server.root, name=name)
             tell(_kib(least_heap(trusted, script)))
+        tell(channel_size(what, pair.old) / KiB)
+        following = after_poll(trusted, server.root)
+        tell(idle_reads(following, server.root))
+        tell(_kib(idle_heap(following, server.root)))
         with board_with(core.content, least or _HIGH) as board:
             tell(_run(board, update).duration_ms / 1000)
     tell(_interpreter_time(what.core, pair.old, pair.new))
@@ -300,7 +357,8 @@ def _served(old: bytes, new: bytes, key: PrivateKey) -> dict[str, bytes]:
         "compressed.bundle": app.compressed(),
         "delta.bundle": app.compressed().with_delta(old),
     }
-    return {"app.bin": new} | {name: _bundle(form, key).to_bytes() for name, form in forms.items()}
+    files = {name: _bundle(form, key).to_bytes() for name, form in forms.items()}
+    return {"app.bin": new, "stable.channel": channel_file(key)} | files
 
 
 def _bundle(app: Content, key: PrivateKey) -> Bundle:

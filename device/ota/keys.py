@@ -264,9 +264,18 @@ def check_signed(digest, sector, trust=None):
     """
     if len(sector) != SECTOR:
         raise _error("the signature is %d bytes, a sector of %d is due" % (len(sector), SECTOR))
+    return check_blocks(digest, memoryview(sector)[: _MAX_BLOCKS * _BLOCK_SIZE], trust)
+
+
+def check_blocks(digest, blocks, trust):
+    """As `check_signed`, for a memoryview of one to three blocks and nothing behind them."""
+    if not blocks or len(blocks) % _BLOCK_SIZE or len(blocks) > _MAX_BLOCKS * _BLOCK_SIZE:
+        raise _error(
+            "the signatures are %d bytes, one to three of %d are due" % (len(blocks), _BLOCK_SIZE)
+        )
     key = None
-    for at in range(0, _MAX_BLOCKS * _BLOCK_SIZE, _BLOCK_SIZE):
-        block = memoryview(sector)[at : at + _BLOCK_SIZE]
+    for at in range(0, len(blocks), _BLOCK_SIZE):
+        block = blocks[at : at + _BLOCK_SIZE]
         if block[0] == 0xFF:
             continue
         _check_block(block, digest)

@@ -63,7 +63,7 @@ def _payload(fields, format=1):
     payload.disk = fields.number("disk", 0, payload.size) if kind == "files" else 0
     payload.forms = []
     for index, item in enumerate(fields.take("encoded", list, ())):
-        part = _Fields(item, "%s, encoded %d" % (fields.what, index))
+        part = Fields(item, "%s, encoded %d" % (fields.what, index))
         form = _form(part, part.number("size", 1), part.digest("sha256"))
         form.encoding = part.text("encoding", _WORD, 16)
         form.base = part.digest("from", None)
@@ -100,7 +100,7 @@ def read(data):
     Raises ReleaseError ("manifest") for bytes that are none, "format" for one of a later ota.
     """
     manifest = Manifest()
-    fields = _Fields(parse(data), "manifest")
+    fields = Fields(parse(data), "manifest")
     manifest.name = manifest.version = manifest.chip = manifest.board = None
     manifest.from_version = manifest.expires = None
     manifest.counter = 0
@@ -132,9 +132,9 @@ def _take(manifest, fields):
     if len(items) > _MAX_PAYLOADS:
         raise _error("manifest has %d payloads, at most %d" % (len(items), _MAX_PAYLOADS))
     manifest.payloads = [
-        _payload(_Fields(item, "payload %d" % i), number) for i, item in enumerate(items)
+        _payload(Fields(item, "payload %d" % i), number) for i, item in enumerate(items)
     ]
-    keys = _Fields(fields.take("keys", dict, {}), "keys")
+    keys = Fields(fields.take("keys", dict, {}), "keys")
     manifest.add_keys = keys.digests("add")
     manifest.retire_keys = keys.digests("retire")
     keys.end()
@@ -151,7 +151,7 @@ def _take_simple(manifest, fields):
         "sha256": fields.digest("sha"),
         "url": fields.text("firmware", None, 1024),
     }
-    manifest.payloads = [_payload(_Fields(item, "manifest"))]
+    manifest.payloads = [_payload(Fields(item, "manifest"))]
     manifest.forms = manifest.payloads[0].forms
 
 
@@ -195,7 +195,7 @@ def _check_format(number, fields):
         )
 
 
-class _Fields:
+class Fields:
     """Takes the fields out of a JSON object one by one; what is left at the end is unknown."""
 
     def __init__(self, found, what):

@@ -45,6 +45,7 @@ class Release:
 
     items = None  # what is to come, once the manifest is accepted
     vouched = False  # a trusted key has signed the manifest
+    check = None  # called with None and what is remembered of the release, once it is accepted
     _data_room = None
 
     def __init__(self, force=False, verify=True, room=None):
@@ -88,6 +89,8 @@ class Release:
         self._entry, items = judge(manifest, known, place, bases, self._force)
         del judge
         unload("policy", "chips")
+        if self.check:
+            self.check(None, self._entry)
         yield 0
         if not self._force:
             from .boot import check_confirmed
@@ -565,6 +568,22 @@ def install(
     to call ota.rollback.cancel(). ``progress(done, total)``, ``feed()``: see ota.update.OTA.
     ``request_args``: see HttpSource. ``block_size`` has no meaning any more.
     """
+    steps = installing(url, request_args, progress, force=force, verify=verify)
+    if run(steps, feed) and reboot:
+        import machine
+
+        machine.reset()
+
+
+def installing(
+    url, request_args, progress=None, *, force=False, verify=True, check=None, before_switch=None
+):
+    """A generator that does what `install` does, but for the restart; whether that is due.
+
+    It yields milliseconds to wait. ``check(data)`` is called with the bytes of the manifest, which
+    has to be one then, no bundle, and ``check(None, entry)`` with its counter, name and version;
+    ``before_switch()`` is a generator, when all has come. What they raise ends it.
+    """
     gc.collect()
     buf = memoryview(bytearray(_SECTOR))  # before the heap is divided
     progress = progress and Progress(progress)
@@ -573,8 +592,11 @@ def install(
         release = Release(force, verify)
         acquire_slot(release)
         try:
-            run(_installing(release, source, url, request_args, progress, buf), feed)
-            break
+            yield from _taking(release, source, url, request_args, progress, buf, check)
+            if before_switch:
+                yield from before_switch()
+            yield from release.committing()
+            return release.needs_reset
         except BaseException as error:
             release.doubt(error)
             release.abort()
@@ -582,13 +604,9 @@ def install(
                 raise translated(error, progress, url)
         finally:
             source.close()
-    if reboot and release.needs_reset:
-        import machine
-
-        machine.reset()
 
 
-def _installing(release, source, url, request_args, progress, buf):
+def _taking(release, source, url, request_args, progress, buf, check):
     yield from source.opening()
     have = yield from _filling(source, buf)
     if have and buf[0] == 0x7B:  # {: a manifest
@@ -597,17 +615,21 @@ def _installing(release, source, url, request_args, progress, buf):
             have = yield from _filling(source, buf)
             data.extend(buf[:have])
         source.close()
+        if check:
+            check(data)
+            release.check = check
         yield from release.fetching(url, data, request_args, progress, buf)
-    elif not is_bundle(buf):
+    elif check or not is_bundle(buf):
         raise ReleaseError(
-            "member", "not a release: neither a bundle nor a manifest (ota.update takes images)"
+            "member",
+            "not a release: %s (ota.update takes images)"
+            % ("no manifest" if check else "neither a bundle nor a manifest"),
         )
     else:
         inlet = Inlet(Bundle(release), buf)
         inlet.fill(have)
         yield from pumping(source, inlet, progress, have)
         inlet.finish()
-    yield from release.committing()
 
 
 def _nothing(buf):

@@ -24,7 +24,7 @@ def state_name(state):
 
 def subtype_name(kind, subtype):
     """The name of a partition subtype as partition tables in CSV have it."""
-    if kind == Partition.TYPE_APP:
+    if _TYPES[kind] == "app":
         if subtype == 0:
             return "factory"
         if 0x10 <= subtype < 0x20:
@@ -47,7 +47,7 @@ def _next():
 
 def partition_table():
     """All partitions by address, as esp32.Partition.info() tells of them."""
-    found = Partition.find(Partition.TYPE_APP) + Partition.find(Partition.TYPE_DATA)
+    found = Partition.find() + Partition.find(Partition.TYPE_DATA)  # apps, data
     return sorted([p.info() for p in found], key=lambda info: info[2])
 
 
@@ -78,7 +78,7 @@ def _info(verify):
 
     running = Partition(Partition.RUNNING)
     board = Board(running)
-    apps = sorted(Partition.find(Partition.TYPE_APP), key=lambda p: p.info()[2])
+    apps = sorted(Partition.find(), key=lambda p: p.info()[2])
     return {
         "ota": __version__,
         "parts": parts(),
@@ -205,6 +205,7 @@ PARTS = (
     ("encoded", "frames delta"),
     ("ble", "ble push_receiver push_intake"),
     ("listen", "listen push_receiver push_intake"),
+    ("channel", "channel channel_start channel_more channel_file channel_take trial twin"),
 )
 
 

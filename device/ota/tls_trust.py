@@ -53,7 +53,7 @@ class Trust:
         import gc
 
         gc.collect()
-        self._context = self._make_context()
+        self._context = self.make_context()
         try:
             return self._context.wrap_socket(
                 socket, server_hostname=self._server_name or host, do_handshake_on_connect=False
@@ -65,7 +65,8 @@ class Trust:
         """The handshake is over. The socket keeps the context: let that keep nothing of this."""
         self._context.verify_callback = None
 
-    def _make_context(self):
+    def make_context(self):
+        """A context that believes whom `self` believes. Raises SourceError."""
         try:
             import tls
         except ImportError:
@@ -133,8 +134,12 @@ class Trust:
 def load_roots(context, file, name):
     """Load the certificates in a binary file, DER or PEM, one at a time. Raises SourceError."""
     start = file.read(1)
-    if start == b"\x30":  # SEQUENCE: DER
-        _load(context, start + file.read(_MAX_CERTIFICATE), name)
+    if start == b"\x30":  # SEQUENCE: DER, with two bytes for its length as all that hold a key
+        head = start + file.read(3)
+        size = int.from_bytes(head[2:], "big")
+        is_usual = head[1:2] == b"\x82" and size < _MAX_CERTIFICATE
+        # As much memory as it takes, and one byte more, so that nothing may follow.
+        _load(context, head + file.read(size + 1 if is_usual else _MAX_CERTIFICATE), name)
         return
     count = 0
     text = None

@@ -20,6 +20,8 @@ API: dict[str, tuple[str, ...]] = {
     "ota.keys": ("add", "retire", "clear", "trusted", "counter", "allow_images", "load"),
     "ota.ble": ("Peripheral",),
     "ota.listen": ("Listener",),
+    "ota.channel": ("Channel",),
+    "ota.trial": ("report", "load", "offer", "start", "refuse", "fail", "switched", "tell"),
 }
 # What the options of several functions are described by, and for which.
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from mpota.firmware import sample
 from mpota.release.ota_package import parts
+from mpota.release.signing import PrivateKey
 from mpota.units import KiB
 
-from bench import weight
+from bench import web, weight
 
 APP = sample.build_app("esp32")
 
@@ -77,7 +78,21 @@ def core() -> weight.Installed:
 def test_the_core_and_all_parts_stay_light(core: weight.Installed) -> None:
     """Whole blocks, those of /lib and /lib/ota included: a file more is 4 KiB more."""
     assert core.used_size <= 108 * KiB
-    assert weight.install(weight.subject().everything, APP).used_size <= 188 * KiB
+    everything = weight.subject().everything
+    channel = {f"{name}.mpy" for name in parts()["channel"]}
+    others = {name: data for name, data in everything.items() if name not in channel}
+    assert weight.install(others, APP).used_size <= 192 * KiB
+    assert weight.channel_size(weight.subject(), APP) <= 40 * KiB
+
+
+def test_an_idle_poll_of_a_channel_reads_no_file_and_takes_little_heap() -> None:
+    key = PrivateKey.generate()
+    everything = weight.install(weight.subject().everything, APP)
+    with web.serving({"stable.channel": weight.channel_file(key)}) as server:
+        content = weight.after_poll(weight.trusting(everything.content, key), server.root)
+        assert weight.idle_reads(content, server.root) == 0
+        # 8 are wanted: of these 12 some 4 stay, the rest is what a Channel takes to be made.
+        assert weight.idle_heap(content, server.root) <= 13 * KiB
 
 
 def test_a_boot_with_nothing_to_do_reads_one_small_file(core: weight.Installed) -> None:

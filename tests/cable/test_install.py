@@ -159,7 +159,7 @@ def test_a_board_gets_the_core_and_is_told_of_the_other_parts(
     board: Bench, mpota: Callable[..., str]
 ) -> None:
     shown = mpota("install", board.port.path)
-    assert "parts: core; not installed: release, encoded, ble, listen (--with)\n" in shown
+    assert "parts: core; not installed: release, encoded, ble, listen, channel (--with)\n" in shown
     assert board.say("exec", "import ota; print(ota.parts(), ota.__version__)") == (
         "['core'] 0.2.0\n"
     )
@@ -170,6 +170,8 @@ MISSING = {
     "ota.keys.trusted()": "release",
     "ota.ble.start": "ble",
     "ota.listen.start": "listen",
+    "ota.channel.Channel": "channel",
+    "ota.trial.report()": "channel",
     "ota.update.from_file('x.bundle', verbose=False)": "release",
     "ota.update.from_file('x.encoded', verbose=False)": "encoded",
 }
@@ -199,12 +201,18 @@ def test_parts_stay_and_others_come_along(installed: Bench, mpota: Callable[...,
     shown = mpota("install", board.port.path, "--with", "listen", "--with", "encoded")
     assert "copied 3 files, " in shown  # listen, and what is encoded
     assert "parts: core, encoded, ble, listen; " in shown
-    assert "parts: core, release, encoded, ble, listen\n" in mpota(
+    assert "parts: core, release, encoded, ble, listen, channel\n" in mpota(
         "install", board.port.path, "--all"
     )
     assert board.say("exec", "import ota; print(ota.parts())") == (
-        "['core', 'release', 'encoded', 'ble', 'listen']\n"
+        "['core', 'release', 'encoded', 'ble', 'listen', 'channel']\n"
     )
+
+
+def test_a_part_brings_what_it_needs(board: Bench, mpota: Callable[..., str]) -> None:
+    shown = mpota("install", board.port.path, "--with", "channel")
+    assert "parts: core, release, channel; " in shown
+    assert board.say("exec", "import ota; print(ota.parts())") == "['core', 'release', 'channel']\n"
 
 
 def test_a_part_that_there_is_not_is_refused_before_the_board_is_stopped(
@@ -229,6 +237,8 @@ def test_a_board_that_took_a_release_gets_releases(
 
 # --- boards with 0.1
 
+OLD_PARTS = ("release", "encoded", "ble", "listen")  # all that it could
+
 
 @pytest.fixture
 def old() -> Iterator[Bench]:
@@ -252,11 +262,11 @@ def test_a_board_with_0_1_keeps_its_keys_and_all_that_it_could(
     )
     shown = mpota("install", old.port.path)
     assert "removed: /lib/ota/judge.mpy\n" in shown
-    assert "parts: core, release, encoded, ble, listen\n" in shown
+    assert "parts: core, release, encoded, ble, listen; not installed: channel " in shown
     assert f"trusted key: {digest}\n" in shown
     assert old.say("exec", "import ota; print(ota.__version__, ota.keys.counter())") == "0.2.0 41\n"
     files = ota_files.tree(old.flash.snapshot(), "/lib/ota")
-    assert files == ota_files.new_files() | {"notes.txt": b"mine"}
+    assert files == ota_files.new_files(*OLD_PARTS) | {"notes.txt": b"mine"}
     assert ota_files.tree_names(old.flash.snapshot(), "/lib") == ["ota"]
     assert mpota("install", old.port.path).startswith("up to date: ")
 
@@ -268,7 +278,7 @@ def test_a_package_of_somebody_at_the_root_is_left_alone(
     old.write("/ota/__init__.py", "VERSION = 'mine'\n")
     shown = mpota("install", old.port.path, exit_code=1)  # the keys cannot be asked for
     files = ota_files.tree(old.flash.snapshot(), "/lib/ota")
-    assert files == ota_files.new_files() | {"notes.txt": b"mine"}, shown
+    assert files == ota_files.new_files(*OLD_PARTS) | {"notes.txt": b"mine"}, shown
     assert ota_files.tree_names(old.flash.snapshot(), "/ota") == ["__init__.py"]
 
 

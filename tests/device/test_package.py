@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mpota.release.ota_package import parts
+from mpota.release.ota_package import NEEDS, parts
 from mpremote import mip
 
 DEVICE = Path(__file__).parents[2] / "device"
@@ -79,10 +79,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 def needed(part: str) -> set[str]:
     """The modules of a part, and of all that it needs."""
-    return set(PARTS_OF) if part == "all" else {*PARTS["core"], *PARTS[part]}
+    if part == "all":
+        return set(PARTS_OF)
+    return {module for name in ("core", part, *NEEDS.get(part, ())) for module in PARTS[name]}
 
 
-@pytest.mark.parametrize("part", ["core", "release", "encoded", "ble", "listen", "all"])
+@pytest.mark.parametrize("part", ["core", "release", "encoded", "ble", "listen", "channel", "all"])
 def test_mip_installs_a_part_and_what_it_needs(directory: Path, url: str, part: str) -> None:
     name = "package.json" if part == "core" else f"{part}.json"
     for package in (str(directory / name), f"{url}/{name}"):
@@ -138,7 +140,7 @@ def test_a_part_imports_only_from_itself_and_the_core(module: str) -> None:
     for part in PARTS_OF[module]:
         for name, is_late in imports(SOURCES / f"{module}.py"):
             others = PARTS_OF[name]
-            assert others & {"core", part} or (
+            assert others & {"core", part, *NEEDS.get(part, ())} or (
                 is_late and any((part, other) in LATE for other in others)
             ), f"{module} ({part}) imports {name} ({others})"
 

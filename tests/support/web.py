@@ -173,6 +173,9 @@ class Handler(socketserver.StreamRequestHandler):
             headers.append(f"ETag: {file.etag}")
         if file.last_modified:
             headers.append(f"Last-Modified: {file.last_modified}")
+        if file.etag and asked.headers.get("if-none-match") == file.etag:
+            self.answer("304 Not Modified", headers)
+            return
         start, line = 0, "200 OK"
         known = asked.headers.get("if-range")
         if file.ranges and asked.start and known in (None, file.etag, file.last_modified):

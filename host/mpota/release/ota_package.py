@@ -12,6 +12,7 @@ from mpota.resources import data_directory
 
 MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
 MODULES = (".py", ".mpy")
+NEEDS = {"channel": ("release",)}  # parts that are of no use without others
 
 
 @cache
@@ -53,7 +54,7 @@ def modules_of(wanted: Iterable[str]) -> tuple[str, ...]:
     for part in wanted:
         if part not in parts():
             raise UsageError(f"there is no part '{part}'", f"{', '.join(part_names())}")
-        found.update(parts()[part])
+        found.update(*(parts()[name] for name in (part, *NEEDS.get(part, ()))))
     return tuple(sorted(found))
 
 
@@ -66,6 +67,7 @@ def choose_parts(
     chosen = {part for part in part_names() if part in wanted or parts()[part][0] in stems}
     if needs_release:
         chosen.add("release")
+    chosen.update(*(NEEDS.get(part, ()) for part in chosen))
     return ("core", *(part for part in part_names() if part in chosen))
 
 

@@ -1,0 +1,345 @@
+"""Follows a channel: a signed file on any web server that says which release which board takes.
+
+    channel = ota.channel.Channel("https://files.example.org/pump", name="pump")
+    asyncio.create_task(channel.run())
+
+This module stays in memory, and is all that a poll needs whose answer is "not modified": one
+request, without a file being read. What begins (channel_start.py), reads what is published
+(channel_more.py, channel_file.py) and installs (channel_take.py) is loaded for that, and let go
+of. The file's format: docs/channel_file.md.
+"""
+
+import gc
+from errno import ECONNRESET, EINPROGRESS, ETIMEDOUT
+from hashlib import sha256
+from os import urandom
+from select import POLLOUT, poll
+from socket import SOCK_STREAM, getaddrinfo, socket
+from sys import modules
+from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+
+from micropython import const
+
+from .base import OTAError, ReleaseError, unload
+
+DAY = const(86400)
+_TIMEOUT_MS = const(30000)
+_POLL_MS = const(5)
+_MAX_LINE = const(96)
+_MAX_LINES = const(64)
+_LOOK_AGAIN = const(600)  # seconds after which a file is asked for again before the switch
+# Modules that are let go of when a step is over, but for those that were there before. Not
+# recovery.py, which may hold the watchdog.
+_PASSING = (
+    "channel_start channel_more channel_file channel_take trial twin keys manifest chips confirm "
+    "boot otadata http pump image slot begin ready finish failure local release tar policy files "
+    "frames delta chain http_ask http_connect http_resume tls_trust"
+)
+
+
+class Channel:
+    """Follows the channel ``channel`` in the directory ``url``, for the product ``name``.
+
+    ``may_install(offer)`` is the app's say before an update begins: True is yes, False no to this
+    release, None later. ``busy``, an attribute: nothing begins while it is set. ``progress(done,
+    total)``: bytes, as of ota.release.install. ``restart()`` is called when the release needs it,
+    machine.reset() by default. ``needs_clock``: start nothing while the clock is not set.
+    ``log(text)`` is told what changes. ``request``: see HttpSource.
+
+    ``code`` (a word) and ``reason`` (in words) say why nothing is installed at present, ``error``
+    is the OTAError of the last poll, None if that went well. ``offer``: what this board may take,
+    or None: an object with ``version``, ``counter``, ``share``, and ``url``, ``size`` and
+    ``sha256`` (bytes) of its manifest.
+
+    Raises OTAError ("no-key") on a board that trusts no key.
+    """
+
+    busy = False
+    offer = error = None
+    code = "new"
+    reason = "not asked yet"
+
+    # channel_start.py has what else there is. The modules of this part use all of it, and the
+    # methods below that begin with "_".
+
+    def __init__(self, url, name, channel="stable", **options):
+        self._call("channel_start", "begin", url, name, channel, options)
+
+    def check(self, by_hand=False):
+        """Ask now: an offer that may be installed now, else None, and `reason` says why.
+
+        ``by_hand``: a person asks: share and spread are not waited for. Raises OTAError.
+        """
+        _driven(self._step("channel_more", "checking", by_hand, not self.is_known))
+        return None if self.code else self.offer
+
+    def update(self, by_hand=False):
+        """Ask, and install what there is; whether there was anything. Raises OTAError.
+
+        The app's `may_install` is asked unless it is ``by_hand``.
+        """
+        return _driven(self._updating(by_hand, not self.is_known))
+
+    def poll(self):
+        """For apps with a loop of their own: call it often. Whether it was time, and a poll was
+        made, with the update that came of it. What fails is in `error`.
+        """
+        if ticks_diff(self.due, ticks_ms()) > 0:
+            return False
+        pause = _driven(self._turning())
+        self.due = ticks_add(ticks_ms(), min(pause, 2 * DAY) * 1000)
+        return True
+
+    async def run(self):
+        """Follow the channel for the life of the app: one task. What fails is in `error`."""
+        from asyncio import sleep_ms
+
+        await sleep_ms(max(0, ticks_diff(self.due, ticks_ms())))
+        while True:
+            steps = self._turning()
+            try:
+                while True:
+                    await sleep_ms(next(steps))
+            except StopIteration as end:
+                pause = end.value
+            finally:
+                steps.close()
+            while pause > 0:
+                await sleep_ms(min(pause, DAY) * 1000)
+                pause -= DAY
+
+    def wake(self, memory=None, slept_s=None):
+        """For boards that wake from deep sleep: one poll if it is time for it, with the update that
+        comes of it. The seconds until the next one is due: sleep as long as you like.
+
+        ``memory``: a bytearray of 10 bytes or more that lasts in sleep, from machine.RTC().memory()
+        and back to it. Without it, ``slept_s`` is how long the board slept: whether it is time is
+        drawn by lot then, so that it comes as often in the end; without both it always is.
+        """
+        is_full, pause = self._call("channel_more", "plan_wake", memory, slept_s)
+        if pause:
+            return pause
+        pause = _driven(self._turning(is_full))
+        if memory:
+            self._call("channel_more", "note_wake", memory, is_full, pause)
+        return pause
+
+    # --- one poll, and what comes of it
+
+    def _turning(self, is_full=False):
+        """A generator: one poll. The seconds until the next one."""
+        before = self.reason
+        pause = 0
+        try:
+            is_full = is_full or ticks_diff(self.full_due, ticks_ms()) <= 0
+            if is_full or not self.is_idle or not (yield from self._asking()):
+                yield from self._updating(False, is_full)
+            self.error = None
+            self.failures = 0
+        except OTAError as error:
+            pause = self._call("channel_more", "back_off", error)
+        if not pause:
+            pause = self.poll_s * 3 // 4 + random(self.poll_s // 2 + 1)
+            if self.offer:
+                pause = self._call("channel_more", "until_offer", pause)
+        if self.reason != before:
+            self.log(self.reason)
+        gc.collect()
+        return pause
+
+    def _updating(self, by_hand, is_full):
+        """A generator: read what is published, and install what there is; whether that was done."""
+        while True:
+            yield from self._step("channel_more", "checking", by_hand, is_full)
+            if self.code or not self.offer or not self._call("channel_take", "begin", by_hand):
+                return False
+            try:
+                is_restart_due = yield from self._installing(by_hand)
+                break
+            except OTAError as error:
+                self._call("channel_take", "account", error)
+                if error.code != "again":
+                    raise
+                is_full = False  # it has been asked for, before the switch: there is another one
+        self._call("channel_take", "end", is_restart_due)
+        return True
+
+    def _installing(self, by_hand):
+        """A generator: `installing` of release.py, with nothing else in memory but this module."""
+        before = _loaded()
+        gc.collect()
+        try:
+            from .release import installing as steps
+
+            return (
+                yield from steps(
+                    self.offer.url,
+                    dict(self.request, origin=self.url),  # which alone is told secrets
+                    self.progress,
+                    check=self._check,
+                    before_switch=lambda: self._looking_again(by_hand),
+                )
+            )
+        finally:
+            steps = None
+            unload(*[name for name in _loaded() if name not in before])
+
+    def _check(self, data, entry=None):
+        """Raises ReleaseError ("pin") unless a manifest, or what was found in it, is the one that
+        the channel names.
+        """
+        offer = self.offer
+        if entry:
+            is_good = (entry["counter"], entry.get("version", offer.version)) == (
+                offer.counter,
+                offer.version,
+            )
+        else:
+            is_good = len(data) == offer.size and sha256(data).digest() == offer.sha256
+        if not is_good:
+            raise ReleaseError("pin", "%s is not what the channel says of it" % offer.url)
+
+    def _looking_again(self, by_hand):
+        """A generator: before the switch, if the channel file was read long ago. Raises OTAError.
+
+        There is no memory to read another one now: it is asked for, and ends this, with the code
+        "again". What has been loaded is gone on with then.
+        """
+        limit = max(self.poll_s, _LOOK_AGAIN) * 1000
+        if not 0 <= ticks_diff(ticks_ms(), self.read_at) < limit:
+            is_same = self.ask and (yield from self._asking())
+            self._call("channel_take", "look_again", is_same, by_hand)
+
+    def _step(self, module, function, *args):
+        """A generator: that of a module that is loaded for it."""
+        before = _loaded()
+        try:
+            return (yield from _find(module, function)(self, *args))
+        finally:
+            unload(*[name for name in _loaded() if name not in before])
+
+    def _call(self, module, function, *args):
+        """A function of a module that is loaded for it."""
+        before = _loaded()
+        try:
+            return _find(module, function)(self, *args)
+        finally:
+            unload(*[name for name in _loaded() if name not in before])
+
+    # --- the request
+
+    def _asking(self):
+        """A generator: whether the server says that the file is still the one with our ETag.
+
+        If not, `answer` is (status, Retry-After or None), or (what failed, the error), for
+        channel_more.py to act on.
+        """
+        is_tls, host, port, name, data = self.ask
+        sock = stream = None
+        deadline = ticks_add(ticks_ms(), _TIMEOUT_MS)
+        what = "dns"
+        self.answer = None
+        try:
+            address = getaddrinfo(host, port, 0, SOCK_STREAM)[0]
+            what = "connection"
+            sock = stream = socket(address[0], SOCK_STREAM)
+            yield from _connecting(sock, address[-1], deadline)
+            if is_tls:
+                what = "tls"
+                stream = self.context.wrap_socket(
+                    sock, server_hostname=name, do_handshake_on_connect=False
+                )
+            view = memoryview(data)
+            while view:
+                count = stream.write(view)
+                if count:
+                    view = view[count:]
+                else:
+                    yield from _waiting(deadline)
+            what = "connection"
+            parts = (yield from _line(stream, deadline)).split(None, 2)
+            status = int(parts[1])
+            if status < 500 and status != 429:
+                self.answer = status, None
+                return status == 304
+            after = ""
+            for _ in range(_MAX_LINES):
+                line = yield from _line(stream, deadline)
+                if line[:12].lower() == b"retry-after:":
+                    after = str(line[12:].strip(), "ascii")
+                if not line:
+                    break
+            self.answer = status, after
+        except (OSError, ValueError, IndexError) as error:
+            self.answer = what, error
+        finally:
+            for one in (stream, sock):
+                if one:
+                    one.close()
+
+
+def _driven(steps):
+    """Run a generator that yields ms to wait, to its end; what it returns."""
+    try:
+        while True:
+            sleep_ms(next(steps))
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+def _find(module, function):
+    name = __name__[:-7] + module
+    __import__(name)
+    return getattr(modules[name], function)
+
+
+def _loaded():
+    """Which of the modules are loaded that a step needs for a moment."""
+    return [name for name in _PASSING.split() if __name__[:-7] + name in modules]
+
+
+def random(count):
+    """0 to ``count`` - 1."""
+    return int.from_bytes(urandom(4), "little") % count if count > 0 else 0
+
+
+def _connecting(sock, address, deadline):
+    sock.setblocking(False)
+    try:
+        sock.connect(address)
+    except OSError as error:
+        if error.errno != EINPROGRESS:
+            raise
+    poller = poll()
+    poller.register(sock, POLLOUT)
+    while True:
+        events = poller.poll(0)
+        if events:
+            if events[0][1] & ~POLLOUT:
+                sock.recv(1)  # raises what went wrong
+            return
+        yield from _waiting(deadline)
+
+
+def _waiting(deadline):
+    if ticks_diff(deadline, ticks_ms()) <= 0:
+        raise OSError(ETIMEDOUT)
+    yield _POLL_MS
+
+
+def _line(stream, deadline):
+    """A line, stripped; no more of it than some 100 bytes."""
+    data = b""
+    while True:
+        piece = stream.readline(64)
+        if piece is None:
+            yield from _waiting(deadline)
+            continue
+        if not piece:
+            raise OSError(ECONNRESET)
+        if len(data) < _MAX_LINE:
+            data += piece
+        if piece[-1] == 10:
+            return data.strip()
