@@ -103,6 +103,7 @@ def test_shares_take_their_part_of_consecutive_ids_and_all_of_them_at_the_end() 
         ({"issued": "2026-11-27"}, "issued '2026-11-27'"),
         ({"issued": "2026-02-29T00:00:00Z"}, "issued '2026-02-29T00:00:00Z'"),
         ({"expires": None}, "has no 'expires'"),
+        ({"expires": "2100-01-01T00:00:00Z"}, "from 2000 to 2099"),
         ({"expires": "2026-11-27T12:00:00Z"}, "expires on 2026-11-27T12:00:00Z, it was issued on"),
         ({"poll": 59}, "poll '59', it must be 60 to 86400"),
         ({"poll": 86401}, "poll '86401'"),

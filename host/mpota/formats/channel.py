@@ -57,6 +57,7 @@ _MANIFEST_URL = Rule(
 )
 _SALT = Rule(re.compile(r"[ -~]{1,64}"), "1 to 64 characters of ASCII")
 _STATE = Rule(re.compile(f"{PAUSED}|{WITHDRAWN}"), f"{PAUSED!r} or {WITHDRAWN!r}")
+_YEARS = range(2000, 2100)  # that boards count in
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -303,9 +304,12 @@ def _head(document: dict[str, Any], kind: str) -> Fields:
 def _time(fields: Fields, key: str) -> datetime:
     text = fields.text(key, TIME)
     try:
-        return parse_time(text)
+        time = parse_time(text)
     except ValueError:
-        fields.fail(key, text, TIME.words)
+        time = None
+    if time is None or time.year not in _YEARS:
+        fields.fail(key, text, f"{TIME.words}, from {_YEARS[0]} to {_YEARS[-1]}")
+    return time
 
 
 def _check_times(what: str, issued: datetime, expires: datetime) -> None:
