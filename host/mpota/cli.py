@@ -56,6 +56,8 @@ _GROUPS = {
         "delta": "from one firmware to the next, as a small file",
         "manifest": "a release as files to publish",
         "sign": "a bundle, a manifest or an app image",
+        "publish": "releases into a channel that boards follow",
+        "channel": "what boards of a channel do: shares, pauses",
         "serve": "a directory, for boards to update from",
     },
     "Without hardware": {
@@ -109,8 +111,19 @@ def build() -> click.Group:
 
 
 _COMPLETION = 'Completion, in bash: eval "$(_MPOTA_COMPLETE=bash_source mpota)"'
-_WITH_SUBCOMMANDS = {"fs", "ble"}
-_GOES_ON = {"flash", "ota", "resize", "restore", "write", "erase", "push", "deploy", "install"}
+_WITH_SUBCOMMANDS = {"fs", "ble", "channel"}
+_GOES_ON = {
+    "flash",
+    "ota",
+    "resize",
+    "restore",
+    "write",
+    "erase",
+    "push",
+    "deploy",
+    "install",
+    "publish",
+}
 _GOES_ON_IN_PARTS = {("fs", "put"), ("fs", "get"), ("ble", "push")}
 
 

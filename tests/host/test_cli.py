@@ -57,7 +57,7 @@ def test_a_command_with_commands_shows_its_help_when_alone(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("pusch", "mpota push"), ("flahs", "mpota flash"), ("xyzzy", "mpota --help")],
+    [("pusch", "mpota push or mpota publish"), ("flahs", "mpota flash"), ("xyzzy", "mpota --help")],
 )
 def test_a_name_that_is_no_command_is_told_with_what_may_be_meant(
     run: Run, typed: str, hint: str

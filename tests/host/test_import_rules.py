@@ -34,6 +34,7 @@ HOMES = {
     "esptool": {"storage/board.py", "firmware/sample.py", "release/signing.py"},
     "mpremote": {"push/repl.py"},
     "littlefs": {"filesystem/littlefs.py"},
+    "obstore": {"publish/object_store.py"},
     "cryptography": {"release/signing.py", "release/local_ca.py"},
     "rich": set(),
     "rich_click": {"cli.py"},

@@ -10,11 +10,10 @@ import click
 from mpota.commands import _report as report
 from mpota.errors import MpotaError
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import DEFAULT_PORT, Served, Server, is_hidden, serve_forever
+from mpota.release.serve import DEFAULT_PORT, HEAD_SIZE, Served, Server, is_hidden, serve_forever
 from mpota.units import short_digest
 from mpota.virtual.micropython import cache_dir
 
-_HEAD_SIZE = 16
 _MAX_LINES = 10
 
 
@@ -27,7 +26,8 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
     """Serve DIRECTORY over HTTP/1.1 with ranges, and print what to paste on a board.
 
     A server for development: with --tls its authority is kept in your cache directory, and the
-    line for the board carries its certificate. Hidden files and private keys are not served.
+    line for the board carries its certificate. A directory that mpota publish has filled is a
+    channel that boards follow. Hidden files and private keys are not served.
     """
     ca = LocalCa.open(cache_dir() / "serve") if tls else None
 
@@ -54,7 +54,7 @@ def _board_lines(server: Server, directory: Path) -> list[tuple[str, Path]]:
     lines = []
     for _, path in sorted(found, reverse=True):
         with path.open("rb") as file:
-            line = server.board_line(path.name, file.read(_HEAD_SIZE))
+            line = server.board_line(path.name, file.read(HEAD_SIZE))
         if line:
             lines.append((line, path))
     return lines[:_MAX_LINES]

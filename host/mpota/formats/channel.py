@@ -38,6 +38,8 @@ from mpota.formats.signature import (
 )
 
 FORMAT = 1
+CHANNEL_SUFFIX = ".channel"
+FRESH_SUFFIX = ".fresh"
 MAX_LINE = 8192  # bytes of a channel's JSON with its newline
 MAX_FRESH_LINE = 1024
 MAX_ENTRIES = 16

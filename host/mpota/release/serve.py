@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mpota.errors import UsageError
+from mpota.errors import MpotaError, UsageError
 from mpota.formats.bundle import is_bundle
+from mpota.formats.channel import CHANNEL_SUFFIX, FRESH_SUFFIX, MAX_LINE, Channel
 from mpota.formats.image import IMAGE_MAGIC
 from mpota.formats.private_key import is_private_key
 from mpota.release.local_ca import LocalCa
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 DEFAULT_PORT = 8000
+HEAD_SIZE = MAX_LINE  # bytes that tell what a file is
 # Boards of a fleet that reset at once also connect at once.
 _BACKLOG = 1024
 _CHUNK_SIZE = 65536
@@ -66,14 +68,33 @@ class Server:
     def board_line(self, path: str, head: bytes) -> str | None:
         """What to type on a board to install the file at ``path``; None if it is no update.
 
-        ``head``: the first bytes of the file.
+        ``head``: the first bytes of the file, `HEAD_SIZE` of them.
         """
+        if path.endswith(CHANNEL_SUFFIX):
+            return self._channel_line(path, head)
+        if path.endswith(FRESH_SUFFIX):
+            return None
         is_release = is_bundle(head) or head[:1] == b"{"
         if not is_release and head[:1] != bytes([IMAGE_MAGIC]):
             return None
         install = "ota.release.install" if is_release else "ota.update.from_file"
-        certificate = f", cadata=bytes.fromhex('{self.ca.hex()}')" if self.ca else ""
-        return f"import ota; {install}('{self.url}{quote(os.fsencode(path))}'{certificate})"
+        place = f"{self.url}{quote(os.fsencode(path))}"
+        return f"import ota; {install}('{place}'{self._certificate})"
+
+    def _channel_line(self, path: str, head: bytes) -> str | None:
+        """What has a board follow a channel, whose whole line is in ``head``."""
+        try:
+            channel = Channel.from_line(head.partition(b"\n")[0] + b"\n")
+        except MpotaError:
+            return None
+        folder = self.url + quote(os.fsencode(path.rpartition("/")[0]))
+        given = f"'{folder}', name='{channel.name}', channel='{channel.channel}'"
+        made = f"ota.channel.Channel({given}{self._certificate})"
+        return f"import ota.channel; {made}.update(by_hand=True)"
+
+    @property
+    def _certificate(self) -> str:
+        return f", cadata=bytes.fromhex('{self.ca.hex()}')" if self.ca else ""
 
 
 @asynccontextmanager
