@@ -153,15 +153,18 @@ class Peripheral:
         for client in self._clients:
             client.conn = None
 
-    def run(self):
+    def run(self, feed=None):
         """Start, and take updates until one is complete; restart into it, if that is due.
 
+        ``feed()``, as of a machine.WDT, is called between two steps of an update, and in waits.
         Raises StateError when the keys are cleared.
         """
         self.start()
         receiver = self.receiver
         while not receiver.is_done or receiver.active or self._has_to_restart():
             self.poll()
+            if feed:
+                feed()
             if receiver.is_shut:
                 self.stop()
                 receiver.check_keys()

@@ -7,11 +7,36 @@ from esp32 import Partition
 from micropython import const
 
 from . import base, otadata
+from .pump import run
 
 _SECTOR = const(4096)
 
 
-class Console:
+class _Lines:
+    """What is printed: a line that counts blocks ends before other text begins."""
+
+    _is_open = False
+
+    def report(self, done):
+        if not done % 65536:
+            print("\rBLOCK", done // _SECTOR, end="")
+            self._is_open = True
+
+    def stop(self):
+        if self._is_open:
+            print()
+            self._is_open = False
+
+    def say(self, text):
+        self.stop()
+        print(text)
+
+    def begin(self, total):
+        if total:
+            self.say("Writing %d blocks + %d bytes." % (total // _SECTOR, total % _SECTOR))
+
+
+class Console(_Lines):
     """Tells of an update of the slot ``part``."""
 
     def __init__(self, part):
@@ -19,28 +44,43 @@ class Console:
         print("Writing new micropython image to OTA partition '%s'..." % self._name)
         print("Device capacity: %d x %d byte blocks." % (size // _SECTOR, _SECTOR))
 
-    say = staticmethod(print)
-
-    @staticmethod
-    def log(text):
-        print("\n" + text)
-
-    def begin(self, total):
-        if total:
-            print("Writing %d blocks + %d bytes." % (total // _SECTOR, total % _SECTOR))
-
-    def report(self, done):
-        if not done % 65536:
-            print("\rBLOCK", done // _SECTOR, end="")
-
     def seal(self, digest):
-        print("\nSHA-256 of the image in flash: %s" % (digest or b"").hex())
+        self.say("SHA-256 of the image in flash: %s" % (digest or b"").hex())
 
     def end(self):
         print("OTA Partition '%s' updated successfully." % self._name)
         boot = Partition(Partition.BOOT).info()[4]
         print("Micropython will boot from '%s' partition on next boot." % boot)
         print("Remember to call ota.rollback.cancel() after successful reboot.")
+
+
+class ReleaseConsole(_Lines):
+    """Tells of a release from ``url``; called as ``progress(done, total)``, and calls that."""
+
+    def __init__(self, url, progress, request_args):
+        print("Opening release %s..." % url)
+        self._progress = progress
+        request_args.setdefault("log", self.say)
+        self._total = 0
+
+    def __call__(self, done, total):
+        if total != self._total:
+            self._total = total
+            self.begin(total)
+        self.report(done)
+        if self._progress:
+            self._progress(done, total)
+
+    def run(self, steps, feed):
+        """Run a generator to its end: whether the release needs the restart."""
+        try:
+            needs_reset = run(steps, feed)
+        finally:
+            self.stop()
+        print("Release installed%s." % (": it comes into force with the restart" * needs_reset))
+        if needs_reset:
+            print("Remember to call ota.rollback.cancel() after successful reboot.")
+        return needs_reset
 
 
 # --- the image in a slot

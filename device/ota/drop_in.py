@@ -137,6 +137,8 @@ class OTA:
         """Stop: `write` and `close` raise StateError, and the running app stays selected."""
         if not self._is_over:
             self._intake.abort(error)
+            if self._console:
+                self._console.stop()
 
     def __enter__(self):
         return self

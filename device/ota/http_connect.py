@@ -193,7 +193,8 @@ def split_url(url):
     if (
         scheme not in ("http", "https")
         or not host
-        or not all("!" <= c <= "~" for c in url)
+        or not all("!" <= c <= "~" for c in host)
+        or not all(c >= " " and c != "\x7f" for c in path)
         or any(c in host for c in "[]\\\"'<>%,;")
         or (":" in host) != is_ipv6
     ):
@@ -201,6 +202,8 @@ def split_url(url):
     port = port or ("443" if scheme == "https" else "80")
     if not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise SourceError("address", "not a port: %s in %s" % (port, url))
+    # A blank, an umlaut: as browsers send them.
+    path = "".join([chr(c) if 32 < c < 127 else "%%%02X" % c for c in path.encode()])
     return scheme, host, int(port), path
 
 

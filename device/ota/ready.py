@@ -92,7 +92,7 @@ def preparing(intake, url, request_args, console, is_json):
         yield from recall(trail, sha or url)
         intake.note = trail.attach
         if console:
-            args["log"] = console.log
+            args["log"] = console.say
     args.update(request_args)
     return url, args
 

@@ -73,12 +73,12 @@ class Release:
         if b'"delta"' in data:
             try:
                 from .delta import finding
-            except ImportError:  # this board decodes nothing: it takes what is plain
-                finding = _nothing
 
-            bases = yield from finding(self.room[:_SECTOR])
-            del finding
-            unload("delta")
+                bases = yield from finding(self.room[:_SECTOR])
+                del finding
+                unload("delta")
+            except ImportError:  # this board decodes nothing: it takes what is plain
+                pass
         from .manifest import read
 
         manifest = read(data)
@@ -241,8 +241,7 @@ class Release:
                 if done < item.size:
                     raise ReleaseError(
                         "member",
-                        "%s is shorter than the %d bytes that the manifest says"
-                        % (place, item.size),
+                        "%s is shorter than the manifest says: %d bytes" % (place, item.size),
                     )
                 inlet.finish()
                 return
@@ -478,7 +477,7 @@ class Bundle:
             run(self._accepting())
             self._items = list(self._release.items)
         if self._items:
-            raise ReleaseError("member", "the bundle lacks its member '%s'" % self._items[0].name)
+            raise ReleaseError("member", "the bundle lacks '%s'" % self._items[0].name)
 
     def _is_judged_before(self, name):
         is_signature = self._signature is None and name == _SIGNATURE
@@ -558,6 +557,7 @@ def install(
     force=False,
     verify=True,
     block_size=0,
+    verbose=False,
     progress=None,
     feed=None,
     **request_args,
@@ -566,10 +566,15 @@ def install(
 
     With ``reboot`` the board restarts then, if the release needs it; the new firmware or files have
     to call ota.rollback.cancel(). ``progress(done, total)``, ``feed()``: see ota.update.OTA.
-    ``request_args``: see HttpSource. ``block_size`` has no meaning any more.
+    ``verbose``: print how it goes, as `from_file` does. ``request_args``: see HttpSource.
+    ``block_size`` has no meaning any more.
     """
+    if verbose:
+        from .console import ReleaseConsole
+
+        progress = ReleaseConsole(url, progress, request_args)
     steps = installing(url, request_args, progress, force=force, verify=verify)
-    if run(steps, feed) and reboot:
+    if (progress.run(steps, feed) if verbose else run(steps, feed)) and reboot:
         import machine
 
         machine.reset()
@@ -619,7 +624,7 @@ def _taking(release, source, url, request_args, progress, buf, check):
             check(data)
             release.check = check
         yield from release.fetching(url, data, request_args, progress, buf)
-    elif check or not is_bundle(buf):
+    elif check or bytes(buf[:14]) != b"manifest.json\0":  # the first member of a bundle
         raise ReleaseError(
             "member",
             "not a release: %s (ota.update takes images)"
@@ -630,16 +635,6 @@ def _taking(release, source, url, request_args, progress, buf, check):
         inlet.fill(have)
         yield from pumping(source, inlet, progress, have)
         inlet.finish()
-
-
-def _nothing(buf):
-    yield 0
-    return ()
-
-
-def is_bundle(head):
-    """Whether a file that starts with these bytes is a bundle: its first member tells."""
-    return bytes(head[:14]) == b"manifest.json\0"
 
 
 def _reading_signature(url, request_args):

@@ -271,10 +271,12 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
                 return count
             except BaseException as error:
                 intake.abort(error)
+                if console:
+                    console.stop()
                 if is_last or not isinstance(error, OTAError) or not is_stale(intake.source, error):
                     raise translated(error, report, url)
                 if console:
-                    console.log("%s: starting over" % error)
+                    console.say("%s: starting over" % error)
     except (MemoryError, OSError) as error:
         raise translated(error, report, url)
     finally:

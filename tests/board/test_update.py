@@ -9,7 +9,7 @@ import re
 import pytest
 from mpota.virtual.board import Board
 
-from tests.support import boards, ota_board, ota_package
+from tests.support import boards, ota_board, ota_package, releases
 from tests.support.boards import OTA_0, OTA_1
 from tests.support.ota_board import (
     NEW,
@@ -41,6 +41,41 @@ def server():
     files["/fw/app.bin"] = NEW
     with serving({path: answer(body) for path, body in files.items()}) as server:
         yield server
+
+
+# --- what is printed ---------------------------------------------------------------------------
+
+
+def test_the_line_that_counts_blocks_ends_before_other_text(board, server):
+    url = server.url("/app.bin")
+    script = f"import ota\nota.update.from_file({url!r}, {'0' * 64!r}, reboot=False)"
+    output = board.run(script).output
+    assert "\rBLOCK 16\rBLOCK 32\nTraceback" in output
+
+
+def test_a_release_tells_as_much_where_that_is_wanted(board):
+    made = releases.make(releases.Content("app", "app.bin", NEW), name="pump", version="2.0")
+    with serving({"/pump.bundle": answer(made.to_bytes())}) as server:
+        url = server.url("/pump.bundle")
+        script = f"import ota\nota.release.install({url!r}, reboot=False, verbose=True)"
+        lines = output(board, script).splitlines()
+        failed = board.run(script.replace("pump.bundle", "no.bundle")).output
+    assert lines[0] == f"Opening release {url}..."
+    assert lines[1].startswith("Writing ")
+    assert "BLOCK 32" in lines[-3]
+    assert lines[-2] == "Release installed: it comes into force with the restart."
+    assert failed.splitlines()[1].startswith("Traceback")
+
+
+def test_a_url_may_have_blanks_and_umlauts(board):
+    with serving({"/an%20app%20f%C3%BCr%20uns.bin": answer(NEW)}) as server:
+        printed = output(board, try_update(server.url("/an app für uns.bin")))
+    assert printed == f"wrote {len(NEW)}\n"
+
+
+@pytest.mark.parametrize("url", ["http://bücher/app.bin", "http://h ost/x", "http://host/a\rb"])
+def test_what_no_host_is_called_is_no_url(board, url):
+    assert output(board, try_update(url)).startswith("address: not an http:// or https:// URL: ")
 
 
 # --- the drop-in API ---------------------------------------------------------------------------
