@@ -202,3 +202,8 @@ def nvs_writes(run: Run) -> int:
     """How often something was written to NVS."""
     area = range(boards.NVS.offset, boards.NVS.offset + boards.NVS.size)
     return sum(operation.offset in area for operation in run.operations)
+
+
+def report(board: Board) -> str:
+    """Stage and version of the trial that the board knows of."""
+    return done(board.run("import ota; t = ota.trial.report(); print(t['stage'], t['version'])"))

@@ -4,33 +4,16 @@ docs/guides/channel.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from mpota.virtual.board import Board
 
 from tests.support import channels, releases, web
-from tests.support.channels import DAY, NOW, UNSET, Site, done, follow, look, update
+from tests.support.channels import DAY, NOW, UNSET, Site, done, follow, look, report, update
 from tests.support.releases import key
 
 FRESH = 2  # the number of the key that signs fresh files
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with channels.site() as made:
-        yield made
-
-
-@pytest.fixture
-def board() -> Iterator[Board]:
-    with channels.board() as made:
-        yield made
-
-
-def report(board: Board) -> str:
-    return done(board.run("import ota; t = ota.trial.report(); print(t['stage'], t['version'])"))
 
 
 def served(site: Site, name: str = "stable.channel") -> web.File:

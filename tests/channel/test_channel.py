@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -30,18 +29,6 @@ class Counted(ota.twin.NVS):
         super().commit()
 ota.twin.NVS = Counted
 """
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with channels.site() as made:
-        yield made
-
-
-@pytest.fixture
-def board() -> Iterator[Board]:
-    with channels.board() as made:
-        yield made
 
 
 def stage(board: Board) -> str:

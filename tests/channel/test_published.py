@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,36 +12,14 @@ from mpota.release.build import Content
 from mpota.virtual.board import Board
 from mpota.virtual.flash import VirtualFlash
 
-from tests.support import boards, encoded, ota_package, releases, s3
+from tests.support import boards, encoded, ota_package, releases
 from tests.support.desk_server import connect, get, running
-from tests.support.published import mpota, write_bundle, write_keys
+from tests.support.published import mpota, write_bundle
 
 pytest.importorskip("aiohttp")
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_keys(tmp_path)
-
-
-@pytest.fixture(params=["directory", "s3"], name="place")
-def _place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, str]]:
-    """Where to publish, and the URL at which boards find it."""
-    if request.param == "directory":
-        (tmp_path / "public").mkdir()
-        with running(tmp_path / "public") as (server, _):
-            yield "public", server.url
-        return
-    for name in s3.FOREIGN:
-        monkeypatch.delenv(name)
-    with s3.running() as url:
-        for name, value in s3.environment(url).items():
-            monkeypatch.setenv(name, value)
-        s3.make_bucket(url, "bucket")
-        yield "s3://bucket/pump", f"{url}/bucket/pump/"
+pytestmark = pytest.mark.usefixtures("keys_here")
 
 
 def trusted() -> tuple[PublicKey, ...]:

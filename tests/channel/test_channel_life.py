@@ -4,8 +4,6 @@ several kinds of hardware, new keys, power cuts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from mpota.formats.partition_table import Partition
 from mpota.release.build import data_content
@@ -13,25 +11,8 @@ from mpota.virtual.board import Board
 from mpota.virtual.cuts import Scenario
 
 from tests.support import boards, channels, encoded, ota_board, releases, web
-from tests.support.channels import DAY, NOW, Site, done, follow, look, update
+from tests.support.channels import DAY, NOW, Site, done, follow, look, report, update
 from tests.support.releases import key
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with channels.site() as made:
-        yield made
-
-
-@pytest.fixture
-def board() -> Iterator[Board]:
-    with channels.board() as made:
-        yield made
-
-
-def report(board: Board) -> str:
-    return done(board.run("import ota; t = ota.trial.report(); print(t['stage'], t['version'])"))
-
 
 # --- how polls are made
 
