@@ -32,8 +32,8 @@ _LOOK_AGAIN = const(600)  # seconds after which a file is asked for again before
 # recovery.py, which may hold the watchdog.
 _PASSING = (
     "channel_start channel_more channel_file channel_take trial twin keys manifest chips confirm "
-    "boot otadata http pump image slot begin ready finish failure local release tar policy files "
-    "frames delta chain http_ask http_connect http_resume tls_trust"
+    "boot otadata http pump image slot begin ready finish failure local merged release tar policy "
+    "files frames delta chain http_ask http_connect http_resume tls_trust"
 )
 
 
