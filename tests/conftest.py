@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,6 +85,8 @@ class TestRun:
 
 def pytest_configure(config: pytest.Config) -> None:
     amount.is_all = config.getoption("--all-cuts")
+    # In the background SIGINT may be ignored, and all that is started inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return
     run = TestRun()

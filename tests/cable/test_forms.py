@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -62,13 +63,17 @@ def make(tmp_path: Path, mpota: Run) -> Callable[[str], Path]:
         "data": ("bundle", "--data", "assets=assets.bin", *release),
     }
 
+    counters = itertools.count(1)
+
     def make(form: str) -> Path:
         if form == "compressed":
             (tmp_path / form).write_bytes(compress(app("v1.27.0")).to_bytes())
             return tmp_path / form
         if form not in commands:
             return tmp_path / {"app": "new.bin", "merged": "merged.bin"}[form]
-        mpota(*commands[form], form)
+        # Of two releases in one second the second would be the first one once more.
+        more = ("--counter", str(next(counters))) if commands[form][0] == "bundle" else ()
+        mpota(*commands[form], form, *more)
         return tmp_path / form
 
     return make

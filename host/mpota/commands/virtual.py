@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +53,13 @@ def command(
         with plugged_in(Board(memory, unique_id=mac), row, mac) as ports:
             names = {REPL_END: ports.console, LOADER_END: ports.loader}
             with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
+                ctrl_c = _catch_ctrl_c()
                 report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
                 report.say(f"REPL (mpremote):      {ports.console}")
                 report.say(f"ROM loader (esptool): {ports.loader}")
-                _wait_for_ctrl_c()
+                os.read(ctrl_c, 1)
+                report.say()
+                report.say("off")
 
 
 @contextmanager
@@ -75,14 +79,18 @@ def _links(targets: dict[Path, str]) -> Iterator[None]:
                 path.unlink()
 
 
-def _wait_for_ctrl_c() -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def _catch_ctrl_c() -> int:
+    """A file descriptor that can be read as soon as SIGINT or SIGTERM has come.
 
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        while True:
-            signal.pause()
-    except KeyboardInterrupt:
-        report.say()
-        report.say("off")
+    signal.pause() would miss the one that comes just before it.
+    """
+    waiting, waking = os.pipe()
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _nothing)
+    return waiting
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """The file descriptor tells."""

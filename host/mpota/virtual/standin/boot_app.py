@@ -17,6 +17,11 @@ _EXCEPTION = 1
 _FORCED_EXIT = 2
 _HAS_TIMERS = 4
 
+_MOST_NAMES = 2000
+_NAMES_AT_ONCE = 256
+_LARGEST_TABLE = 8192  # bytes: one for 1280 names, and no smaller one
+_TABLE_OF_NAMES = 4480  # bytes: 7 a name
+
 _ballast = None
 
 
@@ -33,7 +38,8 @@ def start(requests_fd, answers_fd, flash_fd):
     if terminal:
         _connect_terminal()
     _set_up_files(config)
-    _take_all_but(config["heap_size"])
+    _make_room_for_names()
+    _take_all_but(config["heap_size"] and config["heap_size"] - _TABLE_OF_NAMES)
     if not config["has_psram"]:
         import esp32
 
@@ -149,6 +155,21 @@ def _set_up_files(config):
     if config["frozen"]:
         vfs.mount(vfs.VfsPosix(config["frozen"]), _MOUNT_OF_FROZEN)
         sys.path.insert(2, _MOUNT_OF_FROZEN)
+
+
+def _make_room_for_names():
+    # MicroPython's table of names (py/qstr.c) grows by a piece twice as large as the one before:
+    # with the names of these modules in it, the next one would be of 9 KiB, for which a board has
+    # no use. So it is taken now, and beside the heap; what a board takes for some 600 names in its
+    # place is taken out of the heap: `_take_all_but`.
+    names = gc.mem_alloc()
+    for number in range(_MOST_NAMES):
+        getattr(link, "n%d" % number, None)
+        if not number % _NAMES_AT_ONCE:
+            gc.collect()
+            before, names = names, gc.mem_alloc()
+            if names - before > _LARGEST_TABLE:
+                return
 
 
 def _take_all_but(heap_size):
