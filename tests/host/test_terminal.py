@@ -59,7 +59,7 @@ def on_terminal(words: tuple[str, ...], directory: Path) -> tuple[int, Screen]:
 
 
 OUTPUTS = [
-    RESIZE,
+    (*RESIZE, "-o", "again.bin", "--force"),  # what the others look at stays as it is
     ("show", "firmware.bin"),
     ("show", "firmware-16MB-ota.bin"),
     ("show", "new.bin"),
