@@ -42,6 +42,7 @@ def by_ble() -> Iterator[tuple[Powered, Board, Send]]:
         push(radio, Update("x.bundle", data), attempts=1)
 
     with in_reach(content=content()) as (radio, board):
+        board.heap_size = 144 * 1024  # one push after the other divides the heap
         trusted = releases.key().public.digest.hex()
         ota_board.output(board, f"import ota; ota.keys.add({trusted!r})")
         script = peripheral("").replace("rest -= is_stopped", "rest -= p.receiver.is_done")
