@@ -24,7 +24,7 @@ from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
 # Measured on two cores. Many tests wait, so that cores are free for others; with two workers a core
 # mpremote loses its patience with a board.
-WHOLE_SUITE = "about 6 minutes on two cores"
+WHOLE_SUITE = "about 12 minutes on two cores"
 WORKERS_PER_CORE = 1.5
 STANDIN_SOURCES = virtual_board.STANDIN
 CACHE = cache_dir()

@@ -43,8 +43,8 @@ FORMS: dict[str, tuple[int, str, Callable[[], bytes]]] = {
     "compressed": (84, FILE, lambda: compress(NEW).to_bytes()),
     "delta": (92, FILE, lambda: make_delta(OLD, NEW).to_bytes()),
     "signed": (92, RELEASE, lambda: signed(content())),
-    "signed, compressed": (92, RELEASE, lambda: signed(content().compressed())),
-    "signed, delta": (92, RELEASE, lambda: signed(content().compressed().with_delta(OLD))),
+    "signed, compressed": (96, RELEASE, lambda: signed(content().compressed())),
+    "signed, delta": (96, RELEASE, lambda: signed(content().compressed().with_delta(OLD))),
 }
 
 
