@@ -92,7 +92,7 @@ def test_an_idle_poll_of_a_channel_reads_no_file_and_takes_little_heap() -> None
         content = weight.after_poll(weight.trusting(everything.content, key), server.root)
         assert weight.idle_reads(content, server.root) == 0
         # 8 are wanted: of these 13 some 4 stay, the rest is what a Channel takes to be made.
-        assert weight.idle_heap(content, server.root) <= 14 * KiB
+        assert weight.idle_heap(content, server.root) <= 9 * KiB
 
 
 def test_a_boot_with_nothing_to_do_reads_one_small_file(core: weight.Installed) -> None:
