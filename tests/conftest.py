@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import signal
 import sys
@@ -22,10 +21,10 @@ from tests.support.cuts import Cuts
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 
-# Measured on two cores. Many tests wait, so that cores are free for others; with two workers a core
-# mpremote loses its patience with a board.
-WHOLE_SUITE = "about 12 minutes on two cores"
-WORKERS_PER_CORE = 1.5
+# With three workers on two cores it takes 12 minutes, and a virtual board may be too slow for
+# mpremote's patience.
+WHOLE_SUITE = "about 15 minutes on two cores"
+WORKERS_PER_CORE = 1
 STANDIN_SOURCES = virtual_board.STANDIN
 CACHE = cache_dir()
 
@@ -133,7 +132,7 @@ def compiled_standins() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return math.ceil(WORKERS_PER_CORE * (os.cpu_count() or 1))
+    return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
 def say(config: pytest.Config, line: str) -> None:
