@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 from mpota.formats.channel import ChannelEntry
@@ -450,7 +451,8 @@ def late(entry: ChannelEntry, board: Board) -> ChannelEntry:
 
 
 def test_row_9_a_start_waits_for_its_turn(board: Board, site: Site) -> None:
-    entry = late(site.release("2.0", 2, entry={"spread": 7200, "begins": NOW}), board)
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    entry = late(site.release("2.0", 2, entry={"spread": 7200, "begins": now}), board)
     delay = entry.delay(board.unique_id)
     site.publish(entry)
     said = look(board, site)

