@@ -10,6 +10,7 @@ from micropython import const
 
 from . import base, otadata
 from .base import ROOM, ImageError, acquire_slot, has_trust, unload
+from .pump import Inlet
 
 _SECTOR = const(4096)
 _BLOCK = const(65536)
@@ -42,7 +43,6 @@ def choose(intake, head):
 def _begin_bundle(intake, head):
     unload("begin", "otadata")
     room = bytearray(ROOM)  # all that is large, before code divides the heap
-    from .pump import Inlet
     from .release import Bundle, Release
 
     intake.release = Release(intake.force, intake.verify, room)
@@ -55,8 +55,6 @@ def _begin_frames(intake, head):
 
     room = make_room(head)
     buf = bytearray(ROOM)
-    from .pump import Inlet
-
     _check_trust(intake, False)
     intake.app = app = _make_app(intake, buf)
     stage = Frames(app, close=app.seal, room=room, limit=app.writer.limit)

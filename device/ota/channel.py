@@ -28,12 +28,11 @@ _POLL_MS = const(5)
 _MAX_LINE = const(96)
 _MAX_LINES = const(64)
 _LOOK_AGAIN = const(600)  # seconds after which a file is asked for again before the switch
-# Modules that are let go of when a step is over, but for those that were there before. Not
-# recovery.py, which may hold the watchdog.
+# Modules that are let go of when a step is over, but for those that were there before.
 _PASSING = (
     "channel_start channel_more channel_file channel_take trial twin keys manifest chips confirm "
     "boot otadata http pump image slot begin ready finish failure local merged release tar policy "
-    "files frames delta chain http_ask http_connect http_resume tls_trust"
+    "files frames delta chain recovery http_ask http_connect http_resume tls_trust"
 )
 
 

@@ -8,7 +8,6 @@ import struct
 import sys
 from hashlib import sha256
 
-from esp32 import Partition
 from machine import unique_id
 from micropython import const
 
@@ -298,7 +297,9 @@ def _decide(channel, entries, facts, serial, issued, by_hand):
     from .trial import REFUSED, STARTED, load
 
     trial = load()
-    chip, board = _hardware()
+    from .chips import running_chip
+
+    chip, board = running_chip(), sys.implementation._machine
     version = facts.version
     if otadata.has_home() and not facts.name:  # as ota 0.1 stored it: policy.py
         from .boot import running
@@ -351,16 +352,6 @@ def _decide(channel, entries, facts, serial, issued, by_hand):
     if best:
         channel.offer = _make_offer(channel, best, issued, serial)
     channel.code, channel.reason = ("", "") if best else why[1:]
-
-
-def _hardware():
-    """(chip, board), as manifests name them."""
-    from .chips import chip_name
-
-    head = bytearray(14)
-    Partition(Partition.RUNNING).readblocks(0, head, 0)
-    chip = chip_name(head[12] | head[13] << 8).lower().replace("-", "")
-    return chip, sys.implementation._machine
 
 
 def _place(entry):

@@ -115,7 +115,7 @@ def _refreshing(channel, by_hand):
 
 def fetching(channel, url, limit):
     """A generator: (all bytes, ETag or None) of a small file. Raises SourceError."""
-    from .pump import make_source
+    from .pump import make_source, read_full
 
     options = dict(channel.request)
     options.update({"limit": limit, "max_failures": 1})
@@ -123,16 +123,7 @@ def fetching(channel, url, limit):
     try:
         yield from source.opening()
         data = bytearray(limit if source.size is None else source.size)
-        view = memoryview(data)
-        have = 0
-        while have < len(data):
-            count = source.try_readinto(view[have:])
-            if count is None:
-                yield 5
-            elif count:
-                have += count
-            else:
-                break
+        have = yield from read_full(source, memoryview(data))
         tag = source.validator
     finally:
         source.close()

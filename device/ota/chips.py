@@ -6,6 +6,7 @@ from the flash. That is of use once in an update.
 
 import struct
 
+from esp32 import Partition
 from micropython import const
 
 _MAGIC = const(0xE9)
@@ -70,6 +71,18 @@ def chip_name(chip_id):
         if row[0] == chip_id:
             return row[1]
     return "chip id %d" % chip_id
+
+
+def running_chip_id():
+    """The chip that the running app is for: the number in image headers."""
+    head = bytearray(14)
+    Partition(Partition.RUNNING).readblocks(0, head, 0)
+    return head[12] | head[13] << 8
+
+
+def running_chip():
+    """The same as manifests and channels name it, like "esp32s3"."""
+    return chip_name(running_chip_id()).lower().replace("-", "")
 
 
 def load_memory(chip_id):

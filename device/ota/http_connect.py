@@ -175,12 +175,8 @@ def _make_request(client, target, more):
 
 def split_url(url):
     """(scheme, host, port, path with query) of an absolute URL. Raises SourceError."""
-    scheme, _, rest = url.partition("#")[0].partition("://")
-    scheme = scheme.lower()
-    at = min([rest.find(mark) for mark in "/?" if mark in rest] or [len(rest)])
-    host, path = rest[:at].lower(), rest[at:]
-    if not path.startswith("/"):
-        path = "/" + path
+    start, path = _split_path(url.partition("#")[0])
+    scheme, _, host = start.lower().partition("://")
     if "@" in host:
         raise SourceError("address", "user and password do not belong in the URL: pass auth=")
     port = ""

@@ -6,7 +6,6 @@ Loaded for that alone, and let go before the payloads come: code lives in the he
 import sys
 from time import gmtime
 
-from esp32 import Partition
 from micropython import const
 
 from . import __version__, base
@@ -179,11 +178,9 @@ def _check_product(manifest, name, version, force):
 
 
 def _check_board(manifest):
-    from .chips import chip_name
+    from .chips import running_chip
 
-    head = bytearray(14)
-    Partition(Partition.RUNNING).readblocks(0, head, 0)
-    chip = chip_name(head[12] | head[13] << 8).lower().replace("-", "")
+    chip = running_chip()
     if manifest.chip not in (None, chip):
         raise ReleaseError(
             "wrong-chip", "the release is for %s, this board is %s" % (manifest.chip, chip)

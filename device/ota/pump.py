@@ -166,6 +166,20 @@ def pumping(source, inlet, progress=None, done=0):
         yield 0
 
 
+def read_full(source, view):
+    """A generator: read until ``view`` is full or a file or URL ends; the number of bytes."""
+    have = 0
+    while have < len(view):
+        count = source.try_readinto(view[have:])
+        if count is None:
+            yield _POLL_MS
+        elif count:
+            have += count
+        else:
+            break
+    return have
+
+
 class Progress:
     """Tells of the bytes that have come: the console, and the app's own ``callback(done, total)``.
 

@@ -157,6 +157,11 @@ class Receiver:
         self._needs_keys = not (secret or open or is_paired)
         self._accept = accept
         self._progress = progress
+        from .chips import running_chip_id
+
+        self._chip = running_chip_id()
+        del running_chip_id
+        unload("chips")
         self.runs = (version or "MicroPython %d.%d.%d" % sys.implementation[1][:3]).encode()
         self._silence_ms = int(silence * 1000)
         self._keep_ms = keep * 1000
@@ -334,7 +339,7 @@ class Receiver:
 
     def _greet(self, session, data):
         self.check_keys()
-        session.link.send(_greet(session, data, self.flags, self.runs))
+        session.link.send(_greet(session, data, self.flags, self._chip, self.runs))
 
     def _prove(self, session, who, message):
         """What shows that whoever says ``message`` knows the secret; empty without one."""
@@ -378,7 +383,7 @@ class Receiver:
             # There is one update, and some have a right to be it; who has not makes room.
             if active and (self._is_safe() or active.left > _GREETING_MS - _VOUCH_MS):
                 raise busy()
-            _check_wish(size, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
+            _check_wish(size, self._chip, chip, head[_BEGIN_HEAD_SIZE:], self._accept)
             unload("chips")  # before the update comes
             if flags & _END_FIRST and not self.flags & _TAKES_IMAGES:
                 raise PushError("protocol", "the end first, unasked")
@@ -701,7 +706,7 @@ def _look_at_keys():
 # --- the greeting
 
 
-def _greet(session, data, flags, runs):
+def _greet(session, data, flags, chip, runs):
     """WELCOME, the answer to a HELLO. ``runs``: what does (bytes). Raises PushError."""
     if data[1] != VERSION:
         text = "protocol version %d, this is %d" % (data[1], VERSION)
@@ -714,22 +719,13 @@ def _greet(session, data, flags, runs):
         nonces = session.nonces = nonce + urandom(_NONCE_SIZE)
     runs = runs[:_MAX_VERSION]
     head = struct.pack(
-        "<BBB16sHHB", _WELCOME, VERSION, flags, nonces[_NONCE_SIZE:], _chip_id(),
+        "<BBB16sHHB", _WELCOME, VERSION, flags, nonces[_NONCE_SIZE:], chip,
         session.link.packet_size, len(runs),
     )  # fmt: skip
     return head + runs
 
 
-def _chip_id():
-    """The chip that the running app is for: the number in image headers."""
-    from esp32 import Partition
-
-    head = bytearray(14)
-    Partition(Partition.RUNNING).readblocks(0, head, 0)
-    return head[12] | head[13] << 8
-
-
-def _check_wish(size, chip, version, accept):
+def _check_wish(size, own, chip, version, accept):
     """Raises OTAError if this board cannot take such an update, or the app does not want it."""
     from esp import flash_size
 
@@ -738,7 +734,6 @@ def _check_wish(size, chip, version, accept):
             "too-long" if size else "empty",
             "a file of %d bytes, the flash has %d" % (size, flash_size()),
         )
-    own = _chip_id()
     if chip not in (_ANY_CHIP, own):
         from .chips import chip_name
 

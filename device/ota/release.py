@@ -25,7 +25,17 @@ from .base import (
     release_slot,
     unload,
 )
-from .pump import Inlet, Progress, is_stale, is_url, make_source, pumping, run, translated
+from .pump import (
+    Inlet,
+    Progress,
+    is_stale,
+    is_url,
+    make_source,
+    pumping,
+    read_full,
+    run,
+    translated,
+)
 from .tar import TarReader
 
 _SECTOR = const(4096)
@@ -613,11 +623,11 @@ def installing(
 
 def _taking(release, source, url, request_args, progress, buf, check):
     yield from source.opening()
-    have = yield from _filling(source, buf)
+    have = yield from read_full(source, buf)
     if have and buf[0] == 0x7B:  # {: a manifest
         data = bytearray(buf[:have])
         while have == _SECTOR and len(data) <= _MAX_MANIFEST:
-            have = yield from _filling(source, buf)
+            have = yield from read_full(source, buf)
             data.extend(buf[:have])
         source.close()
         if check:
@@ -643,7 +653,7 @@ def _reading_signature(url, request_args):
     try:
         yield from source.opening()
         sector = bytearray(_SECTOR + 1)
-        have = yield from _filling(source, memoryview(sector))
+        have = yield from read_full(source, memoryview(sector))
         return sector[:have]
     except SourceError as error:
         if error.code == "not-found" or error.status in (404, 410):
@@ -651,20 +661,6 @@ def _reading_signature(url, request_args):
         raise
     finally:
         source.close()
-
-
-def _filling(source, view):
-    """A generator: read until ``view`` is full or the source ends; the number of bytes."""
-    have = 0
-    while have < len(view):
-        count = source.try_readinto(view[have:])
-        if count is None:
-            yield 2
-        elif count:
-            have += count
-        else:
-            break
-    return have
 
 
 # --- going on after a reset

@@ -233,10 +233,10 @@ def load_resident(url):
     Else it would lie between that, and the heap be divided: then MicroPython takes more of the heap
     of ESP-IDF, which the network needs.
     """
-    from . import slot  # noqa: F401
+    from . import slot  # noqa: F401 - to be there is all
 
     if is_url(url):
-        from . import http  # noqa: F401
+        from . import http  # noqa: F401 - as above
 
 
 def _updating(url, sha, length, verify, verbose, more, is_json=False):
