@@ -15,7 +15,7 @@ from mpota.errors import MpotaError, UsageError
 if TYPE_CHECKING:
     from mpota.push.loop import Made
     from mpota.push.update import Options, Pushed
-    from mpota.release.directory import Project
+    from mpota.release.project import Project
     from mpota.release.signing import PrivateKey
 
 _TRACEBACK = "Traceback (most recent call last):"
@@ -34,8 +34,8 @@ def push_project(
     from mpota.push.schemes import has_repl
     from mpota.push.update import HealthCheck
     from mpota.push.wire import check_secret
-    from mpota.release.directory import Project
     from mpota.release.key_files import read_private_keys
+    from mpota.release.project import Project
 
     if watch and as_json:
         raise UsageError("--watch is for people, --json is not")
@@ -86,7 +86,7 @@ class _Loop:
 
     def _make(self) -> Made:
         from mpota.push.loop import Made
-        from mpota.release.directory import Project
+        from mpota.release.project import Project
 
         return Made.of(Project.read(self.directory), self.keys)
 

@@ -97,28 +97,15 @@ trust_option = click.option(
 )
 
 
-def keys_option(command: _Command) -> _Command:
-    option = click.option(
-        "--key",
-        "keys",
-        multiple=True,
-        required=True,
-        type=_PATH,
-        help="Private key to sign with; up to three. Where nothing is signed, the public one does.",
-    )
-    return option(passphrase_file_option(command))
+def _keys_option(text: str) -> Callable[[_Command], _Command]:
+    option = click.option("--key", "keys", multiple=True, required=True, type=_PATH, help=text)
+    return lambda command: option(passphrase_file_option(command))
 
 
-def public_keys_option(command: _Command) -> _Command:
-    option = click.option(
-        "--key",
-        "keys",
-        multiple=True,
-        required=True,
-        type=_PATH,
-        help="A key that may sign; the public one will do.",
-    )
-    return option(passphrase_file_option(command))
+keys_option = _keys_option(
+    "Private key to sign with; up to three. Where nothing is signed, the public one does."
+)
+public_keys_option = _keys_option("A key that may sign; the public one will do.")
 
 
 def read_public_keys(paths: tuple[Path, ...]) -> tuple[PublicKey, ...]:

@@ -8,7 +8,7 @@ import click
 
 from mpota.commands import _report as report
 from mpota.release.key_files import given_passphrase, passphrase_file_option
-from mpota.release.project import KEY, VERSION, create
+from mpota.release.new_project import KEY, VERSION, create
 
 _ABOUT = {
     "src/main.py": "starts the program",

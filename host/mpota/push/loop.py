@@ -10,7 +10,7 @@ from mpota.firmware.firmware import read_app
 from mpota.formats.payloads import APP
 from mpota.push.update import FindBase, Package
 from mpota.release.build import Content, Contents
-from mpota.release.directory import Project
+from mpota.release.project import Project
 from mpota.release.signing import PrivateKey
 
 _STEP_MS = 50  # of quiet, after which a burst of saves is over
