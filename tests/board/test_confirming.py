@@ -22,7 +22,7 @@ GUARDED = """
 import ota, time
 ota.rollback.guard(0.4)
 ota.rollback.cancel()
-time.sleep(0.5)
+time.sleep(0.5)  # longer than the watchdog of guard() waits
 print("alive")
 """
 
@@ -245,10 +245,10 @@ def on_trial(main: str) -> str:
     return f"import ota, code\nprint('runs', code.VERSION)\n{main}\n"
 
 
-def try_files(board: Board, main: str, version: str = "2", **limits: object) -> Run:
+def try_files(board: Board, main: str, version: str = "2", wait_at_idle: bool = False) -> Run:
     """Install files without an app, whose main.py does ``main``, and boot until all is calm."""
     put(board, version, tree(version, on_trial(main)), counter=int(version), chip=None)
-    return board.run(INSTALL.format(version), **limits)  # type: ignore[arg-type]
+    return board.run(INSTALL.format(version), wait_at_idle=wait_at_idle)
 
 
 def test_files_that_are_given_up_do_not_come_back_by_themselves(board: Board) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from mpota.formats.bundle import decode
 from mpota.formats.tar import read_tree
-from mpota.formats.thin import SUFFIX, expand, make_thin
+from mpota.formats.thin import SUFFIX, make_thin
 from mpota.virtual.board import Board, Run
 
 from tests.support import boards
 from tests.support.releases import app, key, make
-from tests.support.thin import NEW, OLD, archive, files, fresh, ids, prepared, release
+from tests.support.thin import NEW, OLD, archive, expand, files, fresh, ids, prepared, release
 
 SHARED = {"lib/deep/empty.py", "lib/deep/ünder.bin", "main.py", "page.html"}
 INSTALL = "import ota\nota.release.install('/frozen/new.bundle')"

@@ -17,6 +17,8 @@ from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.rom_loader import LoaderPort
 from mpota.virtual.serial_port import SerialPort
 
+from tests.support.consoles import Bench, bench
+
 
 @dataclass
 class Cable:
@@ -53,6 +55,14 @@ def plug_in() -> Iterator[Callable[..., Cable]]:
             return Cable(flash, port, events)
 
         yield plug_in
+
+
+@pytest.fixture
+def board() -> Iterator[Bench]:
+    """v1.26.1 runs from ota_0, confirmed; ota_1 is blank; the package is in the firmware."""
+    with bench(has_ota=True) as board:
+        yield board
+        assert board.console.lost_size == 0, "more was sent than the board has room for"
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def board() -> Iterator[Bench]:
-    """v1.26.1 runs from ota_0, confirmed; the package is in the firmware."""
-    with bench(has_ota=True) as board:
-        yield board
-        assert board.console.lost_size == 0, "more was sent than the board has room for"
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Path:
     directory = tmp_path / "pump"
     for name, text in FILES.items():

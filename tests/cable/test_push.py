@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -24,14 +24,6 @@ QUICK = ("--settle", "0.3", "--check-timeout", "0")
 PIECE = 4096
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def board() -> Iterator[Bench]:
-    """v1.26.1 runs from ota_0, confirmed; ota_1 is blank; the package is in the firmware."""
-    with bench(has_ota=True) as board:
-        yield board
-        assert board.console.lost_size == 0, "more was sent than the board has room for"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from mpota.virtual.flash import Cut, CutMode, VirtualFlash
 
 from tests.support import terminal
 from tests.support.cable_boards import CHIP, NVS, SINGLE, firmware
-from tests.support.consoles import Bench, app, bench
+from tests.support.consoles import Bench, app
 from tests.support.terminal import COLUMNS
 
 LARGE_OTA = PartitionTable(
@@ -143,12 +143,6 @@ def test_an_app_has_one_digest_on_the_board_by_cable_as_well(
 
 
 # --- at the REPL
-
-
-@pytest.fixture
-def board():
-    with bench(has_ota=True) as board:
-        yield board
 
 
 @pytest.fixture

@@ -518,6 +518,14 @@ def from_address_0(chip: str) -> bytes:
     return small_firmware(chip).ljust(4 << 20, b"\xff")
 
 
+def laid_out(data: bytes, directory: Path) -> tuple[Path, Path, Path]:
+    """A file with ``data``, one that is not there, and a firmware."""
+    path, out, firmware = (directory / name for name in ("what.bin", "out.bin", "firmware.bin"))
+    path.write_bytes(data)
+    firmware.write_bytes(small_firmware())
+    return path, out, firmware
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -550,9 +558,7 @@ def from_address_0(chip: str) -> bytes:
 def test_what_it_is_instead_is_one_line_from_every_command(
     data: bytes, words: str, tmp_path: Path
 ) -> None:
-    path, out, firmware = (tmp_path / name for name in ("what.bin", "out.bin", "firmware.bin"))
-    path.write_bytes(data)
-    firmware.write_bytes(small_firmware())
+    path, out, firmware = laid_out(data, tmp_path)
     for args in (
         ("show", path),
         ("check", path),
@@ -590,9 +596,7 @@ def test_what_it_is_instead_is_one_line_from_every_command(
 def test_in_the_place_of_an_app_it_is_called_the_same(
     data: bytes, words: str, tmp_path: Path
 ) -> None:
-    path, out, firmware = (tmp_path / name for name in ("what.bin", "out.bin", "firmware.bin"))
-    path.write_bytes(data)
-    firmware.write_bytes(small_firmware())
+    path, out, firmware = laid_out(data, tmp_path)
     for args in (
         ("check", path, "--as-app"),
         ("check", path, "--against", firmware),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from mpota.errors import MpotaError, UsageError
 from mpota.push.loop import Made
 from mpota.release.build import Contents
-from mpota.release.directory import Project, as_version, version_of_description
+from mpota.release.project import Project, as_version, version_of_description
 
 from tests.support import cable_boards, releases
 
@@ -226,16 +227,6 @@ def forms(project: Project, digest: str, base: bytes | None) -> list[tuple[str, 
     assert suited.bundle
     payloads = suited.bundle.manifest.payloads
     return [(payload.kind, form.encoding) for payload in payloads for form in payload.forms]
-
-
-class _Any:
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-ANY = _Any()
 
 
 def test_a_board_gets_of_the_app_what_it_lacks(tmp_path: Path) -> None:

@@ -288,15 +288,24 @@ def test_a_hostile_answer_steers_no_terminal_and_no_plan(
 # --- the command
 
 
-def test_the_command_shows_them_and_writes_a_plan_that_deploys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@contextmanager
+def two_listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Powered, Powered, int, int]]:
+    """Two boards, their ports, and new.bin for them in the directory where we are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPOTA_SECRET", SECRET)
     Path("new.bin").write_bytes(update().data)
     with listening() as (first, _, one), listening() as (second, _, two):
         wait_for(one)
         wait_for(two)
+        yield first, second, one, two
+
+
+def test_the_command_shows_them_and_writes_a_plan_that_deploys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with two_listening(tmp_path, monkeypatch) as (first, second, one, two):
         where = ["--address", f"127.0.0.1:{one}", "--address", f"127.0.0.1:{two}"]
         code, out, _ = run(["scan", *where, "--plan", "plan.toml"], capsys)
         assert code == 0
@@ -349,13 +358,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def test_all_boards_that_it_is_for_are_sent_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPOTA_SECRET", SECRET)
-    Path("new.bin").write_bytes(update().data)
-
-    with listening() as (first, _, one), listening() as (second, _, two):
-        wait_for(one)
-        wait_for(two)
+    with two_listening(tmp_path, monkeypatch) as (first, second, one, two):
         where = [f"--address=127.0.0.1:{port}" for port in (one, two)]
         code, out, err = run(["push", "--all", "new.bin", *where], capsys)
         assert (code, "no terminal to ask at" in err) == (2, True)

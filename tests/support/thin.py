@@ -32,6 +32,22 @@ OLD = {
 NEW = OLD | {"lib/code.py": b"VERSION = 2\n", "added.py": b"x = 1\n"}
 
 
+def expand(thin: bytes, tree: Mapping[str, bytes]) -> bytes:
+    """The whole payload, as a board with the files ``tree`` (by path) makes it."""
+    members = []
+    at = 0
+    while at < len(thin):
+        kind, end = thin[at : at + 1], at + 2 + thin[at + 1]
+        name = thin[at + 2 : end].decode()
+        data = tree[name] if kind == b"=" else b""
+        at = end
+        if kind == b"+":
+            at += 4 + int.from_bytes(thin[end : end + 4], "little")
+            data = thin[end + 4 : at]
+        members.append(Member(name, data, kind == b"/"))
+    return write_tar(members)
+
+
 def archive(files: Mapping[str, bytes]) -> bytes:
     members = {name: Member(name, data) for name, data in files.items()}
     for name in files:
