@@ -20,6 +20,7 @@ from tests.support import amount, once, ota_board, web
 from tests.support.cuts import Cuts
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
+from tests.support.services import NEEDS_SERVICE
 
 # With three workers on two cores it takes 12 minutes, and a virtual board may be too slow for
 # mpremote's patience.
@@ -63,7 +64,8 @@ class TestRun:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2]
-            self.skipped.update(need for need in (NEEDS_SHARED, NEEDS_STOCK) if need in reason)
+            needs = (NEEDS_SHARED, NEEDS_STOCK, NEEDS_SERVICE)
+            self.skipped.update(need for need in needs if need in reason)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
