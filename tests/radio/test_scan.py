@@ -369,12 +369,37 @@ def test_all_boards_that_it_is_for_are_sent_an_update(
     assert (code, [row["outcome"] for row in rows]) == (0, ["sent", "sent"])
 
 
+def lamp(directory: Path) -> Path:
+    """A project: the release "lamp 2.0" of files."""
+    directory.mkdir()
+    (directory / "pyproject.toml").write_text('[tool.mpota]\nname = "lamp"\nversion = "2.0"\n')
+    (directory / "main.py").write_text("print('lamp 2.0 runs')\n")
+    return directory
+
+
+def test_all_boards_are_sent_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = str(lamp(tmp_path / "lamp"))
+    with two_listening(tmp_path, monkeypatch) as (first, second, one, two):
+        where = [f"--address=127.0.0.1:{port}" for port in (one, two)]
+        code, out, _ = run(["push", "--all", project, "-y", *where, "--json"], capsys)
+        rows = json.loads(out)["boards"]
+        assert (code, [row["outcome"] for row in rows]) == (0, ["sent", "sent"])
+        for board in (first, second):
+            assert "lamp 2.0 runs" in board.wait().output
+
+
+@pytest.mark.parametrize("is_project", [False, True], ids=["bundle", "project"])
 def test_boards_that_run_it_are_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_project: bool
 ) -> None:
     bundle = tmp_path / "lamp.bundle"
-    made = releases.make(releases.tree("2"), name="lamp", version="2.0", chip=None)
-    bundle.write_bytes(made.to_bytes())
+    if is_project:
+        lamp(bundle)
+    else:
+        made = releases.make(releases.tree("2"), name="lamp", version="2.0", chip=None)
+        bundle.write_bytes(made.to_bytes())
     with Liar(lambda token: answer(token, b"lamp", b"lamp 2.0", b"0.2.0", b"x")) as liar:
         where = ["--address", f"127.0.0.1:{liar.port}", "--timeout", "0.3"]
         code, out, _ = run(["push", "--all", str(bundle), *where], capsys)
@@ -387,6 +412,8 @@ def test_boards_that_run_it_are_left_alone(
     ("arguments", "message"),
     [
         (["--all", "a", "b"], "--all finds the boards itself, and takes one file"),
+        (["--all", "a", "--watch"], "--all finds the boards itself"),
+        (["--all", "a", "--key", "a"], "--key is for directories, 'a' is none"),
         (["--all", "gone.bin"], "cannot read 'gone.bin'"),
         (["tcp://a"], "what is to be sent?"),
         (["tcp://a", "b", "--only", "lan"], "--address and --only are for --all"),

@@ -90,25 +90,24 @@ def _row(board: FoundBoard) -> tuple[str, ...]:
 
 def push_all(
     search: Callable[[], list[FoundBoard]],
-    file: str,
+    package: Package,
     secret: bytes | None,
     *,
     force: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send a file to all boards, but to those that run it, confirmed, only with ``force``.
+    """Send a package to all boards, but to those that run it, confirmed, only with ``force``.
 
     ``search`` gives them. Shows them first, and asks unless ``yes``. Exits with 1 if one of them
     did not take it. Raises MpotaError if there is none, UsageError where nobody can be asked.
     """
     from mpota.push.deploy import DeployPlan, Target, deploy
-    from mpota.push.update import Options, Package
+    from mpota.push.update import Options
     from mpota.push.wire import Update, check_secret
 
     options = Options(secret=secret, restart=True)
     check_secret(options)
-    package = Package.open(file)
     Update.of(package)
     boards = search()
     if not boards:

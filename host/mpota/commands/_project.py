@@ -14,7 +14,7 @@ from mpota.errors import MpotaError, UsageError
 
 if TYPE_CHECKING:
     from mpota.push.loop import Made
-    from mpota.push.update import Options, Pushed
+    from mpota.push.update import Options, Package, Pushed
     from mpota.release.project import Project
     from mpota.release.signing import PrivateKey
 
@@ -34,7 +34,6 @@ def push_project(
     from mpota.push.schemes import has_repl
     from mpota.push.update import HealthCheck
     from mpota.push.wire import check_secret
-    from mpota.release.key_files import read_private_keys
     from mpota.release.project import Project
 
     if watch and as_json:
@@ -44,7 +43,7 @@ def push_project(
     options = with_old_secret(replace(options, confirm_s=options.check.timeout_s))
     check_secret(options)
     project = Project.read(directory)
-    keys = read_private_keys(key_files or project.keys)
+    keys = _keys(project, key_files)
     if project.check and not options.check.source and has_repl(port):
         check = HealthCheck.parse(project.check, options.check.timeout_s)
         options = replace(options, check=check)
@@ -55,6 +54,21 @@ def push_project(
         loop.watch(project)
     else:
         loop.push(as_json)
+
+
+def make_package(directory: Path, key_files: tuple[Path, ...]) -> Package:
+    """The release of a project's directory as it is now. Raises MpotaError as `mpota push` does."""
+    from mpota.push.loop import Made
+    from mpota.release.project import Project
+
+    project = Project.read(directory)
+    return Made.of(project, _keys(project, key_files)).package
+
+
+def _keys(project: Project, files: tuple[Path, ...]) -> tuple[PrivateKey, ...]:
+    from mpota.release.key_files import read_private_keys
+
+    return read_private_keys(files or project.keys)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import click
 from mpota.commands import _report as report
 from mpota.commands._finding import find, push_all, where_options
 from mpota.commands._options import complete_files, complete_ports, json_option, yes_option
-from mpota.commands._project import push_project
+from mpota.commands._project import make_package, push_project
 from mpota.commands._release_options import keys_option
 from mpota.commands._sending import (
     SETTLE_PROJECT_S,
@@ -85,8 +85,8 @@ def command(
     At tcp://HOST and ble://NAME the app on the board listens (ota.listen, ota.ble), and it is the
     app's business to check its health and to confirm it.
 
-    mpota push --all FILE looks for boards that listen, shows them, asks, and sends it to those that
-    do not run it yet.
+    mpota push --all FILE|DIR looks for boards that listen, shows them, asks, and sends it to those
+    that do not run it yet.
 
     A directory is a release that is made on the fly, by what [tool.mpota] in its pyproject.toml
     says; only files that the board does not have so are sent. With --watch, on each save again.
@@ -104,10 +104,14 @@ def command(
 
     with outcomes(as_json):
         if has_all:
-            if package or check or base:
-                raise UsageError("--all finds the boards itself, and takes one file")
+            if package or check or base or watch:
+                raise UsageError("--all finds the boards itself, and takes one file or directory")
+            is_project = Path(port).is_dir()
+            if keys and not is_project:
+                raise UsageError(f"--key is for directories, '{port}' is none")
+            wanted = make_package(Path(port), keys) if is_project else Package.open(port)
             search = partial(find, addresses, only, timeout)
-            push_all(search, port, secret, force=force, yes=yes, as_json=as_json)
+            push_all(search, wanted, secret, force=force, yes=yes, as_json=as_json)
             return
         if package is None:
             raise UsageError("what is to be sent?", "mpota push PORT FILE, or --all FILE")

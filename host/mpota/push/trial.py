@@ -11,7 +11,9 @@ from mpota.formats.otadata import OtaRecord, OtaState, active_record
 from mpota.push.repl import Session
 from mpota.storage.ports import LOADER_END, REPL_END, find_port, is_pty
 
-_PATIENCE_S = 2.0  # a program that is deaf to Ctrl-C, or no MicroPython: then only the loader tells
+# Whoever is silent for longer is deaf to Ctrl-C, or no MicroPython, and only the loader tells. A
+# board that starts over just now needs some of it, and who does not wait ends its trial boot.
+_PATIENCE_S = 8.0
 
 _SCRIPT = """
 from esp32 import Partition
