@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -33,7 +33,7 @@ from mpota.mpy_cross import PORTABLE, compile_module
 from mpota.push.install import COMPACT
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
-from mpota.release.ota_package import parts
+from mpota.release.ota_package import package
 from mpota.release.signing import PrivateKey, sign_line
 from mpota.units import KiB
 from mpota.virtual.board import Board, End, Run
@@ -86,8 +86,8 @@ _MAIN = b"import ota.rollback\nota.rollback.cancel()\n"
 # --- what is installed -------------------------------------------------------------------------
 
 
-def compile_package(sources: Iterable[Path]) -> dict[str, bytes]:
-    """Modules (.py) as a board has them: name in the package -> .mpy."""
+def compile_modules(sources: Iterable[Path]) -> dict[str, bytes]:
+    """Modules (.py), compiled: name in the package -> .mpy."""
     return {
         f"{source.stem}.mpy": compile_module(source.read_bytes(), f"ota/{source.name}", PORTABLE)
         for source in sources
@@ -106,10 +106,10 @@ def install(files: Mapping[str, bytes], app: bytes) -> Installed:
     """A board that runs ``app`` and has ``files`` in /lib/ota, copied there one by one."""
     content = plain.make_flash(app)
     with tempfile.TemporaryDirectory() as directory, VirtualFlash.create(len(content)) as flash:
-        package = Path(directory) / "package"
-        package.mkdir()
+        folder = Path(directory) / "package"
+        folder.mkdir()
         for name, data in files.items():
-            (package / name).write_bytes(data)
+            (folder / name).write_bytes(data)
         flash.restore(content)
         board = Board(flash, heap_size=_FREE_HEAP, frozen=Path(directory))
         _run(board, _INSTALL + COMPACT)
@@ -225,8 +225,7 @@ def channel_file(key: PrivateKey) -> bytes:
 
 def channel_size(what: Subject, app: bytes) -> int:
     """What the part takes of the file system, beside all others."""
-    own = {f"{name}.mpy" for name in parts()["channel"]}
-    others = {name: data for name, data in what.everything.items() if name not in own}
+    others = {name: data for name, data in what.everything.items() if name != "channel.pack"}
     return install(what.everything, app).used_size - install(others, app).used_size
 
 
@@ -287,17 +286,15 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. ``core`` and ``everything``: modules in the package -> .mpy."""
+    """What is measured: the core, and the whole package. File in the package -> its content."""
 
     core: Mapping[str, bytes]
     everything: Mapping[str, bytes]
 
 
-def subject(core: Sequence[str] | None = None, package: Path = ROOT / "device" / "ota") -> Subject:
-    """The package with the sources in ``package``; ``core``: names of modules, None: all."""
-    everything = compile_package(sorted(package.glob("*.py")))
-    names = everything if core is None else [f"{name}.mpy" for name in core]
-    return Subject({name: everything[name] for name in names}, everything)
+def subject() -> Subject:
+    """The package as `mpota install` brings it."""
+    return Subject(package(PORTABLE, True, ()), package(PORTABLE, True))
 
 
 def measure(
@@ -342,7 +339,7 @@ def measure(
         tell(_kib(idle_heap(following, server.root)))
         with board_with(core.content, least or _HIGH) as board:
             tell(_run(board, update).duration_ms / 1000)
-    tell(_interpreter_time(what.core, pair.old, pair.new))
+    tell(_interpreter_time(pair.old, pair.new))
     return found
 
 
@@ -394,15 +391,15 @@ def _least_heap_tls(content: bytes, app: bytes) -> int | None:
         return least_heap(trusting_ca, script)
 
 
-def _interpreter_time(files: Mapping[str, bytes], old: bytes, new: bytes) -> float:
+def _interpreter_time(old: bytes, new: bytes) -> float:
     """CPU time of an update, of the plain loop with SHA-256 if that is 1: by turns, in one run."""
     content = plain.make_flash(old)
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "app.bin").write_bytes(new)
-        package = Path(directory) / "ota"
-        package.mkdir()
-        for name, data in files.items():
-            (package / name).write_bytes(data)
+        modules = Path(directory) / "ota"
+        modules.mkdir()
+        for name, data in compile_modules((ROOT / "device" / "ota").glob("*.py")).items():
+            (modules / name).write_bytes(data)
         with plain.serving(Path(directory)) as where, VirtualFlash.create(len(content)) as flash:
             board = Board(flash, heap_size=plain.HEAP_SIZE, frozen=Path(directory))
             root = "http://{host}:{port}".format(**where)
@@ -440,7 +437,7 @@ def main() -> None:
     def told(name: str, value: float | None) -> None:
         print(f"  {name}: {_text(value)}", file=sys.stderr, flush=True)
 
-    report(measure(subject(parts()["core"]), told))
+    report(measure(subject(), told))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python device/build_mpy.py
 
 package.json is the core, release.json, encoded.json, ... a part with all that it needs, all.json
-the whole package. Run it after a change in device/ota; a test notices when that was forgotten.
+the whole package. Run it after a change in device/; a test notices when that was forgotten.
 """
 
 from __future__ import annotations
@@ -13,49 +13,48 @@ import re
 from pathlib import Path
 
 import mpota
-from mpota.mpy_cross import PORTABLE, compile_module
-from mpota.release.ota_package import modules_of, part_names
+from mpota.mpy_cross import PORTABLE
+from mpota.release.ota_package import package, part_names
 
 DEVICE = Path(__file__).parent
 SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
 
 
-def lists() -> dict[str, list[str]]:
-    """The modules that each list of files has, by its name."""
-    found = {"package.json": modules_of(())}
+def lists() -> dict[str, tuple[str, ...]]:
+    """The parts that each list of files has beside the core, by its name."""
+    found: dict[str, tuple[str, ...]] = {"package.json": ()}
     for part in part_names():
-        found[f"{part}.json"] = modules_of((part,))
-    found["all.json"] = modules_of(part_names())
-    return {name: sorted(modules) for name, modules in found.items()}
+        found[f"{part}.json"] = (part,)
+    found["all.json"] = part_names()
+    return found
 
 
-def write_lists(directory: Path, suffix: str) -> None:
+def write_lists(directory: Path, *, is_compiled: bool) -> None:
     """Write them; their URLs are relative to them (mpremote 1.25 and later)."""
     for old in directory.glob("*.json"):
         old.unlink()
-    for name, modules in lists().items():
-        urls = [[f"ota/{module}{suffix}", f"{module}{suffix}"] for module in modules]
+    for list_name, parts in lists().items():
+        urls = [[f"ota/{name}", name] for name in sorted(package(PORTABLE, is_compiled, parts))]
         text = json.dumps({"urls": urls, "deps": [], "version": mpota.__version__}, indent=1)
         # One file a line.
         text = re.sub(r"\[\s+(\"[^\"]+\"),\s+(\"[^\"]+\")\s+\]", r"[\1, \2]", text)
-        (directory / name).write_text(text + "\n", encoding="utf-8")
+        (directory / list_name).write_text(text + "\n", encoding="utf-8")
 
 
 def build(directory: Path) -> None:
     """The compiled package, and its lists."""
     directory.mkdir(exist_ok=True)
-    for old in directory.glob("*.mpy"):
+    for old in [*directory.glob("*.mpy"), *directory.glob("*.pack")]:
         old.unlink()
-    for source in sorted(SOURCES.glob("*.py")):
-        made = compile_module(source.read_bytes(), f"ota/{source.name}", PORTABLE)
-        (directory / f"{source.stem}.mpy").write_bytes(made)
-    write_lists(directory, ".mpy")
+    for name, data in package(PORTABLE, is_compiled=True).items():
+        (directory / name).write_bytes(data)
+    write_lists(directory, is_compiled=True)
 
 
 def main() -> None:
     build(COMPILED)
-    write_lists(SOURCES, ".py")
+    write_lists(SOURCES, is_compiled=False)
 
 
 if __name__ == "__main__":

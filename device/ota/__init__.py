@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 
 if __path__ == "ota":  # found by "" in sys.path: not to be lost when the directory changes
     __path__ = (os.getcwd() + "/ota").replace("//", "/")
+_home = __path__  # the directory of this package
 
 
 def __getattr__(name):

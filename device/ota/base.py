@@ -101,17 +101,21 @@ def no_memory(error, purpose, kind=OTAError):
 # --- modules
 
 
-def installed_modules():
-    """The names of this package's modules, None where it is part of the firmware."""
+def installed():
+    """The names of this package's modules and of its packs (NAME.pack, see ../packed.py).
+
+    None where it is part of the firmware.
+    """
     try:
-        return {name.partition(".")[0] for name in os.listdir(package_path())}
+        names = os.listdir(package_path())
     except OSError:
         return None
+    return {name if name[-5:] == ".pack" else name.partition(".")[0] for name in names}
 
 
 def package_path():
     """The directory of this package."""
-    return sys.modules[__name__.rpartition(".")[0]].__path__
+    return sys.modules[__name__.rpartition(".")[0]]._home
 
 
 def unload(*names):

@@ -245,7 +245,10 @@ def _set_aside(path):
 
 
 def _moved(path):
-    sys.modules[__name__.rpartition(".")[0]].__path__ = path
+    package = sys.modules[__name__.rpartition(".")[0]]
+    if package.__path__ == package._home:  # else its modules are in packs
+        package.__path__ = path
+    package._home = path
 
 
 # --- what runs, for who is about to send something else

@@ -143,8 +143,8 @@ def _is_usable(form, kind, bases):
 
 def _decodes():
     """Whether the part of this package is there that takes encoded forms."""
-    found = base.installed_modules()
-    return found is None or "frames" in found
+    found = base.installed()
+    return found is None or "frames" in found or "encoded.pack" in found
 
 
 def _check_product(manifest, name, version, force):

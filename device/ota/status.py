@@ -214,10 +214,14 @@ def parts():
 
     None where the package is part of the firmware.
     """
-    found = base.installed_modules()
+    found = base.installed()
     if found is None:
         return None
-    return ["core"] + [part for part, modules in PARTS if found.issuperset(modules.split())]
+    return ["core"] + [
+        part
+        for part, modules in PARTS
+        if part + ".pack" in found or found.issuperset(modules.split())
+    ]
 
 
 def missing(error):

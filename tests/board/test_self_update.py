@@ -96,9 +96,9 @@ def test_a_board_with_0_1_has_this_version_once_the_release_is_confirmed(
     assert package(board) == ota_files.new_files()
     assert is_clean(board)
     assert f"{version} 0.2.0" in board.run().output
-    again = board.run("import ota; print(ota.__path__, ota.keys.counter(), ota.keys.trusted())")
+    again = board.run("import ota; print(ota.__file__, ota.keys.counter(), ota.keys.trusted())")
     digest = key().public.digest.hex()
-    assert f"/lib/ota {version} ['{digest}']" in again.output, again.console
+    assert f"/lib/ota/__init__.mpy {version} ['{digest}']" in again.output, again.console
 
 
 def test_the_boot_py_of_the_release_runs(board: Board) -> None:

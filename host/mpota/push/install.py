@@ -257,7 +257,7 @@ def _clear_old():
         return
     for name in os.listdir("/lib/ota.old"):
         path = "/lib/ota.old/" + name
-        is_ours = name.rpartition(".")[2] in ("py", "mpy", "new") or name == "moving"
+        is_ours = name.rpartition(".")[2] in ("py", "mpy", "pack", "new") or name == "moving"
         if is_ours and not os.stat(path)[0] & 0x4000 or _exists("/lib/ota/" + name):
             _remove(path)
         else:  # what somebody has put there stays

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from mpota.errors import MpotaError, UsageError
@@ -11,7 +13,8 @@ from mpota.mpy_cross import MpyFormat, compile_module
 from mpota.resources import data_directory
 
 MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
-MODULES = (".py", ".mpy")
+MODULES = (".py", ".mpy", ".pack")
+INIT = "__init__"  # the module that is in no pack
 NEEDS = {"channel": ("release",)}  # parts that are of no use without others
 
 
@@ -64,7 +67,11 @@ def choose_parts(
     """The parts for a board that has the files ``installed`` in its package, of any version."""
     stems = {name.rpartition(".")[0] for name in installed if name.endswith(MODULES)}
     modules_of(wanted)  # they exist
-    chosen = {part for part in part_names() if part in wanted or parts()[part][0] in stems}
+    chosen = {
+        part
+        for part in part_names()
+        if part in wanted or part in stems or parts()[part][0] in stems
+    }
     if needs_release:
         chosen.add("release")
     chosen.update(*(NEEDS.get(part, ()) for part in chosen))
@@ -74,13 +81,66 @@ def choose_parts(
 def package(
     format: MpyFormat, is_compiled: bool, parts: Iterable[str] | None = None
 ) -> dict[str, bytes]:
-    """The files of the ``ota`` package for a board, by their names in it; all parts by default."""
-    directory = data_directory("device") / "ota"
-    files = {}
-    for name in modules_of(part_names() if parts is None else parts):
-        source = (directory / f"{name}.py").read_bytes()
-        if is_compiled:
-            files[f"{name}.mpy"] = compile_module(source, f"ota/{name}.py", format)
-        else:
-            files[f"{name}.py"] = source
-    return files
+    """The files of the ``ota`` package for a board, by their names in it; all parts by default.
+
+    Compiled ones are in packs, one a part: see device/packed.py.
+    """
+    names = modules_of(part_names() if parts is None else parts)
+    if not is_compiled:
+        return {f"{name}.py": _source(f"ota/{name}.py") for name in names}
+    packs: dict[str, dict[str, bytes]] = {}
+    for name in names:
+        if name != INIT:
+            packs.setdefault(f"{_pack_of(name)}.pack", {})[name] = _compiled(name, format)
+    files = {f"{INIT}.mpy": _compiled_init(format)}
+    return files | {name: make_pack(modules) for name, modules in sorted(packs.items())}
+
+
+def _source(path: str) -> bytes:
+    return (data_directory("device") / path).read_bytes()
+
+
+def _compiled(name: str, format: MpyFormat) -> bytes:
+    return compile_module(_source(f"ota/{name}.py"), f"ota/{name}.py", format)
+
+
+def _compiled_init(format: MpyFormat) -> bytes:
+    """``__init__``, with what imports the others from packs."""
+    source = _source(f"ota/{INIT}.py") + _source("packed.py")
+    return compile_module(source, f"ota/{INIT}.py", format)
+
+
+def _pack_of(module: str) -> str:
+    """The name of the pack that has a module: of its part, or of those that share it."""
+    return "-".join(part for part, modules in parts().items() if module in modules)
+
+
+# --- packs
+
+_ENTRY = struct.Struct("<16sI")
+_IS_DEFLATED = 1 << 31
+_WINDOW_BITS = 9  # 512 bytes of the board's heap
+# To inflate a module takes 2 KiB of heap: what loads while an update has its buffer is stored.
+_STORED = {
+    "base", "update", "otadata", "slot", "pump", "image", "chips", "ready", "begin", "finish",
+    "console", "http", "http_ask", "http_connect", "http_resume",
+    "release", "chain", "frames", "delta",
+}  # fmt: skip
+
+
+def make_pack(modules: Mapping[str, bytes]) -> bytes:
+    """The pack of modules (.mpy), by their names: at most 16 bytes each."""
+    index, data = b"", b""
+    start = _ENTRY.size * (len(modules) + 1)
+    for name, module in modules.items():
+        deflated = _deflate(module)
+        is_deflated = name not in _STORED and len(deflated) < len(module)
+        offset = start + len(data) | (_IS_DEFLATED if is_deflated else 0)
+        index += _ENTRY.pack(name.encode(), offset)
+        data += deflated if is_deflated else module
+    return index + bytes(_ENTRY.size) + data
+
+
+def _deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -_WINDOW_BITS, 9)
+    return compressor.compress(data) + compressor.flush()
