@@ -20,7 +20,7 @@ from mpota.virtual.board import Board
 
 from tests.support import ota_board, releases
 from tests.support.data_payloads import DATA, ROMFS, content
-from tests.support.network import free_port, listener
+from tests.support.network import free_port, listener, stop
 from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral
 
 Carrier = Callable[[pytest.MonkeyPatch], AbstractContextManager[tuple[Powered, Board, str]]]
@@ -96,6 +96,8 @@ def test_any_form_arrives_and_the_command_says_what_the_board_does_with_it(
     with carrier(monkeypatch) as (powered, board, target):
         with pytest.raises(SystemExit) as end:
             cli.main(["push", target, str(file_of(form, tmp_path)), "--json"])
+        if form == "data" and carrier is by_tcp:  # the board goes on listening
+            stop(int(target.rpartition(":")[2]))
         run = powered.wait()
         assert not end.value.code, capsys.readouterr()
         if form == "data":

@@ -17,7 +17,7 @@ from mpota.virtual.radio import Radio
 
 from tests.support import ota_board, releases
 from tests.support.data_payloads import DATA, ROMFS, content
-from tests.support.network import listening, push_tcp, wait_for_keyed
+from tests.support.network import listening, push_tcp, stop, wait_for_keyed
 from tests.support.radio import Powered, in_reach, peripheral, push
 
 SECTOR = 4096
@@ -34,6 +34,7 @@ def by_tcp() -> Iterator[tuple[Powered, Board, Send]]:
             board,
             lambda data: push_tcp(port, Update("x.bundle", data), secret=None, attempts=1) and None,
         )
+        stop(port, secret=None)
 
 
 @contextmanager
@@ -90,5 +91,5 @@ def test_nothing_of_a_piece_that_is_not_signed_reaches_the_partition(
             hostile()
         send(genuine)
         assert board.flash.read(ROMFS.offset, len(DATA)) == DATA
-        run = powered.wait()
-        assert run.traceback == "", run.console
+    run = powered.wait()
+    assert run.traceback == "", run.console

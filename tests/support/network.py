@@ -66,10 +66,10 @@ def listening(
         powered.wait()
 
 
-def stop(port: int) -> None:
+def stop(port: int, **changes: Any) -> None:
     """Have the listener's script end."""
     with pytest.raises(RefusedError, match="does not want version stop"):
-        push_tcp(port, Update("stop", b"stop", version="stop"))
+        push_tcp(port, Update("stop", b"stop", version="stop"), **changes)
 
 
 def wait_for(port: int) -> None:
