@@ -17,45 +17,39 @@ class _Packs:
     512 bytes.
     """
 
-    names = file = None
-
     def mount(self, readonly, mkfs):
-        pass
+        self.names = None
 
     def umount(self):
         pass
 
     def stat(self, path):
-        if path[-4:] != ".mpy":
-            raise OSError(2)
-        if not self.names:
-            self.names = [name for name in os.listdir(_home) if name[-5:] == ".pack"]
-            self.names.sort(key=("release.pack", "core.pack").count, reverse=True)
-        wanted = path[1:-4].encode()
-        entry = bytearray(20)
-        for name in self.names:
-            self.file = open(_home + "/" + name, "rb")
-            while self.file.readinto(entry) == 20 and entry[0]:
-                if entry[:16].rstrip(b"\0") == wanted:
-                    self.is_deflated = entry[19] & 0x80
-                    entry[19] &= 0x7F
-                    self.file.seek(int.from_bytes(entry[16:], "little"))
-                    return (0x8000, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-            self.file.close()
+        if path[-4:] == ".mpy":
+            if not self.names:
+                self.names = [name for name in os.listdir(_home) if name[-5:] == ".pack"]
+                self.names.sort(key=("release.pack", "core.pack").count, reverse=True)
+            entry = bytearray(20)
+            for name in self.names:
+                file = self.file = open(_home + "/" + name, "rb")
+                while file.readinto(entry) == 20 and entry[0]:
+                    if entry[:16].rstrip(b"\0") == path[1:-4].encode():
+                        file.seek(int.from_bytes(entry[16:], "little") & 0x7FFFFFFF)
+                        if entry[19] & 0x80:
+                            from deflate import RAW, DeflateIO
+
+                            self.file = DeflateIO(file, RAW, 9, True)
+                        return (0x8000, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+                file.close()
         raise OSError(2)
 
     def open(self, path, mode):
-        if not self.is_deflated:
-            return self.file
-        from deflate import RAW, DeflateIO
-
-        return DeflateIO(self.file, RAW, 9, True)
+        file, self.file = self.file, None
+        return file
 
 
-_PACKS = "/ota.pack"
 try:
-    vfs.umount(_PACKS)  # of a package that was imported before
+    vfs.umount("/ota.pack")  # of a package that was imported before
 except OSError:
     pass
-vfs.mount(_Packs(), _PACKS)
-__path__ = _PACKS
+vfs.mount(_Packs(), "/ota.pack")
+__path__ = "/ota.pack"

@@ -123,7 +123,7 @@ _WINDOW_BITS = 9  # 512 bytes of the board's heap
 # To inflate a module takes 2 KiB of heap: what loads while an update has its buffer is stored.
 _STORED = {
     "base", "update", "otadata", "slot", "pump", "image", "chips", "ready", "begin", "finish",
-    "console", "http", "http_ask", "http_connect", "http_resume",
+    "console", "rollback", "http", "http_ask", "http_connect", "http_resume",
     "release", "chain", "frames", "delta",
 }  # fmt: skip
 
