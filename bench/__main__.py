@@ -1,6 +1,6 @@
 """All measurements, side by side, in one run.
 
-    python -m bench [desk] [board] [weight] [encoded] [sizes] [serve] [loop]
+    python -m bench [desk] [board] [weight] [encoded] [sizes] [serve] [rollout] [loop]
 
 Without a name, all of them. What peers are not installed (pip install -e '.[bench]') is left out.
 Writes docs/bench.svg.
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import board, encoded, fleet, loop, plot, sizes, weight
+from bench import board, encoded, fleet, loop, plot, rollout, sizes, weight
 from bench.pairs import ROOT
 
 PLOT = ROOT / "docs" / "bench.svg"
@@ -45,6 +45,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "encoded": run_encoded,
     "sizes": run_sizes,
     "serve": lambda: fleet.report(fleet.results()),
+    "rollout": rollout.main,
     "loop": loop.main,
 }
 
