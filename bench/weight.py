@@ -30,6 +30,8 @@ from mpota.formats.channel import Channel
 from mpota.formats.manifest import Manifest
 from mpota.formats.tar import Member, write_tar
 from mpota.mpy_cross import PORTABLE, compile_module
+from mpota.publish.publishing import Keys, Wishes, carry_out, plan_releases
+from mpota.publish.store import Directory
 from mpota.push.install import COMPACT
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
@@ -76,6 +78,28 @@ for _ in range({polls}):
     channel.poll()
 if channel.code == "current" and not channel.error:
     print("done")
+"""
+# A release by its manifest, and the same by a channel, in an app of some size.
+_BY_HAND = """
+import ota
+ota.release.install("{root}/{manifest}", reboot=False{more})
+print("done")
+"""
+_BY_CHANNEL = """
+import ota.channel
+channel = ota.channel.Channel("{root}", name="demo", restart=lambda: None{more})
+if channel.update():
+    print("done")
+"""
+# What is held while the payload comes, in bytes.
+_HELD = """
+import gc
+gc.collect()
+before = gc.mem_alloc()
+found = []
+def progress(done, total):
+    gc.collect()
+    found.append(gc.mem_alloc() - before)
 """
 _TRUST = "import ota; ota.keys.add({digest!r})"
 _FILES = 3  # of a release, beside main.py
@@ -249,6 +273,44 @@ def idle_heap(content: bytes, root: str) -> int | None:
     return None if without is None or follows is None else follows - without
 
 
+def published(app: Content, key: PrivateKey) -> dict[str, bytes]:
+    """The files of a channel with a release of ``app`` and some files."""
+    with tempfile.TemporaryDirectory() as name:
+        store = Directory(Path(name))
+        plan = plan_releases(store, (_bundle(app, key),), Wishes(), (key.public,))
+        assert plan is not None
+        carry_out(store, plan, Keys((key,)))
+        paths = [path for path in Path(name).rglob("*") if path.is_file()]
+        return {str(path.relative_to(name)): path.read_bytes() for path in paths}
+
+
+def _ways(server: web.Server, more: str = "") -> tuple[str, str]:
+    """Scripts that install what is published: by hand, and by the channel."""
+    manifest = next(name for name in server.files if name.endswith(".json"))
+    by_hand, by_channel = (
+        way.format(root=server.root, manifest=manifest, more=more)
+        for way in (_BY_HAND, _BY_CHANNEL)
+    )
+    return by_hand, by_channel
+
+
+def held_by_channel(content: bytes, server: web.Server) -> int:
+    """Bytes that following a channel holds while its release comes, beside what that takes."""
+
+    def held(script: str) -> int:
+        with board_with(content) as board:
+            return int(_run(board, _HELD + script + "print(found[-1])").output.split()[-1])
+
+    by_hand, by_channel = map(held, _ways(server, ", progress=progress"))
+    return by_channel - by_hand
+
+
+def install_heap(content: bytes, server: web.Server) -> int | None:
+    """Bytes of heap that a channel's release takes beside the same one without the channel."""
+    by_hand, by_channel = (least_heap(content, _APP + way) for way in _ways(server))
+    return None if by_hand is None or by_channel is None else by_channel - by_hand
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 
@@ -279,6 +341,7 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
     "channel in the file system, beside all other parts": ("KiB", 40, None),
     "flash reads, idle poll of a channel": ("", 0, None),
     "heap, idle poll of a channel, beside ota.update": ("KiB", 8, None),
+    "heap, a delta by a channel, beside the same without": ("KiB", 8, None),
     "flash time at the least heap": ("s", 6.8, 21.2),
     "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
 }
@@ -337,6 +400,9 @@ def measure(
         following = after_poll(trusted, server.root)
         tell(idle_reads(following, server.root))
         tell(_kib(idle_heap(following, server.root)))
+        delta = Content("app", "app.bin", pair.new).compressed().with_delta(pair.old)
+        with web.serving(published(delta, key)) as channel:
+            tell(_kib(install_heap(trusted, channel)))
         with board_with(core.content, least or _HIGH) as board:
             tell(_run(board, update).duration_ms / 1000)
     tell(_interpreter_time(pair.old, pair.new))

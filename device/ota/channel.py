@@ -3,18 +3,15 @@
     channel = ota.channel.Channel("https://files.example.org/pump", name="pump")
     asyncio.create_task(channel.run())
 
-This module stays in memory, and is all that a poll needs whose answer is "not modified": one
-request, without a file being read. What begins (channel_start.py), reads what is published
-(channel_more.py, channel_file.py) and installs (channel_take.py) is loaded for that, and let go
-of. The file's format: docs/channel_file.md.
+This module stays in memory, and channel_ask.py between polls: all that is needed for one whose
+answer is "not modified", a single request, without a file being read. What begins
+(channel_start.py), reads what is published (channel_more.py, channel_file.py) and installs
+(channel_take.py) is loaded for that, and let go of. The file's format: docs/channel_file.md.
 """
 
 import gc
-from errno import ECONNRESET, EINPROGRESS, ETIMEDOUT
 from hashlib import sha256
 from os import urandom
-from select import POLLOUT, poll
-from socket import SOCK_STREAM, getaddrinfo, socket
 from sys import modules
 from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
@@ -23,16 +20,13 @@ from micropython import const
 from .base import OTAError, ReleaseError, unload
 
 DAY = const(86400)
-_TIMEOUT_MS = const(30000)
-_POLL_MS = const(5)
-_MAX_LINE = const(96)
-_MAX_LINES = const(64)
 _LOOK_AGAIN = const(600)  # seconds after which a file is asked for again before the switch
 # Modules that are let go of when a step is over, but for those that were there before.
 _PASSING = (
-    "channel_start channel_more channel_file channel_take trial twin keys manifest chips confirm "
-    "boot otadata http pump image slot begin ready finish failure local merged release tar policy "
-    "files frames delta chain recovery http_ask http_connect http_resume tls_trust"
+    "channel_ask channel_start channel_more channel_file channel_take trial twin keys manifest "
+    "chips confirm boot otadata http pump image slot begin ready finish failure local merged "
+    "release tar policy files frames delta chain recovery http_ask http_connect http_resume "
+    "tls_trust"
 )
 
 
@@ -165,8 +159,8 @@ class Channel:
 
     def _installing(self, by_hand):
         """A generator: `installing` of release.py, with nothing else in memory but this module."""
+        unload("channel_ask")
         before = _loaded()
-        gc.collect()
         try:
             from .release import installing as steps
 
@@ -225,56 +219,15 @@ class Channel:
         finally:
             unload(*[name for name in _loaded() if name not in before])
 
-    # --- the request
-
     def _asking(self):
         """A generator: whether the server says that the file is still the one with our ETag.
 
-        If not, `answer` is (status, Retry-After or None), or (what failed, the error), for
-        channel_more.py to act on.
+        Else `answer` is what channel_more.py acts on: see channel_ask.py, which stays in memory
+        until something is installed.
         """
-        is_tls, host, port, name, data = self.ask
-        sock = stream = None
-        deadline = ticks_add(ticks_ms(), _TIMEOUT_MS)
-        what = "dns"
-        self.answer = None
-        try:
-            address = getaddrinfo(host, port, 0, SOCK_STREAM)[0]
-            what = "connection"
-            sock = stream = socket(address[0], SOCK_STREAM)
-            yield from _connecting(sock, address[-1], deadline)
-            if is_tls:
-                what = "tls"
-                stream = self.context.wrap_socket(
-                    sock, server_hostname=name, do_handshake_on_connect=False
-                )
-            view = memoryview(data)
-            while view:
-                count = stream.write(view)
-                if count:
-                    view = view[count:]
-                else:
-                    yield from _waiting(deadline)
-            what = "connection"
-            parts = (yield from _line(stream, deadline)).split(None, 2)
-            status = int(parts[1])
-            if status < 500 and status != 429:
-                self.answer = status, None
-                return status == 304
-            after = ""
-            for _ in range(_MAX_LINES):
-                line = yield from _line(stream, deadline)
-                if line[:12].lower() == b"retry-after:":
-                    after = str(line[12:].strip(), "ascii")
-                if not line:
-                    break
-            self.answer = status, after
-        except (OSError, ValueError, IndexError) as error:
-            self.answer = what, error
-        finally:
-            for one in (stream, sock):
-                if one:
-                    one.close()
+        from .channel_ask import asking
+
+        return (yield from asking(self))
 
 
 def _driven(steps):
@@ -302,43 +255,3 @@ def _loaded():
 def random(count):
     """0 to ``count`` - 1."""
     return int.from_bytes(urandom(4), "little") % count if count > 0 else 0
-
-
-def _connecting(sock, address, deadline):
-    sock.setblocking(False)
-    try:
-        sock.connect(address)
-    except OSError as error:
-        if error.errno != EINPROGRESS:
-            raise
-    poller = poll()
-    poller.register(sock, POLLOUT)
-    while True:
-        events = poller.poll(0)
-        if events:
-            if events[0][1] & ~POLLOUT:
-                sock.recv(1)  # raises what went wrong
-            return
-        yield from _waiting(deadline)
-
-
-def _waiting(deadline):
-    if ticks_diff(deadline, ticks_ms()) <= 0:
-        raise OSError(ETIMEDOUT)
-    yield _POLL_MS
-
-
-def _line(stream, deadline):
-    """A line, stripped; no more of it than some 100 bytes."""
-    data = b""
-    while True:
-        piece = stream.readline(64)
-        if piece is None:
-            yield from _waiting(deadline)
-            continue
-        if not piece:
-            raise OSError(ECONNRESET)
-        if len(data) < _MAX_LINE:
-            data += piece
-        if piece[-1] == 10:
-            return data.strip()

@@ -176,8 +176,10 @@ def status():
     print("Partition table:")
     print("# Name       Type     SubType      Offset       Size (bytes)")
     for entry in data["table"]:
-        keys = ("label", "type", "subtype", "offset", "size", "size")
-        print("  %-10s %-8s %-8s %#10x %#10x %10d" % tuple(entry[key] for key in keys))
+        entry["bytes"] = entry["size"]
+        print(
+            "  %(label)-10s %(type)-8s %(subtype)-8s %(offset)#10x %(size)#10x %(bytes)10d" % entry
+        )
     for record in data["otadata"]:
         print("OTA record: state=%(state)s, seq=%(seq)s, valid=%(valid)s" % record)
     for digest in data["failed"]:
@@ -205,7 +207,10 @@ PARTS = (
     ("encoded", "frames delta"),
     ("ble", "ble push_receiver push_intake"),
     ("listen", "listen push_receiver push_intake"),
-    ("channel", "channel channel_start channel_more channel_file channel_take trial twin"),
+    (
+        "channel",
+        "channel channel_ask channel_start channel_more channel_file channel_take trial twin",
+    ),
 )
 
 

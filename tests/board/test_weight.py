@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mpota.firmware import sample
+from mpota.release.build import Content
 from mpota.release.signing import PrivateKey
 from mpota.units import KiB
 
@@ -91,6 +92,17 @@ def test_an_idle_poll_of_a_channel_reads_no_file_and_takes_little_heap() -> None
         content = weight.after_poll(weight.trusting(everything.content, key), server.root)
         assert weight.idle_reads(content, server.root) == 0
         assert weight.idle_heap(content, server.root) <= 8 * KiB
+
+
+def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:
+    """`python -m bench weight` has what that comes to in heap that is enough: 8 KiB at most."""
+    key = PrivateKey.generate()
+    old, new = (sample.build_app("esp32", version=version, size=0x18000) for version in "12")
+    app = Content("app", "app.bin", new).compressed().with_delta(old)
+    everything = weight.install(weight.subject().everything, old)
+    with web.serving(weight.published(app, key)) as server:
+        trusting = weight.trusting(everything.content, key)
+        assert 0 < weight.held_by_channel(trusting, server) <= 7 * KiB
 
 
 def test_a_boot_with_nothing_to_do_reads_little(core: weight.Installed) -> None:
