@@ -21,13 +21,13 @@ class Item:
 
     ``name`` (member or URL), ``size``, ``encoding`` and ``chain`` are of these bytes; ``kind``,
     ``sha256``, ``content_size``, ``disk`` and ``partition`` of the payload that they give.
-    ``is_taken``: whether this board wants them.
+    ``is_taken``: whether this board wants them; ``is_usable``: whether it could take them.
     """
 
     # No method: its globals, this whole module, would stay in memory as long as the Items.
 
 
-def _make_item(payload, form, name, is_taken):
+def _make_item(payload, form, name, is_taken, is_usable):
     item = Item()
     item.name = name
     item.size = form.size
@@ -35,6 +35,7 @@ def _make_item(payload, form, name, is_taken):
     item.chain = form.chain
     item.content_size = payload.size
     item.is_taken = is_taken
+    item.is_usable = is_usable
     item.kind = payload.kind
     item.sha256 = payload.sha256
     item.disk = payload.disk
@@ -130,7 +131,35 @@ def _choose(payload, place, bases, trusted):
             "no-form", "the %s payload has no form that this board can use" % payload.kind
         )
     best = min(usable, key=lambda form: form.size)
-    return [_make_item(payload, form, getattr(form, place), form is best) for form in placed]
+    return [
+        _make_item(payload, form, getattr(form, place), form is best, form in usable)
+        for form in placed
+    ]
+
+
+def find_larger(release, item, error):
+    """The next larger form of the payload of ``item``, which does not fit the heap: it is taken.
+
+    Raises ``error`` if it says something else, if there is no such form, and if some of the app is
+    written.
+    """
+    app = release._app
+    is_lack = isinstance(error, MemoryError) or getattr(error, "code", "") == "memory"
+    if not is_lack or (app and app.written):
+        raise error
+    payload = item.kind, item.sha256, item.partition
+    larger = [
+        other
+        for other in release.items
+        if other.is_usable
+        and other.size > item.size
+        and (other.kind, other.sha256, other.partition) == payload
+    ]
+    if not larger:
+        raise error
+    found = min(larger, key=lambda other: other.size)
+    item.is_taken, found.is_taken = False, True
+    return found
 
 
 def _is_usable(form, kind, bases):

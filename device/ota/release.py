@@ -227,8 +227,16 @@ class Release:
             sector = yield from _reading_signature(url[:-5] + ".sig", request_args)
         yield from self.accepting(data, sector, "url")
         for item in self.items:
-            if item.is_taken:
-                yield from self._fetching(item, url, request_args, progress, buf)
+            while item.is_taken:
+                try:
+                    yield from self._fetching(item, url, request_args, progress, buf)
+                except Exception as error:
+                    unload("frames", "delta")
+                    from .policy import find_larger
+
+                    item = find_larger(self, item, error)
+                    del find_larger
+                    unload("policy")
 
     def _fetching(self, item, url, request_args, progress, buf):
         from .http_connect import resolve
@@ -471,7 +479,7 @@ class Bundle:
                 self._task = None
                 self._items = list(self._release.items)
             return True
-        if self._tar.next and self._is_judged_before(self._tar.next[0]):
+        if self._tar.next and self._is_judged(self._tar.next[0]):
             self._task = self._accepting()
             return True
         return self._tar.work()
@@ -489,7 +497,7 @@ class Bundle:
         if self._items:
             raise ReleaseError("member", "the bundle lacks '%s'" % self._items[0].name)
 
-    def _is_judged_before(self, name):
+    def _is_judged(self, name):
         is_signature = self._signature is None and name == _SIGNATURE
         return self._items is None and self._manifest is not None and not is_signature
 

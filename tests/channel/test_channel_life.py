@@ -4,6 +4,8 @@ several kinds of hardware, new keys, power cuts.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from mpota.formats.partition_table import Partition
 from mpota.release.build import data_content
@@ -231,6 +233,23 @@ def test_each_form_of_an_update_comes_by_a_channel(site: Site, form: str) -> Non
         assert [".from-" in request.path for request in payloads] == [True]
     if form in ("delta", "compressed"):
         assert payloads[0].sent < len(app.data)
+
+
+def test_where_a_smaller_form_does_not_fit_the_heap_the_next_larger_is_taken(site: Site) -> None:
+    """A board with little heap takes the app as it is, though a difference is published."""
+    app = encoded.content().compressed().with_delta(encoded.OLD)
+    site.publish(site.release("2.0", 2, replace(app, is_plain=True)))
+    taken = []
+    for heap in (88, 96, 112):
+        site.asked()
+        with channels.board(start=encoded.base(), heap_size=heap * 1024) as board:
+            run = board.run(follow(site, channels.UPDATE))
+            assert run.labels == ("ota_0", "ota_1"), (heap, run.console)
+            assert encoded.slot(board, len(encoded.NEW)) == encoded.NEW
+            assert report(board) == "confirmed 2.0"
+        taken.append([name for name in site.asked() if "app.bin" in name][-1])
+    assert taken[0].endswith("app.bin 200")
+    assert ".from-" in taken[-1]
 
 
 def test_data_comes_by_a_channel(tmp_path) -> None:
