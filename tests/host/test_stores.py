@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from mpota.errors import MpotaError, UsageError
-from mpota.publish.credentials import check_azure, check_google, find_aws
+from mpota.publish.credentials import check_google, find_aws, find_azure
 from mpota.publish.store import Directory, Store, open_store
 
-from tests.support import s3
+from tests.support import releases, s3
+from tests.support.published import mpota, write_bundle, write_keys
 
 BIG = bytes(range(256)) * 40_000  # more than a store sends in one part, unless told to
 
@@ -219,10 +222,13 @@ def test_without_keys_it_ends_before_anybody_is_asked(
 
 def test_azure_and_google_are_not_asked_without_credentials(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no account for az://"):
-        check_azure({})
+        find_azure({"AZURE_STORAGE_KEY": "b"})
     with pytest.raises(UsageError, match="no credentials for az://"):
-        check_azure({"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_CLIENT_ID": "b"})
-    check_azure({"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_SAS_KEY": "b"})
+        find_azure({"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_CLIENT_ID": "b"})
+    assert find_azure({"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_SAS_KEY": "b"}) == {}
+    assert find_azure({"AZURE_STORAGE_ACCOUNT": "a", "AZURE_STORAGE_KEY": "b"}) == {
+        "account_name": "a", "account_key": "b"
+    }  # fmt: skip
     home = {"HOME": str(tmp_path)}
     with pytest.raises(UsageError, match="no credentials for gs://"):
         check_google(home)
@@ -230,6 +236,43 @@ def test_azure_and_google_are_not_asked_without_credentials(tmp_path: Path) -> N
         check_google(home | {"GOOGLE_APPLICATION_CREDENTIALS": "none"})
     (tmp_path / "key.json").touch()
     check_google(home | {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "key.json")})
+
+
+@pytest.mark.parametrize("scheme", ["s3", "az", "gs"])
+def test_a_bucket_without_credentials_is_refused_before_a_client_of_its_cloud_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Which would ask the metadata address of the cloud that it believes to run in."""
+    import obstore.store
+
+    for name in s3.FOREIGN:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("S3Store", "AzureStore", "GCSStore"):
+        monkeypatch.setattr(obstore.store, name, None)
+    monkeypatch.chdir(tmp_path)
+    write_keys(tmp_path)
+    bundle = write_bundle(tmp_path / "a", "2.0.0", 5)
+    done = mpota("publish", bundle, f"{scheme}://bucket/pump", "--key", "key.pem")
+    assert done.code == 2
+    assert f"for {scheme}://" in done.error
+    assert "hint: " in done.error
+
+
+def test_azure_and_google_take_what_their_users_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more can be said of them: there is no server to try them on."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "pumps")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", b64encode(b"k" * 32).decode())
+    assert open_store("az://container/pump").name == "az://container/pump"
+    account = {
+        "type": "service_account", "client_email": "a@example.org", "private_key_id": "1",
+        "private_key": releases.key().to_pem().decode(),
+    }  # fmt: skip
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
+    assert open_store("gs://bucket/pump").name == "gs://bucket/pump"
 
 
 def test_without_obstore_it_is_named(tmp_path: Path) -> None:

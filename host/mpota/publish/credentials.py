@@ -84,8 +84,11 @@ def _aws_profile(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+# What the az command calls them: obstore has other names for these.
+_AZ_NAMES = {"AZURE_STORAGE_ACCOUNT": "account_name", "AZURE_STORAGE_KEY": "account_key"}
 # Sets of variables that obstore takes for credentials, each enough by itself.
 _AZURE = (
+    ("AZURE_STORAGE_KEY",),
     ("AZURE_STORAGE_ACCOUNT_KEY",),
     ("AZURE_STORAGE_ACCESS_KEY",),
     ("AZURE_STORAGE_SAS_KEY",),
@@ -96,15 +99,19 @@ _AZURE = (
 )
 
 
-def check_azure(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UsageError unless the environment names an account and lets somebody in."""
-    if not environment.get("AZURE_STORAGE_ACCOUNT_NAME"):
-        raise UsageError("there is no account for az://", "AZURE_STORAGE_ACCOUNT_NAME")
+def find_azure(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What obstore does not find in the environment by itself, as options of its AzureStore.
+
+    Raises UsageError unless an account is named, and something lets somebody in.
+    """
+    names = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
+    if not any(environment.get(name) for name in names):
+        raise UsageError("there is no account for az://", "AZURE_STORAGE_ACCOUNT")
     if not any(all(environment.get(name) for name in names) for names in _AZURE):
         raise UsageError(
-            "there are no credentials for az://",
-            "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+            "there are no credentials for az://", "AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN"
         )
+    return {key: environment[name] for name, key in _AZ_NAMES.items() if environment.get(name)}
 
 
 _GOOGLE_FILES = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mpota.errors import MpotaError, UsageError
-from mpota.publish.credentials import check_azure, check_google, find_aws
+from mpota.publish.credentials import check_google, find_aws, find_azure
 from mpota.publish.store import Listed, Stored, Tag, check_path, check_size
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def _s3(bucket: str, prefix: str | None) -> ObjectStore:
 def _azure(bucket: str, prefix: str | None) -> ObjectStore:
     from obstore.store import AzureStore
 
-    check_azure()
-    return AzureStore(bucket, prefix=prefix, **_client())
+    config: Any = find_azure()
+    return AzureStore(bucket, prefix=prefix, config=config, **_client())
 
 
 def _google(bucket: str, prefix: str | None) -> ObjectStore:
