@@ -16,8 +16,7 @@ _SECTOR = 4096
 _APP_AT = (0x10000, 0x210000)
 _SLOT_SIZE = 0x200000
 _OTADATA = (1, 0, 0xD000, 0x2000, "otadata", False)
-# Modules that are loaded once and stay: what they hold is not of one board. This one is.
-_ANEW = ("delta",)
+_COLLECTED = 4 << 20  # bytes between two collections of garbage
 
 board = None  # whose code runs
 now_ms = 0
@@ -141,6 +140,7 @@ def _otadata_record(sector):
 
 
 _app_files = {}
+_digests = {}  # of apps, as delta.py works them out
 
 
 def _reset():
@@ -181,7 +181,8 @@ def _exchange_modules(config):
         PWRON_RESET=1, HARD_RESET=2, WDT_RESET=3, DEEPSLEEP_RESET=4, SOFT_RESET=5,
     )  # fmt: skip
     modules["flashbdev"] = Posing(sys, bdev=None)
-    # A heap of many boards takes its time to be collected: when it is full, not at each step.
+    # A heap of many boards takes its time to be collected: now and then, not at each step.
+    gc.threshold(_COLLECTED)
     modules["gc"] = Posing(gc, collect=lambda: 0)
     modules["sys"] = Posing(sys, platform="esp32", implementation=_Implementation(config["board"]))
     # The same signature gives the same number, on whichever board: it is worked out once.
@@ -255,8 +256,8 @@ def _committing(release):
 def _prepare_package():
     import ota.base
 
-    unload = ota.base.unload
-    ota.base.unload = lambda *names: unload(*[name for name in names if name in _ANEW])
+    ota.base.unload = lambda *names: None  # no module is loaded twice
+    import ota.delta
     import ota.release
 
     ota.release.Release.open = _open
@@ -272,7 +273,6 @@ class Crowd:
         self._failing = config["failing"]  # versions that are never confirmed -> numbers of boards
         self._due = []  # heap of (ms, number)
         self._boards = {}
-        self._events = []
         self._polls = 0
         for number, unique_id in config["boards"]:
             made = Board(number, bytes.fromhex(unique_id), config["app"])
@@ -282,6 +282,8 @@ class Crowd:
     def _as(self, one, function):
         global board
         board = one
+        # What this module remembers is of what runs.
+        sys.modules["ota.delta"]._known = _digests.setdefault(one.apps[one.runs], {})
         return function(one)
 
     def _begin(self, one):
@@ -308,7 +310,6 @@ class Crowd:
     def run(self, until_ms):
         """Let time go on until then."""
         global now_ms
-        self._events = []
         self._polls = 0
         while self._due[0][0] < until_ms:
             now_ms, number = heapq.heappop(self._due)
@@ -317,7 +318,7 @@ class Crowd:
         codes = {}
         for one in self._boards.values():
             codes[one.client.code] = codes.get(one.client.code, 0) + 1
-        return {"events": self._events, "polls": self._polls, "codes": codes}
+        _say({"polls": self._polls, "codes": codes})
 
     def _turn(self, one):
         self._polls += 1
@@ -346,7 +347,13 @@ class Crowd:
         self._start(one)
 
     def _tell(self, one, what, *more):
-        self._events.append([now_ms // 1000, one.number, what] + list(more))
+        _say([now_ms // 1000, one.number, what] + list(more))
+
+
+def _say(message):
+    # Piece by piece: between so many boards there is no room for a long text.
+    json.dump(message, sys.stdout)
+    print()
 
 
 def main():
@@ -366,12 +373,12 @@ def main():
     sys.path[:] = ["/packages", ".frozen"]
     _prepare_package()
     crowd = Crowd(config)
-    print(json.dumps({"boards": len(config["boards"])}))
+    _say({"boards": len(config["boards"])})
     while True:
         line = sys.stdin.readline()
         if not line:
             return
-        print(json.dumps(crowd.run(json.loads(line)["until_ms"])))
+        crowd.run(json.loads(line)["until_ms"])
 
 
 main()
