@@ -176,10 +176,8 @@ def status():
     print("Partition table:")
     print("# Name       Type     SubType      Offset       Size (bytes)")
     for entry in data["table"]:
-        entry["bytes"] = entry["size"]
-        print(
-            "  %(label)-10s %(type)-8s %(subtype)-8s %(offset)#10x %(size)#10x %(bytes)10d" % entry
-        )
+        keys = ("label", "type", "subtype", "offset", "size", "size")
+        print("  %-10s %-8s %-8s %#10x %#10x %10d" % tuple(entry[key] for key in keys))
     for record in data["otadata"]:
         print("OTA record: state=%(state)s, seq=%(seq)s, valid=%(valid)s" % record)
     for digest in data["failed"]:
