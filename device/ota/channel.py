@@ -3,34 +3,25 @@
     channel = ota.channel.Channel("https://files.example.org/pump", name="pump")
     asyncio.create_task(channel.run())
 
-This module stays in memory, and channel_ask.py between polls: all that is needed for one whose
-answer is "not modified", a single request, without a file being read. What begins
-(channel_start.py), reads what is published (channel_more.py, channel_file.py) and installs
-(channel_take.py) is loaded for that, and let go of. The file's format: docs/channel_file.md.
+This module stays in memory, with follow.py, and is all that a poll needs whose answer is "not
+modified". What begins (channel_start.py), reads what is published (channel_more.py,
+channel_file.py) and keeps account of what is installed (follow_more.py) is loaded for that, and let
+go of. The file's format: docs/channel_file.md.
 """
 
 import gc
 from hashlib import sha256
-from os import urandom
-from sys import modules
-from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+from time import ticks_diff, ticks_ms
 
 from micropython import const
 
-from .base import OTAError, ReleaseError, unload
+from .base import OTAError, ReleaseError
+from .follow import Follower, driven, installing, random
 
-DAY = const(86400)
 _LOOK_AGAIN = const(600)  # seconds after which a file is asked for again before the switch
-# Modules that are let go of when a step is over, but for those that were there before.
-_PASSING = (
-    "channel_ask channel_start channel_more channel_file channel_take trial twin keys manifest "
-    "chips confirm boot otadata http pump image slot begin ready finish failure local merged "
-    "release tar policy files frames delta chain recovery http_ask http_connect http_resume "
-    "tls_trust"
-)
 
 
-class Channel:
+class Channel(Follower):
     """Follows the channel ``channel`` in the directory ``url``, for the product ``name``.
 
     ``may_install(offer)`` is the app's say before an update begins: True is yes, False no to this
@@ -47,13 +38,7 @@ class Channel:
     Raises OTAError ("no-key") on a board that trusts no key.
     """
 
-    busy = False
-    offer = error = None
-    code = "new"
-    reason = "not asked yet"
-
-    # channel_start.py has what else there is. The modules of this part use all of it, and the
-    # methods below that begin with "_".
+    # channel_start.py has what else there is.
 
     def __init__(self, url, name, channel="stable", **options):
         self._call("channel_start", "begin", url, name, channel, options)
@@ -63,7 +48,7 @@ class Channel:
 
         ``by_hand``: a person asks: share and spread are not waited for. Raises OTAError.
         """
-        _driven(self._step("channel_more", "checking", by_hand, not self.is_known))
+        driven(self._step("channel_more", "checking", by_hand, not self.is_known))
         return None if self.code else self.offer
 
     def update(self, by_hand=False):
@@ -71,35 +56,7 @@ class Channel:
 
         The app's `may_install` is asked unless it is ``by_hand``.
         """
-        return _driven(self._updating(by_hand, not self.is_known))
-
-    def poll(self):
-        """For apps with a loop of their own: call it often. Whether it was time, and a poll was
-        made, with the update that came of it. What fails is in `error`.
-        """
-        if ticks_diff(self.due, ticks_ms()) > 0:
-            return False
-        pause = _driven(self._turning())
-        self.due = ticks_add(ticks_ms(), min(pause, 2 * DAY) * 1000)
-        return True
-
-    async def run(self):
-        """Follow the channel for the life of the app: one task. What fails is in `error`."""
-        from asyncio import sleep_ms
-
-        await sleep_ms(max(0, ticks_diff(self.due, ticks_ms())))
-        while True:
-            steps = self._turning()
-            try:
-                while True:
-                    await sleep_ms(next(steps))
-            except StopIteration as end:
-                pause = end.value
-            finally:
-                steps.close()
-            while pause > 0:
-                await sleep_ms(min(pause, DAY) * 1000)
-                pause -= DAY
+        return driven(self._updating(by_hand, not self.is_known))
 
     def wake(self, memory=None, slept_s=None):
         """For boards that wake from deep sleep: one poll if it is time for it, with the update that
@@ -112,7 +69,7 @@ class Channel:
         is_full, pause = self._call("channel_more", "plan_wake", memory, slept_s)
         if pause:
             return pause
-        pause = _driven(self._turning(is_full))
+        pause = driven(self._turning(is_full))
         if memory:
             self._call("channel_more", "note_wake", memory, is_full, pause)
         return pause
@@ -130,7 +87,7 @@ class Channel:
             self.error = None
             self.failures = 0
         except OTAError as error:
-            pause = self._call("channel_more", "back_off", error)
+            pause = self._call("follow_more", "back_off", error)
         if not pause:
             pause = self.poll_s * 3 // 4 + random(self.poll_s // 2 + 1)
             if self.offer:
@@ -144,38 +101,34 @@ class Channel:
         """A generator: read what is published, and install what there is; whether that was done."""
         while True:
             yield from self._step("channel_more", "checking", by_hand, is_full)
-            if self.code or not self.offer or not self._call("channel_take", "begin", by_hand):
+            if self.code or not self.offer or self._call("channel_more", "is_taken"):
+                return False
+            if not self._call("follow_more", "begin", "channel", self.offer.serial, by_hand):
                 return False
             try:
                 is_restart_due = yield from self._installing(by_hand)
                 break
             except OTAError as error:
-                self._call("channel_take", "account", error)
+                self._call("follow_more", "account", error)
                 if error.code != "again":
                     raise
                 is_full = False  # it has been asked for, before the switch: there is another one
-        self._call("channel_take", "end", is_restart_due)
+        self._call("follow_more", "end", is_restart_due)
+        if is_restart_due:
+            self._call("follow_more", "restart")
         return True
 
     def _installing(self, by_hand):
         """A generator: `installing` of release.py, with nothing else in memory but this module."""
-        unload("channel_ask")
-        before = _loaded()
-        try:
-            from .release import installing as steps
-
-            return (
-                yield from steps(
-                    self.offer.url,
-                    dict(self.request, origin=self.url),  # which alone is told secrets
-                    self.progress,
-                    check=self._check,
-                    before_switch=lambda: self._looking_again(by_hand),
-                )
-            )
-        finally:
-            steps = None
-            unload(*[name for name in _loaded() if name not in before])
+        return installing(
+            "release",
+            "installing",
+            self.offer.url,
+            dict(self.request, origin=self.url),  # which alone is told secrets
+            self.progress,
+            check=self._check,
+            before_switch=lambda: self._looking_again(by_hand),
+        )
 
     def _check(self, data, entry=None):
         """Raises ReleaseError ("pin") unless a manifest, or what was found in it, is the one that
@@ -201,57 +154,15 @@ class Channel:
         limit = max(self.poll_s, _LOOK_AGAIN) * 1000
         if not 0 <= ticks_diff(ticks_ms(), self.read_at) < limit:
             is_same = self.ask and (yield from self._asking())
-            self._call("channel_take", "look_again", is_same, by_hand)
-
-    def _step(self, module, function, *args):
-        """A generator: that of a module that is loaded for it."""
-        before = _loaded()
-        try:
-            return (yield from _find(module, function)(self, *args))
-        finally:
-            unload(*[name for name in _loaded() if name not in before])
-
-    def _call(self, module, function, *args):
-        """A function of a module that is loaded for it."""
-        before = _loaded()
-        try:
-            return _find(module, function)(self, *args)
-        finally:
-            unload(*[name for name in _loaded() if name not in before])
+            self._call("channel_more", "look_again", is_same, by_hand)
+        self._call("follow_more", "switching")
 
     def _asking(self):
         """A generator: whether the server says that the file is still the one with our ETag.
 
-        Else `answer` is what channel_more.py acts on: see channel_ask.py, which stays in memory
-        until something is installed.
+        If not, `answer` is (status, Retry-After), or (what failed, the error), for channel_more.py
+        to act on.
         """
-        from .channel_ask import asking
-
-        return (yield from asking(self))
-
-
-def _driven(steps):
-    """Run a generator that yields ms to wait, to its end; what it returns."""
-    try:
-        while True:
-            sleep_ms(next(steps))
-    except StopIteration as end:
-        return end.value
-    finally:
-        steps.close()
-
-
-def _find(module, function):
-    name = __name__[:-7] + module
-    __import__(name)
-    return getattr(modules[name], function)
-
-
-def _loaded():
-    """Which of the modules are loaded that a step needs for a moment."""
-    return [name for name in _PASSING.split() if __name__[:-7] + name in modules]
-
-
-def random(count):
-    """0 to ``count`` - 1."""
-    return int.from_bytes(urandom(4), "little") % count if count > 0 else 0
+        status, after, error = yield from self._exchanging(self.ask)
+        self.answer = status, error or after
+        return status == 304

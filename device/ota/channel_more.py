@@ -9,8 +9,7 @@ from time import gmtime, ticks_add, ticks_ms
 from micropython import const
 
 from . import base
-from .base import ReleaseError, SourceError
-from .channel import DAY, random
+from .base import ReleaseError, SourceError, StateError
 from .channel_start import (
     DIGEST,
     EXPIRES,
@@ -23,6 +22,7 @@ from .channel_start import (
     number,
     set_ask,
 )
+from .follow import DAY, random
 
 _MAX_SIZE = const(11840)  # of a channel file
 _MAX_FRESH = const(4672)  # of a fresh file
@@ -30,11 +30,7 @@ _MAX_TAG = const(96)
 _MEMORY = "<IIBB"  # of `wake`: when the next poll is due, when all was read; failures; a mark
 _MEMORY_SIZE = const(10)
 _MARK = const(0xC5)
-_FIRST_FAULT = const(60)  # seconds
-_NO_NETWORK = const(10)
-_MAX_NO_NETWORK = const(300)
 _SOON = const(60)  # until the app is asked again that said "later"
-_MAX_FAILURES = const(20)
 _CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
 
 
@@ -170,6 +166,33 @@ def judge(channel, by_hand):
             channel.reason = "%s: its turn comes in %d s" % (offer.version, seconds_left)
 
 
+def is_taken(channel):
+    """Whether the offer has been taken since it was found."""
+    offer = channel.offer
+    from .keys import load
+
+    counter = load().counter
+    del load
+    base.unload("keys")
+    if counter < offer.counter:
+        return False
+    channel.offer = None
+    channel.is_known = False  # what comes after it is to be found
+    channel.code, channel.reason = "current", "%s is installed" % offer.version
+    return True
+
+
+def look_again(channel, is_same, by_hand):
+    """Before the switch. Raises StateError ("again") if another channel file may be there."""
+    offer = channel.offer
+    if not is_same:
+        raise StateError("again", "%s waits: the channel may have changed" % offer.version)
+    channel.read_at = ticks_ms()
+    judge(channel, by_hand)
+    if channel.code:
+        raise StateError("again", "%s waits: %s" % (offer.version, channel.reason))
+
+
 def left(channel):
     """Seconds until the offer may start; 0: it may."""
     offer = channel.offer
@@ -194,24 +217,6 @@ def until_offer(channel, pause):
         return min(pause, _SOON)
     if channel.code == "spread":
         return min(pause, max(left(channel), 1))
-    return pause
-
-
-def back_off(channel, error):
-    """Seconds until the next poll after one that failed with ``error``, an OTAError."""
-    channel.error = error
-    channel.log("%s: %s" % (error.code, error))
-    channel.failures = min(channel.failures + 1, _MAX_FAILURES)
-    first, most = _FIRST_FAULT, channel.poll_s
-    if error.code == "dns":
-        first, most = _NO_NETWORK, _MAX_NO_NETWORK
-    elif not isinstance(error, SourceError) and error.code not in ("memory", "busy"):
-        return most - random(most // 4 + 1)  # asking again soon would change nothing
-    pause = min(first << (channel.failures - 1), most)
-    pause -= random(pause // 4 + 1)  # not all boards at once
-    after = getattr(error, "retry_after", None) or ""
-    if after.isdigit():  # it may be a date as well
-        pause = max(pause, min(int(after[:6]), DAY)) + random(60)
     return pause
 
 

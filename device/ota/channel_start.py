@@ -10,7 +10,7 @@ from micropython import const
 
 from . import base
 from .base import OTAError, SourceError
-from .channel import DAY, random
+from .follow import DAY, random
 from .twin import recall_twin
 
 KEYS = ("channel-a", "channel-b")  # in NVS: the state
@@ -138,7 +138,7 @@ def set_ask(channel, tag):
     if not all("!" <= c <= "~" for c in rest):  # http_connect.py escapes a blank, an umlaut
         return
     if is_tls and not channel.context:
-        channel.context = _make_context(channel.request)
+        channel.context = channel._call("follow_more", "make_context")
     head = "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n" % (slash + path, place)
     headers = {"User-Agent": "ota (MicroPython)", "If-None-Match": tag}
     headers.update(channel.request.get("headers") or {})
@@ -161,12 +161,3 @@ def set_ask(channel, tag):
         channel.request.get("server_name") or host,
         head.encode() + b"\r\n",
     )
-
-
-def _make_context(request):
-    from .tls_trust import Trust
-
-    names = ("cafile", "cadata", "server_name", "insecure_tls")
-    context = Trust(**{name: request[name] for name in names if name in request}).make_context()
-    context.verify_callback = None  # which would keep the module in memory
-    return context

@@ -207,7 +207,7 @@ PARTS = (
     ("listen", "listen push_receiver push_intake"),
     (
         "channel",
-        "channel channel_ask channel_start channel_more channel_file channel_take trial twin",
+        "channel channel_start channel_more channel_file follow follow_ask follow_more trial twin",
     ),
 )
 

@@ -17,7 +17,7 @@ from esp32 import Partition
 from micropython import const
 
 from . import base, otadata
-from .twin import recall_twin, save_twin
+from .twin import TRIAL, recall_twin, save_twin
 
 NONE = const(0)
 OFFERED = const(1)
@@ -28,7 +28,6 @@ FAILED = const(5)  # it has had its boot and was given up
 REFUSED = const(6)  # it did not get so far; `why` says what was wrong
 NAMES = ("none", "offered", "started", "switched", "confirmed", "failed", "refused")
 
-_KEYS = ("trial-a", "trial-b")
 # format, generation, stage, attempts, power cuts that were forgiven, told, number of digests that
 # failed before, tag; offset of the slot (0: files), what stands there; the release's digest.
 _HEAD = "<BIBBBBBII32s32s"
@@ -65,7 +64,7 @@ class Trial:
 def load():
     """The record, brought up to date: a trial may have ended since. Raises OTAError ("trial")."""
     trial = Trial()
-    data = recall_twin(_KEYS)
+    data = recall_twin(TRIAL)
     if len(data) >= _HEAD_SIZE and data[0] == _FORMAT:
         (
             _, _, trial.stage, trial.attempts, trial.cuts, trial.told, count,
@@ -77,6 +76,8 @@ def load():
             trial.origin, trial.version, trial.why = str(data[end:], "utf-8").split("\0")
         except ValueError:
             pass
+        if trial.stage == STARTED and trial.offset:
+            _find_out(trial)
         if trial.stage == SWITCHED:
             _settle(trial)
     return trial
@@ -105,7 +106,22 @@ def offer(trial, origin, digest, version, tag=0):
 def start(trial):
     """It is about to be installed."""
     trial.attempts = min(trial.attempts + 1, 255)
-    trial.stage, trial.why, trial.told = STARTED, "", 0
+    trial.stage, trial.why, trial.told, trial.offset = STARTED, "", 0, 0
+    _save(trial)
+
+
+def wait(trial, why):
+    """It has come, and is not to be made what boots next yet."""
+    trial.why, trial.offset = why, 0
+    _save(trial)
+
+
+def switching(trial):
+    """It is about to be made what boots next: note what is so before, to tell it from what follows.
+
+    If the power fails between that and `switched`, `load` finds out.
+    """
+    trial.offset, trial.what = Partition(Partition.RUNNING).info()[2], _state()
     _save(trial)
 
 
@@ -140,6 +156,11 @@ def tell(trial):
         _save(trial)
 
 
+def runs(trial):
+    """Whether what was confirmed is what runs now, as far as that can be told."""
+    return bool(trial.what != _ANY and _ended(trial))
+
+
 def report():
     """What has become of the last release, as a dict for whoever wants to know.
 
@@ -161,7 +182,7 @@ def report():
 def _save(trial):
     texts = "\0".join((trial.origin, trial.version, trial.why))
     save_twin(
-        _KEYS,
+        TRIAL,
         lambda generation: struct.pack(
             _HEAD, _FORMAT, generation, trial.stage, trial.attempts, trial.cuts, trial.told,
             len(trial.failed) // _SHORT, trial.tag, trial.offset, trial.what, trial.digest,
@@ -189,6 +210,41 @@ def _find_waiting():
     return 0, _ANY
 
 
+def _find_out(trial):
+    """It was about to be made what boots next: was it?"""
+    before, trial.offset = trial.offset, 0
+    if trial.what == _state():
+        trial.what = _ANY
+    else:
+        running = Partition(Partition.RUNNING)
+        trial.stage = SWITCHED
+        trial.offset, trial.what = _find_waiting()
+        if running.info()[2] != before:  # it has been started
+            trial.offset, trial.what = running.info()[2], otadata.app_id(running) or _ANY
+        elif trial.what == _ANY:  # files that are confirmed already
+            from .boot import read_record
+
+            trial.what = _files_id((read_record(running) or {"now": {}})["now"])
+    _save(trial)
+
+
+def _state():
+    """32 bytes that are others once something else runs, is to boot next, or waits to."""
+    from hashlib import sha256
+
+    running = Partition(Partition.RUNNING)
+    state = sha256(struct.pack("<II", running.info()[2], _boots().info()[2]))
+    state.update(otadata.app_id(running) or b"")
+    if otadata.has_home():
+        from .boot import read_record
+
+        record = read_record(running) or {}
+        for key in ("now", "next"):
+            if key in record:
+                state.update(_files_id(record[key]))
+    return state.digest()
+
+
 def _boots():
     try:
         return Partition(Partition.BOOT)
@@ -205,8 +261,12 @@ def _files_id(release):
     return sha256(release.get("certs", "").encode()).digest()
 
 
+def _ended(trial):
+    return _app_ended(trial) if trial.offset else _files_ended(trial)
+
+
 def _settle(trial):
-    ended = _app_ended(trial) if trial.offset else _files_ended(trial)
+    ended = _ended(trial)
     if ended is None:
         return
     if ended:
@@ -249,7 +309,7 @@ def _fail(trial):
 
     if reset_cause() == PWRON_RESET and not trial.cuts:
         trial.cuts = 1
-        trial.stage = STARTED
+        trial.stage, trial.offset = STARTED, 0
         trial.why = "the power failed in its first boot"
         return
     trial.stage = FAILED

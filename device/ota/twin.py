@@ -12,6 +12,8 @@ from micropython import const
 from . import base
 from .base import OTAError
 
+TRIAL = ("trial-a", "trial-b")  # the keys of trial.py
+
 _MAX_SIZE = const(512)
 
 

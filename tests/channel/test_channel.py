@@ -16,7 +16,7 @@ from tests.support.releases import key
 
 # One poll as `run` makes it, and how long it is until the next.
 TURN = """
-pause = ota.channel._driven(channel._turning())
+pause = ota.channel.driven(channel._turning())
 print(channel.code or "-", channel.error and channel.error.code, pause)
 """
 # Told before the channel is made: how often NVS was written.

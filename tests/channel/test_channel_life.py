@@ -129,7 +129,7 @@ def test_a_board_that_sleeps_and_remembers_nothing_polls_by_lot(board: Board, si
 def test_all_is_asked_for_once_a_day(board: Board, site: Site) -> None:
     """Servers have been seen to say "not modified" of a file that was."""
     site.publish(site.release("1.0", 1))
-    turn = "ota.channel._driven(channel._turning())\n"
+    turn = "ota.channel.driven(channel._turning())\n"
     then = f"{turn * 2}channel.full_due = ota.channel.ticks_ms()\n{turn * 2}"
     done(board.run(follow(site, then)))
     assert site.asked() == [
@@ -140,7 +140,7 @@ def test_all_is_asked_for_once_a_day(board: Board, site: Site) -> None:
 def test_a_server_without_etags_is_followed_as_well(board: Board, site: Site) -> None:
     site.publish(site.release("1.0", 1))
     site.server.files["/pump/stable.channel"].etag = None
-    turn = "ota.channel._driven(channel._turning())\nprint(channel.code, channel.error)\n"
+    turn = "ota.channel.driven(channel._turning())\nprint(channel.code, channel.error)\n"
     assert done(board.run(follow(site, turn * 2))).splitlines() == ["current None"] * 2
     assert site.asked() == ["stable.channel 200"] * 2
 
@@ -152,7 +152,7 @@ def test_a_redirect_is_followed(board: Board, site: Site) -> None:
         handler.answer("302 Found", [f"Location: {site.url}/stable.channel", "Content-Length: 0"])
 
     site.server.files["/there/stable.channel"] = moved
-    turn = "ota.channel._driven(channel._turning())\nprint(channel.code, channel.error)\n"
+    turn = "ota.channel.driven(channel._turning())\nprint(channel.code, channel.error)\n"
     script = follow(site, turn * 2).replace(f"{site.url}'", f"{site.server.url('/there')}/'")
     assert done(board.run(script)).splitlines() == ["current None"] * 2
 
@@ -195,7 +195,7 @@ def test_a_channel_over_tls_is_followed_and_an_idle_poll_is_one_request(board: B
         assert report(board) == "confirmed 2.0"
         assert look(board, site, more=more).startswith("offer None current")
         site.asked()
-        turn = "ota.channel._driven(channel._turning())\nprint(channel.code, channel.error)\n"
+        turn = "ota.channel.driven(channel._turning())\nprint(channel.code, channel.error)\n"
         assert (
             done(board.run(follow(site, turn * 2, more=more))).splitlines() == ["current None"] * 2
         )

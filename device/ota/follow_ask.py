@@ -1,6 +1,6 @@
-"""The poll of a channel: one request, of whose answer little more than the status is read.
+"""One request, and the answer to it: what asks in an idle poll, and for little more than a status.
 
-It stays in memory from one poll to the next, and makes room for an installation: channel.py.
+It stays in memory from one poll to the next, and makes room for an installation: see follow.py.
 """
 
 from errno import ECONNRESET, EINPROGRESS, ETIMEDOUT
@@ -16,17 +16,12 @@ _MAX_LINE = const(96)
 _MAX_LINES = const(64)
 
 
-def asking(channel):
-    """A generator: whether the server says that the file is still the one with our ETag.
-
-    If not, `answer` of the channel is (status, Retry-After or None), or (what failed, the error),
-    for channel_more.py to act on.
-    """
-    is_tls, host, port, name, data = channel.ask
+def exchanging(follower, ask, read=None):
+    """A generator: see `Follower._exchanging`."""
+    is_tls, host, port, name, data = ask
     sock = stream = None
     deadline = ticks_add(ticks_ms(), _TIMEOUT_MS)
     what = "dns"
-    channel.answer = None
     try:
         address = getaddrinfo(host, port, 0, SOCK_STREAM)[0]
         what = "connection"
@@ -34,7 +29,7 @@ def asking(channel):
         yield from _connecting(sock, address[-1], deadline)
         if is_tls:
             what = "tls"
-            stream = channel.context.wrap_socket(
+            stream = follower.context.wrap_socket(
                 sock, server_hostname=name, do_handshake_on_connect=False
             )
         view = memoryview(data)
@@ -43,23 +38,28 @@ def asking(channel):
             if count:
                 view = view[count:]
             else:
-                yield from _waiting(deadline)
+                yield from waiting(deadline)
         what = "connection"
-        parts = (yield from _line(stream, deadline)).split(None, 2)
-        status = int(parts[1])
-        if status < 500 and status != 429:
-            channel.answer = status, None
-            return status == 304
-        after = ""
+        status = int((yield from line_of(stream, deadline)).split(None, 2)[1])
+        after, size = "", None
         for _ in range(_MAX_LINES):
-            line = yield from _line(stream, deadline)
-            if line[:12].lower() == b"retry-after:":
-                after = str(line[12:].strip(), "ascii")
+            line = yield from line_of(stream, deadline)
+            key, _, value = line.partition(b":")
+            key = key.lower()
+            if key == b"retry-after":
+                after = str(value.strip(), "ascii")
+            elif key == b"content-length":
+                size = int(value)
+            elif key == b"transfer-encoding":
+                size = -1
             if not line:
                 break
-        channel.answer = status, after
+        body = b""
+        if read and status == 200:
+            body = yield from read(stream, size, deadline)
+        return status, after, body
     except (OSError, ValueError, IndexError) as error:
-        channel.answer = what, error
+        return what, None, error
     finally:
         for one in (stream, sock):
             if one:
@@ -81,22 +81,22 @@ def _connecting(sock, address, deadline):
             if events[0][1] & ~POLLOUT:
                 sock.recv(1)  # raises what went wrong
             return
-        yield from _waiting(deadline)
+        yield from waiting(deadline)
 
 
-def _waiting(deadline):
+def waiting(deadline):
     if ticks_diff(deadline, ticks_ms()) <= 0:
         raise OSError(ETIMEDOUT)
     yield _POLL_MS
 
 
-def _line(stream, deadline):
+def line_of(stream, deadline):
     """A line, stripped; no more of it than some 100 bytes."""
     data = b""
     while True:
         piece = stream.readline(64)
         if piece is None:
-            yield from _waiting(deadline)
+            yield from waiting(deadline)
             continue
         if not piece:
             raise OSError(ECONNRESET)
