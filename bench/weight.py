@@ -68,9 +68,9 @@ import ota
 ota.release.install("{root}/{name}", reboot=False)
 print("done")
 """
-# An app of some size that updates itself, and the same that follows a channel, after some polls.
+# An app of some size that updates itself, and the same that follows something, after some polls.
 _APP = "import ota.update\nkept = bytearray(24 * 1024)\n"
-_IDLE = """
+FOLLOW_CHANNEL = """
 import ota.channel
 channel = ota.channel.Channel("{root}", name="demo")
 for _ in range({polls}):
@@ -101,6 +101,18 @@ def progress(done, total):
     gc.collect()
     found.append(gc.mem_alloc() - before)
 """
+FOLLOW_SERVER = """
+import ota.ddi, time
+client = ota.ddi.Client("{root}", "DEFAULT", "demo", token="0123456789abcdef")
+for _ in range({polls}):
+    client.due = time.ticks_ms()
+    client.poll()
+if client.code == "current" and not client.error:
+    print("done")
+"""
+# At that server: nothing to do.
+IDLE_ANSWER = b'{"config":{"polling":{"sleep":"00:05:00"}}}'
+IDLE_PATH = "DEFAULT/controller/v1/demo"
 _TRUST = "import ota; ota.keys.add({digest!r})"
 _FILES = 3  # of a release, beside main.py
 # main.py of the release: it confirms, as each has to.
@@ -237,7 +249,7 @@ def least_heap(
             low, high = high, min(high + _MARGIN, _HIGH)
 
 
-# --- a channel ---------------------------------------------------------------------------------
+# --- a channel, a server -----------------------------------------------------------------------
 
 
 def channel_file(key: PrivateKey) -> bytes:
@@ -247,29 +259,37 @@ def channel_file(key: PrivateKey) -> bytes:
     return sign_line(line, (key,))
 
 
-def channel_size(what: Subject, app: bytes) -> int:
-    """What the part takes of the file system, beside all others."""
-    others = {name: data for name, data in what.everything.items() if name != "channel.pack"}
+def is_of(name: str, part: str) -> bool:
+    """Whether a file of the package is of that part, or shared by it with others."""
+    return part in name.removesuffix(".pack").split("-")
+
+
+def part_size(part: str, what: Subject, app: bytes) -> int:
+    """What the part takes of the file system, beside all others; what those share counts too."""
+    others = {name: data for name, data in what.everything.items() if not is_of(name, part)}
     return install(what.everything, app).used_size - install(others, app).used_size
 
 
 def after_poll(content: bytes, root: str) -> bytes:
     """The flash of a board that knows the channel at ``root``, and has its ETag."""
     with board_with(content) as board:
-        _run(board, _IDLE.format(root=root, polls=1))
+        _run(board, FOLLOW_CHANNEL.format(root=root, polls=1))
         return board.flash.snapshot()
 
 
-def idle_reads(content: bytes, root: str) -> int:
-    """Flash reads of two idle polls: those of three, less those of one and of all before it."""
-    one, three = (all_reads(content, _IDLE.format(root=root, polls=polls)) for polls in (1, 3))
+def idle_reads(content: bytes, root: str, follow: str) -> int:
+    """Flash reads of two idle polls: those of three, less those of one and of all before it.
+
+    ``follow``: `FOLLOW_CHANNEL` or `FOLLOW_SERVER`.
+    """
+    one, three = (all_reads(content, follow.format(root=root, polls=polls)) for polls in (1, 3))
     return three - one
 
 
-def idle_heap(content: bytes, root: str) -> int | None:
-    """Bytes that it takes to follow a channel up to an idle poll, beside `ota.update`."""
+def idle_heap(content: bytes, root: str, follow: str) -> int | None:
+    """Bytes that it takes to follow something up to an idle poll, beside `ota.update`."""
     without = least_heap(content, _APP + "print('done')")
-    follows = least_heap(content, _APP + _IDLE.format(root=root, polls=2))
+    follows = least_heap(content, _APP + follow.format(root=root, polls=2))
     return None if without is None or follows is None else follows - without
 
 
@@ -341,6 +361,9 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
     "channel in the file system, beside all other parts": ("KiB", 40, None),
     "flash reads, idle poll of a channel": ("", 0, None),
     "heap, idle poll of a channel, beside ota.update": ("KiB", 8, None),
+    "ddi in the file system, beside all other parts": ("KiB", 40, None),
+    "flash reads, idle poll of a server": ("", 0, None),
+    "heap, idle poll of a server, beside ota.update": ("KiB", 8, None),
     "heap, a delta by a channel, beside the same without": ("KiB", 8, None),
     "flash time at the least heap": ("s", 6.8, 21.2),
     "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
@@ -396,10 +419,11 @@ def measure(
         for name in ("app.bundle", "compressed.bundle", "delta.bundle"):
             script = _RELEASE.format(root=server.root, name=name)
             tell(_kib(least_heap(trusted, script)))
-        tell(channel_size(what, pair.old) / KiB)
         following = after_poll(trusted, server.root)
-        tell(idle_reads(following, server.root))
-        tell(_kib(idle_heap(following, server.root)))
+        for part, follow in (("channel", FOLLOW_CHANNEL), ("ddi", FOLLOW_SERVER)):
+            tell(part_size(part, what, pair.old) / KiB)
+            tell(idle_reads(following, server.root, follow))
+            tell(_kib(idle_heap(following, server.root, follow)))
         delta = Content("app", "app.bin", pair.new).compressed().with_delta(pair.old)
         with web.serving(published(delta, key)) as channel:
             tell(_kib(install_heap(trusted, channel)))
@@ -421,7 +445,8 @@ def _served(old: bytes, new: bytes, key: PrivateKey) -> dict[str, bytes]:
         "delta.bundle": app.compressed().with_delta(old),
     }
     files = {name: _bundle(form, key).to_bytes() for name, form in forms.items()}
-    return {"app.bin": new, "stable.channel": channel_file(key)} | files
+    served = {"stable.channel": channel_file(key), IDLE_PATH: IDLE_ANSWER}
+    return {"app.bin": new} | served | files
 
 
 def _bundle(app: Content, key: PrivateKey) -> Bundle:

@@ -17,9 +17,14 @@ _BLOCK = const(65536)
 _VALIDATE_FAILED = const(-5379)  # ESP_ERR_OTA_VALIDATE_FAILED
 
 
-def closing(intake, console=None):
-    """A generator: check the whole that an Intake has taken, then make it the next to boot."""
+def closing(intake, console=None, before_switch=None):
+    """A generator: check the whole that an Intake has taken, then make it the next to boot.
+
+    ``before_switch()`` is a generator, when all is checked: what it raises ends it.
+    """
     yield from sealing(intake)
+    if before_switch:
+        yield from before_switch()
     image = intake.image
     if console and image:
         console.seal(image.digest)

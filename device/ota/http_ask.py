@@ -119,7 +119,9 @@ def _take_headers(client, lines, found, is_kept):
 def begin(source):
     """The answer is the whole file: take what it says of it. Raises SourceError."""
     client = source.client
-    if client.status != 200:
+    if client.status == 206 and client.first == 0 and client.total:  # a range was asked for
+        client.size = client.total
+    elif client.status != 200:
         raise refused(client, source.name)
     if source.kept_end and not source.is_same(client.size):
         source.kept_end = 0

@@ -112,6 +112,7 @@ def prepare(source, buf):
     source.skip = 0
     more = []
     if source.at:
+        client.headers.pop("Range", None)  # of the whole file: ddi_more.py
         more.append(("Range", "bytes=%d-" % source.at))
         if source.validator and not source.validator.startswith("W/"):
             more.append(("If-Range", source.validator))

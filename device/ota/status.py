@@ -209,6 +209,11 @@ PARTS = (
         "channel",
         "channel channel_start channel_more channel_file follow follow_ask follow_more trial twin",
     ),
+    (
+        "ddi",
+        "ddi ddi_start ddi_ask ddi_more ddi_offer ddi_take "
+        "follow follow_ask follow_more trial twin",
+    ),
 )
 
 

@@ -219,12 +219,12 @@ def filling(intake, source, report, console=None):
     return intake.received - start
 
 
-def closing(intake, console=None):
+def closing(intake, console=None, before_switch=None):
     """A generator: check the whole, then make the slot the next to boot."""
     unload("http", "merged")  # what comes now needs the heap
     from .finish import closing
 
-    return closing(intake, console)
+    return closing(intake, console, before_switch)
 
 
 def load_resident(url):
@@ -250,6 +250,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
         room = bytearray(ROOM)  # before code and strings divide the heap
         load_resident(url)
         force, progress = more.pop("force", False), more.pop("progress", None)
+        before_switch = more.pop("before_switch", None)  # a generator: as of release.installing
         by_sectors = more.pop("block_size", 0) == _SECTOR
         console = None
         for is_last in (False, True):
@@ -267,7 +268,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
             report = Progress(progress, intake, console)
             try:
                 count = yield from taking(intake, url, more, report, console, is_json)
-                yield from closing(intake, console)
+                yield from closing(intake, console, before_switch)
                 return count
             except BaseException as error:
                 intake.abort(error)

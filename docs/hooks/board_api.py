@@ -21,7 +21,11 @@ API: dict[str, tuple[str, ...]] = {
     "ota.ble": ("Peripheral",),
     "ota.listen": ("Listener",),
     "ota.channel": ("Channel",),
-    "ota.trial": ("report", "load", "offer", "start", "refuse", "fail", "switched", "tell"),
+    "ota.ddi": ("Client",),
+    "ota.trial": (
+        "report", "load", "offer", "start", "wait", "switching", "switched", "refuse", "fail",
+        "tell", "runs",
+    ),
 }
 # What the options of several functions are described by, and for which.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -67,6 +71,13 @@ class Package:
             raise LookupError(f"device/ota defines {name} {len(found)} times")
         return found[0]
 
+    def bases(self, node: Definition) -> list[ast.ClassDef]:
+        """The classes of the package that a class is derived from."""
+        names = [ast.unparse(base) for base in getattr(node, "bases", ())]
+        defined = {name for module in self._modules.values() for name in module}
+        found = [self.find(name) for name in names if name in defined]
+        return [base for base in found if isinstance(base, ast.ClassDef)]
+
 
 def page(directory: Path) -> str:
     """The page in Markdown. Raises LookupError if something public is not there."""
@@ -76,23 +87,28 @@ def page(directory: Path) -> str:
         parts.append(f"## {module}\n")
         for name in names:
             found = package.find(name, module.rpartition(".")[2])
-            parts += _described(found, f"{module}.{name}")
+            parts += _described(found, f"{module}.{name}", package.bases(found))
     for title, names in OPTIONS.items():
         parts.append(f"## {title}\n")
         parts += [_text(package.find(name)) for name in names]
     return "\n".join(parts)
 
 
-def _described(node: Definition, name: str) -> list[str]:
+def _described(node: Definition, name: str, bases: list[ast.ClassDef]) -> list[str]:
+    """``bases``: what a class has methods from."""
     if not isinstance(node, ast.ClassDef):
         return [f"### {name}\n", _signature(node, name), _text(node)]
-    methods = [part for part in node.body if isinstance(part, Function)]
+    methods = [*_methods(node), *(part for base in bases for part in _methods(base))]
     made = [part for part in methods if part.name == "__init__"]
     parts = [f"### {name}\n", *(_signature(part, name) for part in made), _text(node)]
     for part in methods:
         if not part.name.startswith("_"):
             parts += [_signature(part, part.name), _text(part)]
     return parts
+
+
+def _methods(node: ast.ClassDef) -> list[Function]:
+    return [part for part in node.body if isinstance(part, Function)]
 
 
 def _signature(node: Function, name: str) -> str:

@@ -79,19 +79,30 @@ def test_the_core_and_all_parts_stay_light(core: weight.Installed) -> None:
     """Whole blocks; the 16 KiB of /lib and /lib/ota are not counted."""
     directories = 16 * KiB
     assert core.used_size - directories <= 64 * KiB
-    everything = weight.subject().everything
-    others = {name: data for name, data in everything.items() if name != "channel.pack"}
+    subject = weight.subject()
+    following = ("channel", "ddi")
+    others = {
+        name: data
+        for name, data in subject.everything.items()
+        if not any(weight.is_of(name, part) for part in following)
+    }
     assert weight.install(others, APP).used_size - directories <= 128 * KiB
-    assert weight.channel_size(weight.subject(), APP) <= 24 * KiB
+    for part in following:
+        assert weight.part_size(part, subject, APP) <= 24 * KiB
 
 
-def test_an_idle_poll_of_a_channel_reads_no_file_and_takes_little_heap() -> None:
+def test_an_idle_poll_reads_no_file_and_takes_little_heap() -> None:
     key = PrivateKey.generate()
     everything = weight.install(weight.subject().everything, APP)
-    with web.serving({"stable.channel": weight.channel_file(key)}) as server:
+    files = {
+        "stable.channel": weight.channel_file(key),
+        weight.IDLE_PATH: weight.IDLE_ANSWER,
+    }
+    with web.serving(files) as server:
         content = weight.after_poll(weight.trusting(everything.content, key), server.root)
-        assert weight.idle_reads(content, server.root) == 0
-        assert weight.idle_heap(content, server.root) <= 8 * KiB
+        for follow in (weight.FOLLOW_CHANNEL, weight.FOLLOW_SERVER):
+            assert weight.idle_reads(content, server.root, follow) == 0
+            assert weight.idle_heap(content, server.root, follow) <= 8 * KiB
 
 
 def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:

@@ -105,6 +105,8 @@ class _Ddi:
             fault = self._faults.take(request.method, path)
             request["fault"] = fault
             body = await request.read()
+            if fault is not None and fault.call is not None:
+                fault.call()
             response = await self._answer(request, handler, is_strict, fault)
             is_silent = fault is not None and (fault.is_lost or fault.is_unheard)
             self._tell(request, path, 0 if is_silent else response.status, body)
@@ -232,7 +234,10 @@ class _Ddi:
         what: dict[str, Any] = {"download": download, "update": update}
         if action.window is not None:
             what["maintenanceWindow"] = "available" if action.window else "unavailable"
-        what["chunks"] = [_chunk(request, action.target, one) for one in action.set.modules]
+        what["chunks"] = [
+            _chunk(request, action.target, module, self._state.mirror)
+            for module in action.set.modules
+        ]
         body: dict[str, Any] = {"id": str(action.id), word: what}
         count = request.query.get("actionHistory", "0")
         if count.lstrip("-").isdecimal() and int(count):
@@ -300,7 +305,7 @@ class _Ddi:
                 break
         else:
             module = self._module(request, target)
-        response = _json(request, _artifacts(request, target, module))
+        response = _json(request, _artifacts(request, target, module, self._state.mirror))
         return _chunked(request, response)
 
     async def _download(self, request: web.Request, target: Target) -> web.StreamResponse:
@@ -382,32 +387,35 @@ def _revision(action: Action) -> int:
     return int.from_bytes(hashlib.sha1(repr(seen).encode()).digest()[:4], "big", signed=True)
 
 
-def _chunk(request: web.Request, target: Target, module: Module) -> dict[str, Any]:
+def _chunk(request: web.Request, target: Target, module: Module, mirror: str) -> dict[str, Any]:
     part = {"application": "bApp", "runtime": "jvm"}.get(module.type, module.type)
     chunk: dict[str, Any] = {"part": part, "name": module.name, "version": module.version}
     if module.encrypted:
         chunk["encrypted"] = True
-    chunk["artifacts"] = _artifacts(request, target, module)
+    chunk["artifacts"] = _artifacts(request, target, module, mirror)
     seen = [{"key": key, "value": value} for key, value, is_seen in module.metadata if is_seen]
     if seen:
         chunk["metadata"] = seen
     return chunk
 
 
-def _artifacts(request: web.Request, target: Target, module: Module) -> list[dict[str, Any]]:
+def _artifacts(
+    request: web.Request, target: Target, module: Module, mirror: str
+) -> list[dict[str, Any]]:
     place = f"{_base(request, target)}/softwaremodules/{module.id}/artifacts"
     found = []
     for artifact in module.artifacts.values():
-        href = f"{place}/{quote(artifact.filename, safe='')}"
+        name = quote(artifact.filename, safe="")
+        href = f"{place}/{name}"
+        links = {"download-http": {"href": href}, "md5sum-http": {"href": f"{href}.MD5SUM"}}
+        if mirror:
+            links = {"download": {"href": f"{mirror}/{name}"}}
         found.append(
             {
                 "filename": artifact.filename,
                 "size": len(artifact.data),
                 "hashes": artifact.hashes,
-                "_links": {
-                    "download-http": {"href": href},
-                    "md5sum-http": {"href": f"{href}.MD5SUM"},
-                },
+                "_links": links,
             }
         )
     return found

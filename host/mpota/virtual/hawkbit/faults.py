@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -17,6 +18,7 @@ class Fault:
     ``is_lost``: it is done, and the connection ends without an answer
     ``is_unheard``: the connection ends, and nothing is done
     ``cut``: the connection ends after so many bytes of a body
+    ``call``: it is called, and then the request is answered as ever
     """
 
     match: str
@@ -27,6 +29,7 @@ class Fault:
     is_lost: bool = False
     is_unheard: bool = False
     cut: int | None = None
+    call: Callable[[], object] | None = None
 
 
 class Faults(list[Fault]):

@@ -165,6 +165,7 @@ class State:
         self.modules: dict[int, Module] = {}
         self.sets: dict[int, DistributionSet] = {}
         self.actions: dict[int, Action] = {}
+        self.mirror = ""  # the URL below which devices are told to download, if not here
 
     # --- what there is
 

@@ -1,0 +1,86 @@
+"""How a DDI client speaks with the server: see ddi.py. Loaded for that."""
+
+from errno import ETIMEDOUT
+from hashlib import sha256
+
+from micropython import const
+
+from . import base
+from .base import OTAError, SourceError
+from .ddi_start import make_ask
+
+KEY = "ddi"  # the origin of its trials; in NVS: whose actions they are of
+_WHOSE_SIZE = const(8)
+GONE = (404, 405, 410)  # what the server says of an action that is not open (any more)
+
+
+def asking(client, method, path, body=None, limit=0):
+    """A generator: (status, body). Raises OTAError for what may pass, or is wrong with all."""
+    answer = yield from client._asking(make_ask(client, method, path, body), limit)
+    yield from checking(client, *answer)
+    return answer[0], answer[2]
+
+
+def checking(client, status, after, body):
+    """A generator: raise what an answer means for all requests to the server."""
+    url = client.url
+    if status == "tls":
+        yield from _explaining(client)
+        raise SourceError("tls", "%s: %s" % (url, body))
+    if not isinstance(status, int):
+        if not isinstance(body, OSError):
+            raise SourceError("protocol", "%s sent what is no answer: %s" % (url, body))
+        if body.errno == ETIMEDOUT:
+            raise SourceError("timeout", "no answer from %s in time" % url)
+        raise SourceError("dns" if status == "dns" else "connection", "%s: %s" % (url, body))
+    if status == 401:
+        raise OTAError(
+            "token",
+            "%s answers 401: another token is due, or the server does not know this device, or "
+            "not this kind of token" % url,
+        )
+    if status == 429 or status >= 500:
+        error = SourceError("http-status", "HTTP Error: %d: %s" % (status, url))
+        error.status, error.retry_after = status, after
+        raise error
+
+
+def _explaining(client):
+    """A generator: raises what is wrong with the certificate, which the full client can tell."""
+    from .pump import make_source
+
+    source = make_source(client.url, max_failures=1, **client.request)
+    try:
+        yield from source.opening()
+    finally:
+        source.close()
+
+
+def say(client, action, execution, finished, details, code=None, kind="deploymentBase"):
+    """A generator: feedback, without a time, which the server would believe. Its status."""
+    status = {"execution": execution, "result": {"finished": finished}, "details": details}
+    if code is not None:
+        status["code"] = code
+    path = "/%s/%d/feedback" % (kind, action)
+    found, _ = yield from asking(client, "POST", path, {"id": str(action), "status": status})
+    if found != 200 and found not in GONE:
+        client.log("action %d: the server answers %d to '%s'" % (action, found, execution))
+    return found
+
+
+# --- whose actions the trial is of
+
+
+def owns(client, trial):
+    """Whether the trial is of an action of this server."""
+    return trial.origin == KEY and bytes(base.recall(KEY, _WHOSE_SIZE)) == _whose(client)
+
+
+def own(client):
+    """From now on it is."""
+    if bytes(base.recall(KEY, _WHOSE_SIZE)) != _whose(client):
+        base.note(KEY, _whose(client))
+
+
+def _whose(client):
+    return sha256(client.url.encode()).digest()[:_WHOSE_SIZE]
