@@ -14,7 +14,7 @@ from errno import ECONNRESET
 
 from micropython import const
 
-from .base import OTAError
+from .base import OTAError, no_memory
 from .follow import DAY, Follower, driven, installing
 
 MAX_POLL = const(2048)  # bytes of the answer to a poll
@@ -81,16 +81,19 @@ class Client(Follower):
     def _updating(self):
         """A generator: ask, and act; whether something was installed."""
         is_installed = False
-        for _ in range(_MAX_STEPS):
-            answer = yield from self._asking(self.ask, MAX_POLL)
-            if answer[0] == 200 and self.is_idle and self._is_quiet(bytes(answer[2])):
-                break
-            word = yield from self._step("ddi_more", "answering", *answer)
-            answer = None
-            if word == "install":
-                is_installed = yield from self._installing()
-            elif word != "again":
-                break
+        try:
+            for _ in range(_MAX_STEPS):
+                answer = yield from self._asking(self.ask, MAX_POLL)
+                if answer[0] == 200 and self.is_idle and self._is_quiet(bytes(answer[2])):
+                    break
+                word = yield from self._step("ddi_more", "answering", *answer)
+                answer = None
+                if word == "install":
+                    is_installed = yield from self._installing()
+                elif word != "again":
+                    break
+        except MemoryError as error:
+            raise no_memory(error, self.url)
         return is_installed
 
     def _asking(self, ask, limit):
@@ -116,8 +119,9 @@ class Client(Follower):
         if any(link in body for link in _LINKS):
             return False
         parts = body.partition(b'"sleep"')[2].split(b'"')
-        if len(parts) > 1:
-            self._set_sleep(parts[1])
+        if len(parts) < 2:
+            return False
+        self._set_sleep(parts[1])
         self._rest()
         return True
 

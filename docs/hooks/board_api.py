@@ -23,8 +23,17 @@ API: dict[str, tuple[str, ...]] = {
     "ota.channel": ("Channel",),
     "ota.ddi": ("Client",),
     "ota.trial": (
-        "report", "load", "offer", "start", "wait", "switching", "switched", "refuse", "fail",
-        "tell", "runs",
+        "report",
+        "load",
+        "offer",
+        "start",
+        "wait",
+        "switching",
+        "switched",
+        "refuse",
+        "fail",
+        "tell",
+        "runs",
     ),
 }
 # What the options of several functions are described by, and for which.
