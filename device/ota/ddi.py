@@ -97,8 +97,8 @@ class Client(Follower):
         return is_installed
 
     def _asking(self, ask, limit):
-        """A generator: as `_exchanging`, with a body of at most ``limit`` bytes."""
-        return self._exchanging(ask, lambda *more: _reading(limit, *more))
+        """A generator: as `_exchanging`, with a body of at most ``limit`` bytes; 0: without."""
+        return self._exchanging(ask, limit and (lambda *more: _reading(limit, *more)))
 
     def _installing(self):
         """A generator: install the offer; whether that was done."""
