@@ -48,8 +48,6 @@ Made from the docstrings of `device/ota`. `import ota` loads nothing else: each 
 when it is first used. What goes wrong is an `ota.OTAError` with a [code](../error_codes.md).
 """
 
-ROLLBACK = "_Rollback"  # a module that stands in another one
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 
@@ -64,11 +62,7 @@ class Package:
     def __init__(self, directory: Path) -> None:
         self._modules: dict[str, dict[str, Definition]] = {}
         for path in sorted(directory.glob("*.py")):
-            body = ast.parse(path.read_bytes()).body
-            self._modules[path.stem] = _defined(body)
-            for node in body:
-                if isinstance(node, ast.ClassDef) and node.name == ROLLBACK:
-                    self._modules["rollback"] = _defined(node.body)
+            self._modules[path.stem] = _defined(ast.parse(path.read_bytes()).body)
 
     def find(self, name: str, module: str = "") -> Definition:
         """Raises LookupError if nothing, or more than one thing, has the name."""
