@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from mpota.firmware.sample import build_firmware
 from mpota.units import MiB
-from mpota.virtual.cable import mac_of
+from mpota.virtual.board import Board
+from mpota.virtual.cable import mac_of, open_flash
 
 from tests.support.consoles import CHIP, OTA_TABLE, app
+from tests.support.desk_server import running
+from tests.support.published import write_bundle, write_keys
 
 Run = Callable[..., str]
 
@@ -95,3 +98,34 @@ def test_the_wrong_end_of_a_virtual_board_is_named(
         assert f"hint: that is {link}.repl" in shown
         shown = mpota("flash", firmware, f"{link}.repl", exit_code=2)
         assert f"hint: that is {link}.rom" in shown
+
+
+def test_a_board_follows_what_is_a_channel_that_its_key_has_signed(
+    tmp_path: Path, firmware: Path, mpota: Run
+) -> None:
+    """The session in docs/guides/channel.md is how it goes well."""
+    write_keys(tmp_path)
+    bundle = write_bundle(tmp_path / "a", "2.0.0", 5)
+    mpota("publish", bundle, "public", "--key", "key.pem")
+    stable = tmp_path / "public" / "stable.channel"
+    stable.with_name("odd.channel").write_bytes(stable.read_bytes())
+    flash = ("virtual", "flash.bin", "--firmware", firmware, "--follow")
+    key, other = ("--key", "key.pub.pem"), ("--key", "other.pub.pem")
+    with running(tmp_path / "public") as (server, _):
+        url = server.url
+        for arguments, code, words in (
+            ((url,), 2, "--follow needs --key"),
+            (("public", *key), 2, "'public' is no URL of a channel"),
+            ((f"{url}none.channel", *key), 2, "none.channel: the server says 404"),
+            ((f"{url}releases", *key), 2, "releases/stable.channel: the server says 404"),
+            ((f"{url}odd.channel", *key), 1, "is the channel 'stable', put there by a wrong name"),
+            ((url, *other), 1, "none of the keys given"),
+            (("http://127.0.0.1:9/", *key), 2, "Connection refused"),
+        ):
+            assert words in mpota(*flash, *arguments, exit_code=code)
+            assert not (tmp_path / "flash.bin").exists()
+        with open_flash(tmp_path / "flash.bin", firmware) as memory:
+            Board(memory).run("with open('main.py', 'w') as file: file.write('import pump')")
+        shown = mpota("virtual", "flash.bin", "--follow", url, *key, exit_code=2)
+    assert "has a main.py of its own" in shown
+    assert "--key and --ca are for --follow" in mpota("virtual", "flash.bin", *key, exit_code=2)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -32,34 +33,76 @@ from mpota.storage.ports import LOADER_END, REPL_END
     help="What a blank FLASH belongs to (default: what its bootloader is for).",
 )
 @click.option("--link", metavar="NAME", help="Name the ports: links NAME.repl and NAME.rom.")
+@click.option(
+    "--follow", metavar="URL", help="Have it follow this channel, and show what it prints."
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Public key (PEM) that it is to trust, for --follow.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="CA certificates by which it knows the server, for --follow https://...",
+)
 def command(
     flash: Path,
     firmware: Path | None,
     flash_size: int | None,
     chip: str | None,
     link: str | None,
+    follow: str | None,
+    keys: tuple[Path, ...],
+    ca: Path | None,
 ) -> None:
     """Run a virtual board whose flash is the file FLASH, until Ctrl-C.
 
     It has two serial ports: MicroPython's REPL, for mpremote and terminal programs, and the ROM
     loader, for esptool. FLASH keeps what they write. Needs a POSIX system, such as Linux.
+
+    With --follow the board follows a channel as boards in the field do: URL is the directory that
+    mpota publish has filled, or mpota serve serves, or its NAME.channel. The package and the key
+    are put on it, and a main.py that confirms what runs, and polls. What the board prints is shown.
+    A release that brings a main.py has to confirm and follow by that.
     """
+    if follow is None and (keys or ca):
+        raise UsageError("--key and --ca are for --follow")
     from mpota.virtual.board import Board
     from mpota.virtual.cable import find_chip, mac_of, open_flash, plugged_in, powered_alone
 
+    followed = None
+    if follow is not None:
+        from mpota.commands import _following
+
+        followed = _following.find(follow, keys, ca)
     with open_flash(flash, firmware, flash_size) as memory, powered_alone(flash):
         row = find_chip(memory, chip)
         mac = mac_of(flash)
-        with plugged_in(Board(memory, unique_id=mac), row, mac) as ports:
+        board = Board(memory, unique_id=mac)
+        heard = None
+        if followed is not None:
+            _following.follow(board, row, followed, keys, ca)
+            heard = _following.Listener(lambda line: report.say(line, head=_clock()))
+        with plugged_in(board, row, mac, heard) as ports:
             names = {REPL_END: ports.console, LOADER_END: ports.loader}
             with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
                 ctrl_c = _catch_ctrl_c()
                 report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
                 report.say(f"REPL (mpremote):      {ports.console}")
                 report.say(f"ROM loader (esptool): {ports.loader}")
+                if followed is not None:
+                    report.say(_following.describe(followed))
                 os.read(ctrl_c, 1)
                 report.say()
                 report.say("off")
+
+
+def _clock() -> str:
+    return f"{datetime.now():%H:%M:%S} "
 
 
 @contextmanager

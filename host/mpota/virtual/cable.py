@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -80,8 +80,15 @@ def mac_of(path: Path) -> bytes:
 
 
 @contextmanager
-def plugged_in(board: Board, chip: Chip, mac: bytes = DEFAULT_MAC) -> Iterator[Ports]:
+def plugged_in(
+    board: Board,
+    chip: Chip,
+    mac: bytes = DEFAULT_MAC,
+    heard: Callable[[bytes], None] | None = None,
+) -> Iterator[Ports]:
     """Power the board, and connect both of its ports until the block ends.
+
+    ``heard`` is told of all that it prints on its console, whoever has that open.
 
     Whoever gets hold of the ROM loader resets the board into it; it boots again when that port is
     closed. The chip and its eFuses are of the revisions that its loader shows, and it boots nothing
@@ -92,7 +99,7 @@ def plugged_in(board: Board, chip: Chip, mac: bytes = DEFAULT_MAC) -> Iterator[P
         board.chip_revision = rom.chip_revision
     if board.block_revision is None:
         board.block_revision = rom.block_revision
-    console = ConsolePort(board)
+    console = ConsolePort(board, heard=heard)
     loader = LoaderPort(board.flash, chip.name, console.power_off, console.power_on, mac)
     with SerialPort(console) as console_port, SerialPort(loader) as loader_port, console:
         yield Ports(console_port.path, loader_port.path, console)

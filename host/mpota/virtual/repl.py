@@ -20,7 +20,7 @@ class ConsolePort:
 
     The port is there whether the board is on or off, as that of a USB bridge chip: who has it
     open through a reset sees the bootloader's lines, then what boot.py and main.py print, then
-    the prompt. What is printed while nobody has it open is lost.
+    the prompt. What is printed while nobody has it open is lost, but for ``heard``.
 
     Each `power_on` is a run of the board in a thread of its own. Why a run ended by itself (no app
     to boot; FlashError: the code on the board broke a rule of NOR flash) is printed on the
@@ -28,8 +28,14 @@ class ConsolePort:
     ``failure``.
     """
 
-    def __init__(self, board: Board, buffer_size: int = DEFAULT_BUFFER_SIZE) -> None:
+    def __init__(
+        self,
+        board: Board,
+        buffer_size: int = DEFAULT_BUFFER_SIZE,
+        heard: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._board = board
+        self._heard = heard or _drop
         self._buffer_size = buffer_size
         self._send: Callable[[bytes], None] = _drop
         self._terminal: Terminal | None = None
@@ -103,6 +109,7 @@ class ConsolePort:
             terminal.close()
 
     def _print_out(self, data: bytes) -> None:
+        self._heard(data)
         self._send(data)
 
 
