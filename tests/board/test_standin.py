@@ -793,3 +793,15 @@ def test_the_heap_has_the_size_that_was_asked_for(board):
     assert free == pytest.approx(size - table_of_names, rel=0.03)
     run = board.run(f"b = bytearray({size})")
     assert "MemoryError" in run.traceback
+
+
+def test_memory_of_the_rtc_keeps_what_is_in_it_as_long_as_there_is_power(board):
+    main = (
+        "import machine\nmemory = machine.RTC().memory()\nprint(memory)\n"
+        "machine.RTC().memory(memory + b'x')\n"
+        "if len(memory) < 2: (machine.deepsleep, machine.reset)[len(memory)]()\n"
+        "try: machine.RTC().memory(bytes(2049))\nexcept ValueError as error: print(error)\n"
+    )
+    output(board, f"with open('main.py', 'w') as file: file.write({main!r})")
+    for _ in range(2):
+        assert board.run().output == "b''\nb'x'\nb'xx'\nbuffer too long\n"

@@ -5,6 +5,7 @@ several kinds of hardware, new keys, power cuts.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from mpota.formats.partition_table import Partition
@@ -111,6 +112,26 @@ def test_a_board_that_sleeps_polls_when_it_is_time_by_what_it_remembers(
     pauses = [int(pause) for pause, _ in lines]
     assert all(2690 <= pause <= 4500 for pause in pauses)
     assert pauses[0] >= pauses[1] >= pauses[2]
+
+
+def test_what_a_board_remembers_in_its_rtc_outlives_deep_sleep(board: Board, site: Site) -> None:
+    """The program of docs/guides/channel.md."""
+    site.publish(site.release("1.0", 1), poll=3600)
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "channel.md").read_text()
+    (program,) = [part for part in page.split("```") if "channel.wake(memory)" in part]
+    sleep = "machine.deepsleep("
+    then = program.removeprefix("python").replace(sleep, f"print(pause_s)\n{sleep}")
+    main = follow(site, f"import machine\n{then}")
+    done(board.run(f"with open('main.py', 'w') as file: file.write({main!r})"))
+    run = board.run(max_boots=4)
+    assert run.traceback == ""
+    pauses = [int(boot.output) for boot in run.boots]
+    assert len(pauses) == 4
+    assert all(2690 <= pause <= 4500 for pause in pauses)
+    assert pauses == sorted(pauses, reverse=True)
+    assert site.asked() == ["stable.channel 200"]
+    board.run(max_boots=1)  # the power has been off
+    assert site.asked() == ["stable.channel 200"]
 
 
 def test_a_board_that_sleeps_and_remembers_nothing_polls_by_lot(board: Board, site: Site) -> None:

@@ -246,6 +246,7 @@ class _PowerCycle:
         self._limits = limits
         self._found: BootResult | None = None  # what the bootloader came to last
         self._watchdog: float | None = None
+        self._rtc_memory = b""  # there is none left of what was before the power came on
         self.boots: list[Boot] = []
         self.end = End.TOO_MANY_BOOTS
         self.traceback = ""
@@ -280,9 +281,9 @@ class _PowerCycle:
             return None
         partitions = _app_partitions(found.partitions, self._board.flash, app)
         start = _Start(app, partitions, found.bootloader, cause, script)
-        process = _Process(self._board, start, self._limits, self._watchdog)
+        process = _Process(self._board, start, self._limits, self._watchdog, self._rtc_memory)
         next_cause = process.serve()
-        self._watchdog = process.watchdog
+        self._watchdog, self._rtc_memory = process.watchdog, process.rtc_memory
         self.boots.append(Boot(cause, app, lines, process.output, *process.reads))
         if next_cause is None:
             self.end, self.traceback = process.end, process.traceback
@@ -304,7 +305,12 @@ class _Process:
     """The MicroPython process of one boot, and the chip around it."""
 
     def __init__(
-        self, board: Board, start: _Start, limits: _Limits, watchdog: float | None
+        self,
+        board: Board,
+        start: _Start,
+        limits: _Limits,
+        watchdog: float | None,
+        rtc_memory: bytes,
     ) -> None:
         self._board = board
         self._flash = board.flash
@@ -313,6 +319,7 @@ class _Process:
         self._limits = limits
         self._terminal = limits.terminal
         self.watchdog = watchdog  # when it bites, None: it does not run
+        self.rtc_memory = rtc_memory
         self._is_idle = False
         self._is_resettable = False  # by a timer or the watchdog
         # nvs_flash_init: ESP-IDF's default partition.
@@ -487,6 +494,11 @@ class _Process:
                 return 0, b""
             case "R":
                 raise _Reset(ResetCause(argument))
+            case "X":
+                if not argument:
+                    return 0, self.rtc_memory
+                self.rtc_memory = payload
+                return 0, b""
             case "C":
                 return 0, json.dumps(self._config()).encode()
             case "S":

@@ -15,6 +15,7 @@ SOFT_RESET = const(5)
 
 # Set by boot_app.py.
 _reset_cause = PWRON_RESET
+_RTC_SIZE = const(2048)
 _unique_id = bytes(6)
 _freq = 160000000
 
@@ -64,6 +65,21 @@ def disable_irq():
 
 def enable_irq(state=True):
     pass
+
+
+class RTC:
+    # ports/esp32/machine_rtc.c: memory that keeps what is in it as long as there is power.
+    def __init__(self, id=0):
+        pass
+
+    def memory(self, data=None):
+        if data is None:
+            return link.fetch(link.RTC_MEMORY)[1]
+        data = bytes(data)
+        if len(data) > _RTC_SIZE:
+            raise ValueError("buffer too long")
+        link.call(link.RTC_MEMORY, 1, data)
+        return None
 
 
 class WDT:
