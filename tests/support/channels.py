@@ -183,9 +183,9 @@ def follow(site: Site, then: str, more: str = "", by_hand: bool = False, before:
     return before + FOLLOW.format(url=site.url, more=more) + then
 
 
-def look(board: Board, site: Site, **how: Any) -> str:
+def look(board: Board, site: Site, then: str = CHECK, **how: Any) -> str:
     """What a board says when it checks."""
-    return done(board.run(follow(site, CHECK, **how)))
+    return done(board.run(follow(site, then, **how)))
 
 
 def update(board: Board, site: Site, **how: Any) -> str:
