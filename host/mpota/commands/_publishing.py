@@ -139,6 +139,7 @@ def finish(
         for path in stage(unsigned, plan):
             report.say(f"to be signed: {path}")
         report.say(f"then: mpota publish {store.name} --signed {unsigned} --key KEY")
+        report.say("which makes it:")
     else:
         publish(store, plan, keys)
         return
