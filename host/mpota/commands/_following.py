@@ -12,10 +12,12 @@ from mpota.commands._publishing import read_public_keys, span
 from mpota.errors import UsageError
 from mpota.formats.chips import Chip
 from mpota.publish.followed import Followed, find_channel
+from mpota.units import KiB
 from mpota.virtual.board import Board
 
 _MARK = "# mpota virtual --follow"
 _MAX_LINE = 1000
+_TLS_SIZE = 48 * KiB  # of a connection: here in MicroPython's heap, on a board in ESP-IDF's
 _PROGRAM = """\
 {mark}
 import asyncio
@@ -44,6 +46,10 @@ def find(url: str, keys: tuple[Path, ...], ca: Path | None) -> Followed:
     """The channel at ``url``. Raises UsageError for what is none, or none by one of ``keys``."""
     if not keys:
         raise UsageError("--follow needs --key: the public key that signs the channel")
+    if ca is not None:
+        from mpota.push.install import read_certificates
+
+        read_certificates(ca)  # says what is wrong with it
     return find_channel(url, read_public_keys(keys), ca)
 
 
@@ -58,6 +64,8 @@ def follow(
     from mpota.push.repl import Session
     from mpota.virtual.cable import plugged_in
 
+    if found.directory.startswith("https:"):
+        board.heap_size += _TLS_SIZE
     program = _PROGRAM.format(
         mark=_MARK,
         directory=found.directory,

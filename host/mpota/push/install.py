@@ -71,7 +71,7 @@ def install(
         found = _look(session)
     chosen = choose_parts(parts, found["package"], found["needs_release"] or bool(keys))
     wanted = package(format, is_compiled, chosen)
-    more = {} if ca is None else {ca_path(ca): _read_certificates(ca)}
+    more = {} if ca is None else {ca_path(ca): read_certificates(ca)}
     missing = _missing(wanted, found["package"])
     stale = sorted(
         name for name in found["package"] if name.endswith(MODULES) and name not in wanted
@@ -108,7 +108,8 @@ def ca_path(path: Path) -> str:
     return "/ca.pem" if read_file(path).lstrip().startswith(b"-----") else "/ca.der"
 
 
-def _read_certificates(path: Path) -> bytes:
+def read_certificates(path: Path) -> bytes:
+    """CA certificates for a board. Raises MpotaError if there is a private key among them."""
     data = read_file(path)
     if is_private_key(data):
         raise MpotaError(f"{path.name} holds a private key, which is not for boards")
