@@ -163,7 +163,7 @@ def _refuse(client, trial, digest, version, action, why, how=refuse):
 def _deploy(client, trial, is_mine, action):
     """A generator: the server wants something installed."""
     is_it = is_mine and trial.tag == action
-    if is_it and trial.stage == SWITCHED:
+    if trial.stage == SWITCHED:  # whatever it is: its end comes first
         _wait_for_boot(client, trial)
         return None
     if is_it and trial.stage in _OVER:  # the server asks once more
@@ -213,6 +213,7 @@ def _start(client, trial, is_it, offer):
         if status in GONE:
             return "again"
         client.told = action
+    client.code, client.reason = "installing", "%s is being installed" % offer.version
     return "install"
 
 

@@ -192,6 +192,45 @@ def test_an_end_whose_answer_is_lost_is_said_until_it_is_heard(
     assert len(downloads(server)) == 1
 
 
+def test_a_download_that_fails_ends_the_poll_whatever_came_before(
+    board: Board, server: Server
+) -> None:
+    assign(server, {"pump.bundle": release("2.0", 2, number=1)})
+    assert says(board, server).startswith("refused ")
+    action = assign(server, {"pump.bundle": release("3.0", 3)}, "3.0")
+    server.faults[:] = [Fault(ARTIFACT, times=5, is_unheard=True)]
+    then = 'client.code = "refused"\n' + TURN + "print(pause)\n"
+    server.exchanges.clear()
+    first, pause = says(board, server, more=", max_failures=1", then=then).splitlines()
+    assert first == "installing connection 3.0 is being installed"
+    assert int(pause) >= 45
+    assert len(downloads(server)) == 1
+    server.faults.clear()
+    finish(board, server, action)
+
+
+def test_an_order_that_comes_before_the_restart_does_not_hide_the_end_of_the_former(
+    board: Board, server: Server
+) -> None:
+    server.state.config["repository.actions.autoclose.enabled"] = True
+    assign(server)
+    second = []
+
+    def order() -> None:
+        second.append(assign(server, {"a.txt": b"x", "b.txt": b"x"}, "3.0"))
+
+    server.faults += [Fault(FEEDBACK), Fault(FEEDBACK, call=order)]  # that it begins; is installed
+    said = says(board, server, more=", restart=lambda: None", then=TURN * 2)
+    assert [line.split()[0] for line in said.splitlines()] == ["waiting", "waiting"]
+    board.run()
+    assert says(board, server).startswith("refused - action 2: ")
+    assert second[0].status == "error"
+    ends = [one for one in server.exchanges if b'"closed"' in one.body]
+    assert [(one.path, one.status) for one in ends] == [
+        ("/deploymentBase/1/feedback", 410), ("/deploymentBase/2/feedback", 200)
+    ]  # fmt: skip
+
+
 # --- statuses
 
 
