@@ -1,6 +1,6 @@
 """All measurements, side by side, in one run.
 
-    python -m bench [desk] [board] [weight] [encoded] [sizes] [serve] [rollout] [loop]
+    python -m bench [desk] [board] [weight] [encoded] [sizes] [serve] [rollout] [hawkbit] [loop]
 
 Without a name, all of them. What peers are not installed (pip install -e '.[bench]') is left out.
 Writes docs/bench.svg.
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import board, encoded, fleet, loop, plot, rollout, sizes, weight
+from bench import board, encoded, fleet, hawkbit, loop, plot, rollout, sizes, weight
 from bench.pairs import ROOT
 
 PLOT = ROOT / "docs" / "bench.svg"
@@ -46,6 +46,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "sizes": run_sizes,
     "serve": lambda: fleet.report(fleet.results()),
     "rollout": rollout.main,
+    "hawkbit": hawkbit.main,
     "loop": loop.main,
 }
 

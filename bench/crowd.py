@@ -36,7 +36,10 @@ _PACKAGE = ROOT / "device" / "mpy"
 
 @dataclass(frozen=True)
 class Client:
-    """What each board makes once it has started: ``name`` of ``module``, called with these."""
+    """What each board makes once it has started: ``name`` of ``module``, called with these.
+
+    ``{id}`` in a text among ``args`` and ``options`` is the board's own id, in hex.
+    """
 
     module: str
     name: str

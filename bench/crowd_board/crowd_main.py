@@ -270,6 +270,7 @@ def _prepare_package():
 class Crowd:
     def __init__(self, config):
         self._config = config
+        self._given = json.dumps([config["args"], config["options"]])
         self._failing = config["failing"]  # versions that are never confirmed -> numbers of boards
         self._due = []  # heap of (ms, number)
         self._boards = {}
@@ -300,7 +301,8 @@ class Crowd:
         name = self._config["module"]
         __import__(name)
         make = getattr(sys.modules[name], self._config["client"])
-        one.client = make(*self._config["args"], restart=_reset, **self._config["options"])
+        args, options = json.loads(self._given.replace("{id}", one.unique_id.hex()))
+        one.client = make(*args, restart=_reset, **options)
         self._schedule(one)
 
     def _schedule(self, one):

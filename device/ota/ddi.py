@@ -10,7 +10,6 @@ that, and let go of.
 """
 
 import gc
-from errno import ECONNRESET
 
 from micropython import const
 
@@ -18,7 +17,6 @@ from .base import OTAError, no_memory
 from .follow import DAY, Follower, driven, installing
 
 MAX_POLL = const(2048)  # bytes of the answer to a poll
-_PIECE = const(512)
 _MAX_STEPS = const(8)  # requests to act on in one poll: a cancel, a report, a deployment, ...
 _SOON = const(60)  # seconds until what waits here is looked at again
 _LEAST = const(5)
@@ -83,7 +81,7 @@ class Client(Follower):
         is_installed = False
         try:
             for _ in range(_MAX_STEPS):
-                answer = yield from self._asking(self.ask, MAX_POLL)
+                answer = yield from self._exchanging(self.ask, MAX_POLL)
                 if answer[0] == 200 and self.is_idle and self._is_quiet(bytes(answer[2])):
                     break
                 word = yield from self._step("ddi_more", "answering", *answer)
@@ -96,14 +94,11 @@ class Client(Follower):
             raise no_memory(error, self.url)
         return is_installed
 
-    def _asking(self, ask, limit):
-        """A generator: as `_exchanging`, with a body of at most ``limit`` bytes; 0: without."""
-        return self._exchanging(ask, limit and (lambda *more: _reading(limit, *more)))
-
     def _installing(self):
         """A generator: install the offer; whether that was done."""
         try:
-            is_restart_due = yield from installing("ddi_take", "installing", self)
+            module, function, args, more = self._call("ddi_take", "plan")
+            is_restart_due = yield from installing(module, function, *args, **more)
         except OTAError as error:
             self._call("follow_more", "account", error)
             if error.code == "window":
@@ -113,6 +108,13 @@ class Client(Follower):
             return False
         yield from self._step("ddi_more", "installed", is_restart_due)
         return True
+
+    def _looking_again(self):
+        return self._step("ddi_take", "looking_again")
+
+    def _check(self, data, entry=None):
+        if data is not None:
+            self._call("ddi_take", "check", data)
 
     def _is_quiet(self, body):
         """Whether the answer to a poll asks for nothing."""
@@ -137,35 +139,3 @@ class Client(Follower):
         if len(parts) == 3 and all(part.isdigit() and len(part) < 4 for part in parts):
             seconds = (int(parts[0]) * 60 + int(parts[1])) * 60 + int(parts[2])
             self.poll_s = max(_LEAST, min(seconds, DAY))
-
-
-def _reading(limit, stream, size, deadline):
-    """A body of ``size`` bytes; None: up to the end of the connection, -1: in chunks."""
-    from .follow_ask import line_of, waiting
-
-    data = bytearray()
-    while True:
-        left = size
-        if size == -1:
-            left = int((yield from line_of(stream, deadline)).split(b";")[0], 16)
-            if not left:
-                return data
-        if left is not None and not 0 <= left <= limit - len(data):
-            raise ValueError("a body of more than %d bytes" % limit)
-        while left != 0:
-            piece = stream.read(_PIECE if left is None else min(left, _PIECE))
-            if piece is None:
-                yield from waiting(deadline)
-                continue
-            data += piece
-            if len(data) > limit:
-                raise ValueError("a body of more than %d bytes" % limit)
-            if left is not None:
-                if not piece:
-                    raise OSError(ECONNRESET)
-                left -= len(piece)
-            elif not piece:
-                break
-        if size != -1:
-            return data
-        yield from line_of(stream, deadline)  # the end of the chunk

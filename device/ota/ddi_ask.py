@@ -16,7 +16,7 @@ GONE = (404, 405, 410)  # what the server says of an action that is not open (an
 
 def asking(client, method, path, body=None, limit=0):
     """A generator: (status, body). Raises OTAError for what may pass, or is wrong with all."""
-    answer = yield from client._asking(make_ask(client, method, path, body), limit)
+    answer = yield from client._exchanging(make_ask(client, method, path, body), limit)
     yield from checking(client, *answer)
     return answer[0], answer[2]
 

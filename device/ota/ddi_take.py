@@ -1,6 +1,6 @@
-"""Installs what a DDI server offers, and asks once more before the switch: see ddi.py.
+"""How what a DDI server offers is installed, and what comes before the switch: see ddi.py.
 
-Loaded for that, and let go of.
+Loaded for that, and not in memory in between.
 """
 
 from hashlib import sha256
@@ -15,50 +15,40 @@ _LOOK_AGAIN = const(600)  # seconds for which what the server said holds, where 
 _RELEASES = (".bundle", ".json")
 
 
-def installing(client):
-    """A generator: install the offer; whether a restart is due. Raises OTAError."""
+def plan(client):
+    """What installs the offer: module, its generator, arguments. That answers if a restart is due.
+
+    What it calls in between is the client's, since that stays in memory.
+    """
     offer = client.offer
     request = dict(client.request, origin=client.url)  # which alone is told secrets
     url = offer.url
     if url.split("/")[:3] != client.url.split("/")[:3]:
         client.log("%s is at another server, which is not told the token" % url)
-
-    def before_switch():
-        return _looking_again(client, offer)
-
-    if offer.filename[offer.filename.rfind(".") :] in _RELEASES:
-        from .release import installing as steps
-
-        check = None
-        if offer.filename.endswith(".json"):
-            check = lambda data, entry=None: _check(offer, data)  # noqa: E731 - smaller so
-        return (
-            yield from steps(
-                url, request, client.progress, check=check, before_switch=before_switch
-            )
-        )
-    from .update import _updating as steps
-
-    request.update(before_switch=before_switch, progress=client.progress)
+    name = offer.filename
+    if name[name.rfind(".") :] in _RELEASES:
+        check = client._check if name.endswith(".json") else None
+        more = {"check": check, "before_switch": client._looking_again}
+        return "release", "installing", (url, request, client.progress), more
+    request.update(before_switch=client._looking_again, progress=client.progress)
     digest = offer.sha256.hex() if offer.has_sha256 else ""
-    yield from steps(url, digest, offer.size, True, False, request)
-    return True
+    return "update", "_updating", (url, digest, offer.size, True, False, request), {}
 
 
-def _check(offer, data):
+def check(client, data):
     """Raises ReleaseError ("pin") unless the manifest is the one that the server names."""
-    if data is None:
-        return
+    offer = client.offer
     if len(data) != offer.size or (offer.has_sha256 and sha256(data).digest() != offer.sha256):
         raise ReleaseError("pin", "%s is not what the server says of it" % offer.filename)
 
 
-def _looking_again(client, offer):
+def looking_again(client):
     """A generator: all has come: does the server still want it? Raises StateError if not, or later.
 
     Codes: again (it is cancelled, or another one), window (not now).
     """
-    status, _, body = yield from client._asking(client.ask, MAX_POLL)
+    offer = client.offer
+    status, _, body = yield from client._exchanging(client.ask, MAX_POLL)
     if status == 200:
         links = client._call("ddi_offer", "read_poll", body)
         if links.get("deploymentBase") != offer.action:

@@ -75,18 +75,16 @@ class Follower:
         finally:
             unload(*[name for name in _loaded() if name not in before])
 
-    def _exchanging(self, ask, read=None):
+    def _exchanging(self, ask, limit=0):
         """A generator: send a request; (status, Retry-After or None, body).
 
-        ``ask``: whether by TLS, host, port, name in the certificate, the request. ``read(stream,
-        size, deadline)``: a generator, for a body that is wanted; its size is None where only the
-        end of the connection tells, -1 where it comes in chunks. Where there is no answer, the
-        status is what failed (dns, connection, tls), and the body the error: an OSError, or a
-        ValueError.
+        ``ask``: whether by TLS, host, port, name in the certificate, the request. ``limit``: bytes
+        that the body may have, 0 where none is wanted. Where there is no answer, the status is what
+        failed (dns, connection, tls), and the body the error: an OSError, or a ValueError.
         """
         from .follow_ask import exchanging
 
-        return exchanging(self, ask, read)
+        return exchanging(self, ask, limit)
 
 
 def stepping(module, function, *args, **more):

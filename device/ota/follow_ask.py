@@ -12,11 +12,12 @@ from micropython import const
 
 _TIMEOUT_MS = const(30000)
 _POLL_MS = const(5)
+_PIECE = const(512)
 _MAX_LINE = const(96)
 _MAX_LINES = const(64)
 
 
-def exchanging(follower, ask, read=None):
+def exchanging(follower, ask, limit):
     """A generator: see `Follower._exchanging`."""
     is_tls, host, port, name, data = ask
     sock = stream = None
@@ -38,12 +39,12 @@ def exchanging(follower, ask, read=None):
             if count:
                 view = view[count:]
             else:
-                yield from waiting(deadline)
+                yield from _waiting(deadline)
         what = "connection"
-        status = int((yield from line_of(stream, deadline)).split(None, 2)[1])
+        status = int((yield from _line(stream, deadline)).split(None, 2)[1])
         after, size = "", None
         for _ in range(_MAX_LINES):
-            line = yield from line_of(stream, deadline)
+            line = yield from _line(stream, deadline)
             key, _, value = line.partition(b":")
             key = key.lower()
             if key == b"retry-after":
@@ -55,8 +56,8 @@ def exchanging(follower, ask, read=None):
             if not line:
                 break
         body = b""
-        if read and status == 200:
-            body = yield from read(stream, size, deadline)
+        if limit and status == 200:
+            body = yield from _body(stream, size, limit, deadline)
         return status, after, body
     except (OSError, ValueError, IndexError) as error:
         return what, None, error
@@ -81,22 +82,22 @@ def _connecting(sock, address, deadline):
             if events[0][1] & ~POLLOUT:
                 sock.recv(1)  # raises what went wrong
             return
-        yield from waiting(deadline)
+        yield from _waiting(deadline)
 
 
-def waiting(deadline):
+def _waiting(deadline):
     if ticks_diff(deadline, ticks_ms()) <= 0:
         raise OSError(ETIMEDOUT)
     yield _POLL_MS
 
 
-def line_of(stream, deadline):
+def _line(stream, deadline):
     """A line, stripped; no more of it than some 100 bytes."""
     data = b""
     while True:
         piece = stream.readline(64)
         if piece is None:
-            yield from waiting(deadline)
+            yield from _waiting(deadline)
             continue
         if not piece:
             raise OSError(ECONNRESET)
@@ -104,3 +105,33 @@ def line_of(stream, deadline):
             data += piece
         if piece[-1] == 10:
             return data.strip()
+
+
+def _body(stream, size, limit, deadline):
+    """A body of ``size`` bytes; None: up to the end of the connection, -1: in chunks."""
+    data = bytearray()
+    while True:
+        left = size
+        if size == -1:
+            left = int((yield from _line(stream, deadline)).split(b";")[0], 16)
+            if not left:
+                return data
+        if left is not None and not 0 <= left <= limit - len(data):
+            raise ValueError("a body of more than %d bytes" % limit)
+        while left != 0:
+            piece = stream.read(_PIECE if left is None else min(left, _PIECE))
+            if piece is None:
+                yield from _waiting(deadline)
+                continue
+            data += piece
+            if len(data) > limit:
+                raise ValueError("a body of more than %d bytes" % limit)
+            if left is not None:
+                if not piece:
+                    raise OSError(ECONNRESET)
+                left -= len(piece)
+            elif not piece:
+                break
+        if size != -1:
+            return data
+        yield from _line(stream, deadline)  # the end of the chunk

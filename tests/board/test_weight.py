@@ -113,7 +113,7 @@ def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:
     everything = weight.install(weight.subject().everything, old)
     with web.serving(weight.published(app, key)) as server:
         trusting = weight.trusting(everything.content, key)
-        assert 0 < weight.held_by_channel(trusting, server) <= 7 * KiB
+        assert 0 < weight.held_by_channel(trusting, server) <= 8 * KiB
 
 
 def test_a_boot_with_nothing_to_do_reads_little(core: weight.Installed) -> None:

@@ -46,12 +46,12 @@ async def serving(
     port: int = 0,
     context: ssl.SSLContext | None = None,
     add: Callable[[web.Application], None] | None = None,
-    is_recording: bool = True,
+    on_exchange: Callable[[Exchange], None] | None = None,
 ) -> AsyncIterator[Server]:
     """Serve ``state`` while the block runs; port 0 takes any free one.
 
-    ``add`` puts more into the application, as an API for people. ``is_recording``: keep all
-    exchanges. Raises UsageError if it cannot listen there.
+    ``add`` puts more into the application, as an API for people. ``on_exchange`` is told of what
+    is asked, instead of its being kept. Raises UsageError if it cannot listen there.
     """
     try:
         from aiohttp import web
@@ -61,7 +61,7 @@ async def serving(
         raise UsageError("a stand-in for hawkBit needs aiohttp", "pip install aiohttp") from None
     server = Server("", state)
     application = web.Application(client_max_size=_MAX_BODY)
-    add_routes(application, state, server.faults, server.exchanges.append if is_recording else None)
+    add_routes(application, state, server.faults, on_exchange or server.exchanges.append)
     if add is not None:
         add(application)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
@@ -86,6 +86,7 @@ def running(
     port: int = 0,
     context: ssl.SSLContext | None = None,
     add: Callable[[web.Application], None] | None = None,
+    on_exchange: Callable[[Exchange], None] | None = None,
 ) -> Iterator[Server]:
     """As `serving`, in a thread of its own: for programs that are not asynchronous."""
     loop = asyncio.new_event_loop()
@@ -95,7 +96,7 @@ def running(
 
     async def main() -> None:
         try:
-            async with serving(state or State(), host, port, context, add) as server:
+            async with serving(state or State(), host, port, context, add, on_exchange) as server:
                 found.append(server)
                 is_up.set()
                 await is_over.wait()
