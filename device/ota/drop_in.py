@@ -76,12 +76,18 @@ class OTA:
         gc.collect()
         try:
             room = bytearray(ROOM)  # before code and strings divide the heap
-            load_resident("")
+            board = load_resident("")
             from .ready import check_ready
 
             self.part = check_ready(force)
             self._intake = Intake(
-                sha, length, force=force, verify=verify, by_sectors=block_size == _SECTOR, room=room
+                sha,
+                length,
+                force=force,
+                verify=verify,
+                by_sectors=block_size == _SECTOR,
+                room=room,
+                board=board,
             )
         except (MemoryError, OSError) as error:
             raise translated(error, None, "the update")

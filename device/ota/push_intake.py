@@ -18,7 +18,6 @@ class Intake(update.Intake):
     """
 
     def __init__(self, sha, size, block_size=0, **options):
-        update.load_resident("")
         super().__init__(sha.hex(), size, **options)
         acquire_slot(self)
         try:

@@ -7,7 +7,6 @@ import gc
 import struct
 from hashlib import sha256
 
-from esp32 import Partition
 from micropython import const
 
 from . import base, otadata
@@ -45,13 +44,6 @@ def check_ready(force):
             del check_confirmed
             unload("boot")
     return part
-
-
-def make_board():
-    """What an image must fit here."""
-    from .image import Board
-
-    return Board(Partition(Partition.RUNNING))
 
 
 # --- what is asked for

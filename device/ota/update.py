@@ -10,6 +10,7 @@ app stays selected.
 import gc
 import struct
 
+from esp32 import Partition
 from micropython import const
 
 from . import base
@@ -71,6 +72,7 @@ class Intake:
         end=None,
         by_sectors=False,
         room=None,
+        board=None,
     ):
         self.force = force
         self.by_sectors = by_sectors
@@ -78,9 +80,7 @@ class Intake:
         self.end = end
         self.room = memoryview(room or bytearray(ROOM))
         self.buf = self.room[:_SECTOR]
-        from .ready import make_board
-
-        self.board = make_board()  # it needs code for a moment
+        self.board = board or load_resident("")
         self.expect(sha, length)
 
     def expect(self, sha="", length=None, size=None):
@@ -189,7 +189,7 @@ def taking(intake, url, request_args, report, console=None, is_json=False):
 
     url, args = yield from preparing(intake, url, request_args, console, is_json)
     del preparing
-    unload("ready")
+    unload("ready", "otadata")
     intake.source = source = make_source(url, **args)
     try:
         yield from reading_end(intake, source)
@@ -231,12 +231,16 @@ def load_resident(url):
     """Load what an update from ``url`` needs all the time, before what goes again.
 
     Else it would lie between that, and the heap be divided: then MicroPython takes more of the heap
-    of ESP-IDF, which the network needs.
+    of ESP-IDF, which the network needs. What an image must fit here: a Board, which needs code for
+    a moment.
     """
     from . import slot  # noqa: F401 - to be there is all
 
     if is_url(url):
         from . import http  # noqa: F401 - as above
+    from .image import Board
+
+    return Board(Partition(Partition.RUNNING))
 
 
 def _updating(url, sha, length, verify, verbose, more, is_json=False):
@@ -248,7 +252,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
     try:
         gc.collect()
         room = bytearray(ROOM)  # before code and strings divide the heap
-        load_resident(url)
+        board = load_resident(url)
         force, progress = more.pop("force", False), more.pop("progress", None)
         before_switch = more.pop("before_switch", None)  # a generator: as of release.installing
         by_sectors = more.pop("block_size", 0) == _SECTOR
@@ -263,7 +267,13 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
 
                 console = Console(part)
             intake = Intake(
-                sha, length, force=force, verify=verify, by_sectors=by_sectors, room=room
+                sha,
+                length,
+                force=force,
+                verify=verify,
+                by_sectors=by_sectors,
+                room=room,
+                board=board,
             )
             report = Progress(progress, intake, console)
             try:
@@ -281,7 +291,7 @@ def _updating(url, sha, length, verify, verbose, more, is_json=False):
     except (MemoryError, OSError) as error:
         raise translated(error, report, url)
     finally:
-        room = intake = report = None
+        room = board = intake = report = None
         unload(*_PARTS)
 
 
