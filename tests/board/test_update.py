@@ -261,7 +261,7 @@ except AttributeError:
 """,
     )
     assert printed.splitlines() == [
-        "['ota', 'ota.rollback']",
+        "['ota']",
         "['ota', 'ota.rollback']",
         "True OTAError True",
         "no such thing",
