@@ -50,6 +50,8 @@ _HEAP_RESERVE = 104 * KiB
 
 _DEFAULT_TIMEOUT_S = 60.0
 _DEFAULT_MAX_BOOTS = 20
+# A program that has asked nothing of its chip in so many looks, and waits at each, does no more.
+_LOOKS, _LOOK_S = 8, 0.1
 
 _REQUEST = struct.Struct("<BIIII")  # kind, argument, payload size, reads of files, other reads
 _ANSWER = struct.Struct("<iI")  # result, payload size
@@ -89,6 +91,7 @@ class End(Enum):
     POWER_CUT = "power cut"
     NO_APP = "no app"  # the bootloader found nothing to start
     TOO_MANY_BOOTS = "too many boots"
+    SETTLED = "settled"  # main.py goes on, and there is no more to wait for
     TIMEOUT = "timeout"
     DIED = "died"  # the interpreter ended by itself: os.system("kill ..."), or a crash
 
@@ -106,6 +109,7 @@ class Boot:
     # otadata, the image that set_boot() verifies.)
     file_reads: int = 0
     other_reads: int = 0
+    least_free: int | None = None  # bytes of heap, where that is watched: `Board.watches_heap`
 
     @property
     def console(self) -> str:
@@ -169,6 +173,13 @@ class Board:
     null_erase: NullErase = "erases"
     call_faults: list[CallFault] = field(default_factory=list)
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
+    # Told the label of the app that a reset starts, and how many flash operations were before it.
+    on_boot: Callable[[str, int], None] | None = None
+    confine: Callable[[], None] | None = None  # called in MicroPython's process before it starts
+    # Files bear no time of day, so that the same run leaves the same flash; and there are stand-ins
+    # for what programs use of a chip beside its flash.
+    is_rehearsed: bool = False
+    watches_heap: bool = False  # see what is free at each change of the flash, garbage collected
 
     def run(
         self,
@@ -179,6 +190,8 @@ class Board:
         wait_at_idle: bool = False,
         stdin: int | None = None,
         terminal: Terminal | None = None,
+        is_settled: Callable[[], bool] | None = None,
+        power_fd: int | None = None,
     ) -> Run:
         """Power on, and let the board run until it idles, or until something else ends it.
 
@@ -187,14 +200,18 @@ class Board:
         is left at its prompt as long as its watchdog or a timer runs, until one of them resets
         it or time is out. What comes from the file descriptor ``stdin`` is typed at the prompt;
         its end, or Ctrl-D, ends the run. With a ``terminal`` the board is on until that hangs up,
-        and what it prints goes there alone.
+        and what it prints goes there alone. A program that goes on for ever is left as soon as it
+        only waits, changes nothing, and ``is_settled()``. The power fails as soon as the file
+        descriptor ``power_fd`` can be read.
 
         Raises FlashError if the code on the board breaks a rule of NOR flash, and MpotaError if
         no interpreter is to be had.
         """
         first_operation = len(self.flash.operations)
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        power_on = _PowerCycle(self, _Limits(deadline, wait_at_idle, stdin, terminal))
+        power_on = _PowerCycle(
+            self, _Limits(deadline, wait_at_idle, stdin, terminal, is_settled, power_fd)
+        )
         power_on.run(script, max_boots)
         operations = tuple(self.flash.operations[first_operation:])
         return Run(power_on.end, tuple(power_on.boots), power_on.traceback, operations)
@@ -225,6 +242,8 @@ class _Limits:
     wait_at_idle: bool
     stdin: int | None
     terminal: Terminal | None
+    is_settled: Callable[[], bool] | None
+    power_fd: int | None
 
 
 @dataclass(frozen=True)
@@ -266,6 +285,7 @@ class _PowerCycle:
 
     def _boot(self, cause: ResetCause, script: str | None) -> ResetCause | None:
         """One boot; why the next one follows, None if none does."""
+        operations = len(self._board.flash.operations)
         if cause is not ResetCause.SOFT:  # a soft reset is a matter of MicroPython alone
             self._watchdog = None
             if self._limits.terminal is not None:
@@ -279,12 +299,16 @@ class _PowerCycle:
             self.boots.append(Boot(cause, None, lines, ""))
             self.end = End.NO_APP
             return None
+        if cause is not ResetCause.SOFT and self._board.on_boot is not None:
+            self._board.on_boot(app.label, operations)
         partitions = _app_partitions(found.partitions, self._board.flash, app)
         start = _Start(app, partitions, found.bootloader, cause, script)
         process = _Process(self._board, start, self._limits, self._watchdog, self._rtc_memory)
         next_cause = process.serve()
         self._watchdog, self._rtc_memory = process.watchdog, process.rtc_memory
-        self.boots.append(Boot(cause, app, lines, process.output, *process.reads))
+        self.boots.append(
+            Boot(cause, app, lines, process.output, *process.reads, process.least_free)
+        )
         if next_cause is None:
             self.end, self.traceback = process.end, process.traceback
         return next_cause
@@ -327,6 +351,8 @@ class _Process:
         nvs = (p for p in self._partitions if (p.type_name, p.subtype_name, p.label) == names)
         self._nvs = Nvs(self._flash, next(nvs, None))
         self.reads = (0, 0)  # by the file system, and others
+        self.least_free: int | None = None
+        self._looks = 0  # in a row in which nothing happened: `_is_at_rest`
         self._output = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.end = End.DIED  # unless something else is found to have happened
@@ -365,6 +391,7 @@ class _Process:
         if self._terminal is not None:
             assert child.stdin is not None
             self._terminal.attach(child.stdin.fileno(), child.pid)
+        self._pid = child.pid
         try:
             return self._serve(request_fd, answer_fd, console_fd)
         finally:
@@ -394,6 +421,7 @@ class _Process:
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=self._board.confine,
         )
 
     def _serve(self, request_fd: int, answer_fd: int, console_fd: int) -> ResetCause | None:
@@ -403,10 +431,19 @@ class _Process:
         while True:
             paused_until = self._terminal.paused_until if self._terminal is not None else math.inf
             until = min(self._limits.deadline, self.watchdog or math.inf, paused_until)
+            is_watched = self._limits.is_settled is not None and self._start.script is None
+            look_at = time.monotonic() + _LOOK_S if is_watched else math.inf
+            is_look = look_at < until
+            until = min(until, look_at)
             wait_s = None if until == math.inf else max(0.0, until - time.monotonic())
             typed_fd = self._terminal.waiting_fd if self._terminal is not None else None
             typed = [] if typed_fd is None else [typed_fd]
-            ready, _, _ = select.select([*waiting, *typed], [], [], wait_s)
+            power_fd = self._limits.power_fd
+            power = [] if power_fd is None else [power_fd]
+            ready, _, _ = select.select([*waiting, *typed, *power], [], [], wait_s)
+            if power_fd in ready:
+                self.end = End.POWER_CUT
+                return None
             if console_fd in ready and not self._take_output(console_fd):
                 waiting.remove(console_fd)
             if typed_fd in ready:
@@ -415,12 +452,17 @@ class _Process:
                     self.end = End.POWER_CUT
                     return None
             if request_fd in ready:
+                self._looks = 0
                 try:
                     is_over = self._answer(request_fd, answer_fd)
                 except _Reset as reset:
                     return reset.cause
                 if is_over:
                     self.end = End.IDLE if self._is_idle else End.DIED
+                    return None
+            elif not ready and is_look:
+                if self._is_at_rest():
+                    self.end = End.SETTLED
                     return None
             elif not ready and self._terminal is not None and until == paused_until:
                 self._terminal.go_on()
@@ -430,6 +472,17 @@ class _Process:
             elif not ready:
                 self.end = End.IDLE if self._is_idle else End.TIMEOUT
                 return None
+
+    def _is_at_rest(self) -> bool:
+        """Whether nothing has happened for a while, and nothing more is to come.
+
+        One that runs, or would if this machine had the time, is not at rest.
+        """
+        with open(f"/proc/{self._pid}/stat", "rb") as stat:
+            is_waiting = stat.read().rpartition(b")")[2].split()[0] == b"S"
+        self._looks = self._looks + 1 if is_waiting else 0
+        is_settled = self._limits.is_settled
+        return self._looks >= _LOOKS and is_settled is not None and is_settled()
 
     def _answer(self, request_fd: int, answer_fd: int) -> bool:
         """Take a request, perform it, answer it; whether the run is over with it."""
@@ -489,6 +542,10 @@ class _Process:
                 return self._nvs.erase(namespace, key), b""
             case "M":
                 return self._nvs.commit(), b""
+            case "H":
+                free = argument * 4 // self._board.interpreter.word_size
+                self.least_free = min(free, self.least_free or free)
+                return 0, b""
             case "D":
                 self.watchdog = time.monotonic() + argument / 1000
                 return 0, b""
@@ -577,6 +634,8 @@ class _Process:
             "null_erase": board.null_erase,
             "has_psram": board.heap_size >= _PSRAM_HEAP_SIZE,
             "heap_size": board.heap_size * board.interpreter.word_size // 4,
+            "is_rehearsed": board.is_rehearsed,
+            "watches_heap": board.watches_heap,
         }
 
     def _take_output(self, console_fd: int) -> bool:

@@ -94,6 +94,13 @@ class Recording:
         flash[place] = what_a_cut_leaves(cut, operation, bytes(flash[place]), after)
         return bytes(flash)
 
+    def part(self, name: str, start: int, end: int | None = None) -> Recording:
+        """The operations from ``start`` to ``end``, as a recording of its own."""
+        flash = bytearray(self.start)
+        for operation, after in self.effects[:start]:
+            flash[operation.offset : operation.offset + operation.size] = after
+        return Recording(name, bytes(flash), self.effects[start:end])
+
     def all_points(self, modes: Iterable[CutMode] = DEFAULT_MODES) -> list[CutPoint]:
         """Every cut."""
         modes = tuple(modes)
@@ -121,11 +128,19 @@ class Recording:
         return sorted(points, key=lambda point: (point.op, modes.index(point.mode)))
 
 
-def record_changes(name: str, flash: VirtualFlash, play: Callable[[], object]) -> Recording:
-    """What ``play`` does to this flash, from its present content on; its count restarts."""
+def record_changes(
+    name: str,
+    flash: VirtualFlash,
+    play: Callable[[], object],
+    journal: list[Effect] | None = None,
+) -> Recording:
+    """What ``play`` does to this flash, from its present content on; its count restarts.
+
+    ``journal`` is what it is written in, an empty list that its owner may read meanwhile.
+    """
     start = flash.snapshot()
     flash.restart_count()
-    journal: list[Effect] = []
+    journal = [] if journal is None else journal
     flash.journal = journal
     try:
         play()

@@ -45,6 +45,7 @@ def start(requests_fd, answers_fd, flash_fd):
 
         gc.collect()
         esp32._idle_alloc = gc.mem_alloc()
+    link.watches_heap = config["watches_heap"]
     has_prompt = config["has_prompt"]
     config = None
     ended, traceback = _run(script, terminal)
@@ -82,6 +83,10 @@ def _set_up_modules(config):
     bluetooth._port = config["radio_port"]
     machine._reset_cause = config["reset_cause"]
     machine._unique_id = bytes(config["unique_id"])
+    if config["is_rehearsed"]:
+        import hardware
+
+        hardware.set_up()
     _pose_as(config)
 
 
@@ -143,7 +148,9 @@ def _set_up_files(config):
 
     vfs.umount("/")
     try:
-        if bdev:
+        if bdev and config["is_rehearsed"]:
+            _mount_timeless(vfs, bdev)
+        elif bdev:
             vfs.mount(bdev, "/")
     except OSError:
         vfs.mount(vfs.VfsPosix("/"), "/")
@@ -155,6 +162,13 @@ def _set_up_files(config):
     if config["frozen"]:
         vfs.mount(vfs.VfsPosix(config["frozen"]), _MOUNT_OF_FROZEN)
         sys.path.insert(2, _MOUNT_OF_FROZEN)
+
+
+def _mount_timeless(vfs, bdev):
+    try:
+        vfs.mount(vfs.VfsLfs2(bdev, mtime=False), "/")
+    except OSError:  # another file system
+        vfs.mount(bdev, "/")
 
 
 def _make_room_for_names():

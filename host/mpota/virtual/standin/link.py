@@ -10,6 +10,7 @@
 # Answer: i32 result, u32 payload size, payload. Nothing is allocated for a request without one.
 
 import _thread
+import gc
 import struct
 
 CONFIG = ord("C")  # -> JSON
@@ -30,6 +31,7 @@ RTC_MEMORY = ord("X")  # -> what it holds; argument 1: the payload takes its pla
 IDLE = ord("I")  # argument: how boot.py and main.py ended, payload: the traceback, if any
 # With a terminal on the serial port: repl.py.
 SEND = ord("T")  # payload: bytes for it, as they are
+HEAP = ord("H")  # argument: bytes that are free, once garbage is collected
 INTERRUPT_CHAR = ord("Y")  # argument: what raises KeyboardInterrupt when it is typed, 0xFF: none
 RAW_MODE = ord("A")  # argument: whether the raw REPL is on, also after a soft reset
 
@@ -51,6 +53,7 @@ _answer = bytearray(8)
 _lock = _thread.allocate_lock()
 _requests = _answers = _flash = _hold = _release = _copy = None
 _mapped_size = 0
+watches_heap = False  # set by boot_app.py: tell before each change of the flash
 
 
 def connect(requests_fd, answers_fd, flash_fd):
@@ -118,6 +121,11 @@ def is_busy():
 
 def call(kind, argument=0, payload=b""):
     # The result of a request that has no payload in its answer.
+    if watches_heap:
+        gc.collect()
+        free = gc.mem_free()
+        with _lock:
+            _exchange(HEAP, free, b"")
     with _lock:
         return _exchange(kind, argument, payload)[0]
 
