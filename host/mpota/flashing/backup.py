@@ -110,6 +110,15 @@ class Backup:
         Raises UsageError if the file cannot be read, MpotaError if it is no backup, or that of
         another board.
         """
+        return cls._load(path, board, is_own=is_own)
+
+    @classmethod
+    def of_any_board(cls, path: Path) -> Backup:
+        """The backup in a file, whichever board it is of: to be looked at. Raises as `load`."""
+        return cls._load(path, None)
+
+    @classmethod
+    def _load(cls, path: Path, board: BoardFlash | None, *, is_own: bool = False) -> Backup:
         try:
             with _opened(path, is_own=is_own) as archive:
                 manifest = json.loads(_read(archive, "manifest.json", _MAX_MANIFEST_SIZE))
@@ -124,7 +133,8 @@ class Backup:
                     (),
                     tuple((int(w["offset"]), int(w["size"])) for w in manifest["writes"]),
                 )
-                empty.check_board(board)
+                if board is not None:
+                    empty.check_board(board)
                 places = [(int(a["offset"]), int(a["size"])) for a in manifest["areas"]]
                 _check_places("area", places, empty.flash_size)
                 _check_places("write", empty.writes, empty.flash_size)

@@ -34,6 +34,28 @@ class Trial(NamedTuple):
     console: str
 
 
+_FREE_HEAP = "import gc\ngc.collect()\n"
+
+
+def read_heap_size(port: str | os.PathLike[str]) -> int | None:
+    """Bytes of heap that are free on the board when boot.py starts; None if its REPL tells nothing.
+
+    Its program is stopped, and started again by a soft reset.
+    """
+    console = console_of(find_port(port))
+    if console is None:
+        return None
+    try:
+        with Session(console, patience_s=_PATIENCE_S) as session:
+            session.soft_reset()
+            size = session.evaluate(
+                "gc.mem_free()", _FREE_HEAP, fits=lambda value: isinstance(value, int)
+            )
+    except MpotaError:
+        return None
+    return int(size)
+
+
 def find_trial(port: str | os.PathLike[str]) -> Trial | None:
     """The trial boot that the app which runs is in; None if there is none, or if the board does
     not answer at its REPL.
@@ -41,7 +63,7 @@ def find_trial(port: str | os.PathLike[str]) -> Trial | None:
     It needs no package on the board. The program is stopped, and started again by a soft reset,
     which is no boot to the bootloader.
     """
-    console = _console_of(find_port(port))
+    console = console_of(find_port(port))
     if console is None:
         return None
     try:
@@ -56,7 +78,7 @@ def find_trial(port: str | os.PathLike[str]) -> Trial | None:
     return Trial(label, console)
 
 
-def _console_of(port: str) -> str | None:
+def console_of(port: str) -> str | None:
     """Where the REPL of a board is; a virtual one has a port for it beside that of its loader."""
     if not is_pty(port):
         return port

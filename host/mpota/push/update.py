@@ -114,14 +114,18 @@ class Package:
         if source.startswith(("http://", "https://")):
             return cls(source, url=source)
         path = Path(source)
-        data = read_file(path)
+        return cls.of_data(path.name, read_file(path))
+
+    @classmethod
+    def of_data(cls, name: str, data: bytes) -> Package:
+        """The same from what is in such a file."""
         if is_bundle(data):
-            return cls._of_bundle(path.name, data)
+            return cls._of_bundle(name, data)
         if data.startswith(frames.MAGIC):
-            return cls._of_frames(path.name, data)
-        app = read_app(data, path.name)
+            return cls._of_frames(name, data)
+        app = read_app(data, name)
         image = app.to_bytes()
-        return cls(path.name, image, app, plain_size=len(image))
+        return cls(name, image, app, plain_size=len(image))
 
     @classmethod
     def _of_frames(cls, name: str, data: bytes) -> Package:
