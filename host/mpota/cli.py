@@ -61,6 +61,7 @@ _GROUPS = {
         "serve": "a directory, for boards to update from",
     },
     "Without hardware": {
+        "rehearse": "a release on a copy of a board, with power cuts",
         "virtual": "a virtual board with serial ports for any tool",
         "demo": "the whole story of an update on the virtual board",
     },

@@ -95,6 +95,31 @@ class _Task:
         return f"{speed:>{_SPEED_WIDTH}}{f'{minutes}:{left:02} left':>{_SPEED_WIDTH}}"
 
 
+class _Count(_Task):
+    """Things that are counted, not bytes."""
+
+    def _amount(self) -> str:
+        return f"{self.done} of {self.total}"
+
+    def _speed(self) -> str:
+        start, before = self._first or (time.monotonic(), self.done)
+        seconds, count = time.monotonic() - start, self.done - before
+        if seconds < _REDRAW_S or count <= 0:
+            return ""
+        minutes, left = divmod(round((self.total - self.done) * seconds / count), 60)
+        return f"  {minutes}:{left:02} left"
+
+
+@contextmanager
+def counting(description: str) -> Iterator[Advance]:
+    """Show how many things are done, and how long the others will take: the value takes how many
+    are done, and of how many."""
+    with _shown(_Count(description)) as task:
+        with _lock:
+            _draw(task)
+        yield task.update
+
+
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
     """Show how far work of ``total`` bytes has come: the value takes bytes done, and another total.

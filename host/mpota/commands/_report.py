@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from mpota.commands._progress import aside, doing, progress
+from mpota.commands._progress import aside, counting, doing, progress
 from mpota.commands._terminal import (
     Tone,
     Toned,
@@ -20,7 +20,7 @@ from mpota.formats.partition_table import Partition, PartitionTable
 from mpota.text import is_visible, shown
 from mpota.units import format_size
 
-__all__ = ["Tone", "Toned", "doing", "progress"]  # for commands, as the functions below
+__all__ = ["Tone", "Toned", "counting", "doing", "progress"]  # for commands, as the functions below
 
 MAP_WIDTH = 64
 _GAP = 2  # blanks in front of each column
