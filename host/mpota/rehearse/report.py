@@ -12,7 +12,7 @@ from mpota.rehearse.rehearsal import Rehearsal, Tried
 from mpota.rehearse.stage import NETWORK, Passage, Setup
 from mpota.units import KiB
 
-COLUMNS = ("Passage", "Ends with", ">Ops", ">Flash", ">CPU", ">Reads", ">Heap", ">Tried", ">Fell")
+COLUMNS = ("Step", "Ends with", ">Ops", ">Flash", ">CPU", ">Reads", ">Heap", ">Tried", ">Fell")
 
 _LEAST_SECRET = 5  # characters of a word that is kept out
 _WORD = re.compile(rf"[!-~]{{{_LEAST_SECRET},}}")

@@ -50,7 +50,8 @@ else:
     machine.reset()
 """
 _CHANNEL = """import ota.channel
-    channel = ota.channel.Channel({url!r}, name={name!r}, channel={channel!r}{more})
+    channel = ota.channel.Channel({url!r}, name={name!r}, channel={channel!r},
+                                  restart=lambda: None{more})
     if not channel.update(by_hand=True):
         raise OSError(channel.code + ": " + channel.reason)"""
 _LISTEN = """
