@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from mpota.virtual.flash import VirtualFlash
 
 from tests.support import firmware_files, rehearsals
 from tests.support.firmware_files import assert_refused, run
+from tests.support.rehearsals import need_namespaces
 
 PASSWORD = "correct-horse-battery"
 
@@ -35,8 +37,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def scratch_directories() -> set[Path]:
-    return set(Path("/dev/shm").glob("mpota-rehearse-*"))
+def scratch_directories(pid: int) -> set[Path]:
+    """Those of the process with that number."""
+    return set(Path("/dev/shm").glob(f"mpota-rehearse-{pid}-*"))
 
 
 def dump(path: Path, main: str) -> None:
@@ -47,7 +50,7 @@ def dump(path: Path, main: str) -> None:
 
 
 def test_a_good_release(files: Path) -> None:
-    before = scratch_directories()
+    need_namespaces()
     done = run(
         "rehearse", "new.bin", "--board", "firmware.bin", "--cuts", 8, "--breaks", 2,
         "--junit", "junit.xml", "-o", "report.txt",
@@ -60,7 +63,7 @@ def test_a_good_release(files: Path) -> None:
     assert (files / "report.txt").read_text() == done.out
     suite = ElementTree.parse(files / "junit.xml").getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("15", "0")
-    assert scratch_directories() <= before
+    assert scratch_directories(os.getpid()) == set()
 
 
 def test_a_release_that_falls_and_the_cut_that_shows_it(files: Path) -> None:
@@ -84,6 +87,7 @@ def test_a_release_that_falls_and_the_cut_that_shows_it(files: Path) -> None:
 
 
 def test_the_program_of_a_board_is_confined(files: Path) -> None:
+    need_namespaces()
     secret = files / "of-the-desk"
     secret.write_text("x")
     tries = f"""
@@ -134,6 +138,7 @@ def test_nothing_of_the_nvs_is_told(files: Path) -> None:
         "from esp32 import NVS\nkey = bytearray(64)\nn = NVS('wifi').get_blob('key', key)\n"
         "raise ValueError('cannot join with ' + str(key[:n], 'utf-8'))\n"
     )
+    need_namespaces()
     dump(files / "board.bin", main)
     (files / "new.bin").write_bytes(sample.next_version(rehearsals.APP))
     done = run(
@@ -146,20 +151,18 @@ def test_nothing_of_the_nvs_is_told(files: Path) -> None:
 
 
 def test_ctrl_c_tells_what_is_known_and_leaves_nothing(files: Path) -> None:
-    before = scratch_directories()
     command = [sys.executable, "-m", "mpota", "rehearse", "new.bin", "--board", "firmware.bin",
                "--cuts", "all", "--junit", "junit.xml", "--json"]  # fmt: skip
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    new: set[Path] = set()
-    while not new and started.poll() is None:
-        new = scratch_directories() - before
+    while not scratch_directories(started.pid) and started.poll() is None:
+        time.sleep(0.05)
     started.send_signal(signal.SIGINT)
-    out, error = started.communicate(timeout=120)
+    out, error = started.communicate()
     assert (started.returncode, error) == (130, "")
     assert json.loads(out)["interrupted"] is True
-    assert not any(path.exists() for path in new)
+    assert scratch_directories(started.pid) == set()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mpota.formats.bundle import Bundle
 from mpota.push.update import HealthCheck
 from mpota.rehearse.offer import Offer, open_offer
@@ -51,6 +55,23 @@ def app_offer(directory: Path, data: bytes | None = None) -> Offer:
 def bundle_offer(directory: Path, made: Bundle, name: str = "new.bundle") -> Offer:
     (directory / name).write_bytes(made.to_bytes())
     return open_offer(str(directory / name))
+
+
+@cache
+def _has_namespaces() -> bool:
+    """Tried in a process of its own, which would be in them ever after."""
+    script = (
+        "import sys, pathlib; from mpota.rehearse.confine import Cage\n"
+        "Cage(pathlib.Path(sys.argv[1]), [sys.executable], [pathlib.Path(sys.argv[1])])"
+    )
+    with tempfile.TemporaryDirectory() as root:
+        command = [sys.executable, "-c", script, root]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def need_namespaces() -> None:
+    if not _has_namespaces():
+        pytest.skip("this machine keeps namespaces from users: boards cannot be confined")
 
 
 @dataclass

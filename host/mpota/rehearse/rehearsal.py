@@ -90,6 +90,7 @@ def name_of(point: CutPoint) -> str:
 def _serve(line: Connection, plan: Setup, shared: Path, number: int, cuts: _Wanted) -> None:
     """Play everything, then try what is asked for, until nothing more is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a board's REPL wants it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
     scratch = shared / str(number)
@@ -181,7 +182,7 @@ def _is_vital(stage: Stage) -> Callable[[Operation], bool]:
 def scratch_directory() -> Iterator[Path]:
     """A directory that only its owner may read, in memory where the system has such."""
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="mpota-rehearse-", dir=parent))
+    path = Path(tempfile.mkdtemp(prefix=f"mpota-rehearse-{os.getpid()}-", dir=parent))
     try:
         yield path
     finally:
@@ -195,7 +196,12 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_serve, args=(theirs, plan, shared, number, wanted), daemon=True
         )
-        self.process.start()
+        # Ctrl-C is for this process: the other one is born deaf to it, and stays so.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         theirs.close()
 
     def receive(self) -> object:
@@ -237,11 +243,11 @@ def rehearse(
     wanted = _Wanted(cuts, breaks)
     result = Rehearsal()
     began = time.monotonic()
-    with scratch_directory() as shared, contextlib.ExitStack() as stack:
-        try:
+    try:
+        with scratch_directory() as shared, contextlib.ExitStack() as stack:
             _run(plan, shared, wanted, jobs or _job_count(), result, stack, tell)
-        except KeyboardInterrupt:
-            result.is_interrupted = True
+    except KeyboardInterrupt:
+        result.is_interrupted = True
     result.seconds = time.monotonic() - began
     return result
 
