@@ -64,6 +64,11 @@ def test_a_channel_as_it_is_published(tmp_path: Path) -> None:
     assert is_good(offer, "channel", ("channel",))
 
 
+def test_a_release_that_a_hawkbit_server_assigns(tmp_path: Path) -> None:
+    made = releases.make(releases.app(), releases.tree("2"), keys=(releases.key(),), counter=2)
+    assert is_good(rehearsals.bundle_offer(tmp_path, made), "ddi", ("ddi",))
+
+
 def test_a_backup_of_a_board(tmp_path: Path) -> None:
     content = rehearsals.board().content
     flash = Step("flash", 0x8000, content[0x8000:], content[0x8000:])

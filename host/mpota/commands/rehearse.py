@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mpota.rehearse.stage import Setup
     from mpota.rehearse.subject import Subject
 
-_WAYS = ("http", "https", "push", "tcp", "ble", "channel")
+_WAYS = ("http", "https", "push", "tcp", "ble", "ddi", "channel")
 _INTERRUPTED = 130
 
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ def _serve(line: Connection, plan: Setup, shared: Path, number: int, cuts: _Want
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a board's REPL wants it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    warnings.simplefilter("ignore")  # libraries have some for those who write programs
     os.umask(0o077)
     scratch = shared / str(number)
     scratch.mkdir()

@@ -397,6 +397,9 @@ class Stage:
         if plan.offer.kind == CHANNEL:
             self.notes.append("no second update: --then names the channel as it is published next")
             return None
+        if plan.way == "ddi":
+            self.notes.append("no second update: --then names the release that is assigned next")
+            return None
         again = replace(plan.offer, is_following=True, is_again=True)
         if plan.offer.is_signed or new.app is None:
             self.notes.append("the second update is the same release again: it is signed")
@@ -531,6 +534,8 @@ class Stage:
     def _again(self, name: str) -> list[str]:
         """The same update once more, which has to succeed now."""
         offer = self._offers[name]
+        if name == ROLL_BACK and (offer.kind == CHANNEL or not self._way.can_force):
+            return []  # what has failed is not taken again, as it should be
         if self._way.relay is not None:
             self._way.relay.restart()
         self._boots.clear()
@@ -539,7 +544,7 @@ class Stage:
             # A push begins with a soft reset: what ota would forgive, since the power has failed,
             # it forgives only after that of the power-on. mpota says so, and that --force helps.
             is_forced = True
-        played = self._try(offer, is_forced and offer.kind != CHANNEL)
+        played = self._try(offer, is_forced)
         if played.error:
             return [f"the update does not succeed afterwards: {played.error}"]
         sight = self._look()

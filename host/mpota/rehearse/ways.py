@@ -26,6 +26,8 @@ from mpota.rehearse.relay import LOOPBACK, Relay
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import serving
 from mpota.virtual.board import Board, Run
+from mpota.virtual.hawkbit.server import running
+from mpota.virtual.hawkbit.state import State
 
 _SECRET = "a secret of this rehearsal alone"
 _NAME = "rehearsed"  # over Bluetooth
@@ -54,6 +56,10 @@ _CHANNEL = """import ota.channel
                                   restart=lambda: None{more})
     if not channel.update(by_hand=True):
         raise OSError(channel.code + ": " + channel.reason)"""
+_DDI = """import ota.ddi
+    client = ota.ddi.Client({url!r}, "DEFAULT", {id!r}, token={token!r}, restart=lambda: None)
+    if not client.update():
+        raise OSError(client.code + ": " + client.reason)"""
 _LISTEN = """
 import asyncio, ota.listen
 asyncio.run(ota.listen.Listener({secret!r}, host="127.0.0.1", port={port}).serve())
@@ -86,6 +92,7 @@ class Way:
     """One way; a context manager while it is open. ``relay`` counts, None: nothing is counted."""
 
     relay: Relay | None = None
+    can_force = True  # to take again what has failed on the board
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         """Power the board on, have it take ``offer``, restart, and come to rest."""
@@ -116,7 +123,7 @@ class ByServer(Way):
     def __init__(self, site: Site, run: RunBoard) -> None:
         self._site = site
         self._run = run
-        self.relay = site.relay
+        self.relay: Relay = site.relay
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         put(self._site.directory, offer)
@@ -135,6 +142,30 @@ class ByServer(Way):
         if offer.kind == RELEASE:
             return f"ota.release.install({url!r}, reboot=False{more})"
         return f"ota.update.from_file({url!r}, verbose=False, reboot=False{more})"
+
+
+class ByDdi(Way):
+    """The board follows a stand-in for hawkBit, where the release is assigned to it."""
+
+    can_force = False
+
+    def __init__(self, state: State, relay: Relay, run: RunBoard) -> None:
+        self._state = state
+        self._run = run
+        self.relay: Relay = relay
+
+    def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
+        state = self._state
+        for known in (state.targets, state.modules, state.sets, state.actions):
+            known.clear()
+        state.allow_target_tokens()
+        if offer.is_following:  # boards know actions by their numbers: the first one is over
+            state.assign(state.publish("former", "1", {"1": b"1"}), state.add_target("another"))
+        target = state.add_target(_NAME, _SECRET)
+        state.assign(state.publish(offer.path, offer.version, {offer.path: offer.data}), target)
+        url = f"http://{LOOPBACK}:{self.relay.port}"
+        call = _DDI.format(url=url, id=_NAME, token=_SECRET)
+        return _told(self._run(_UPDATE.format(call=call)))
 
 
 def folder_of(offer: Offer) -> str:
@@ -360,6 +391,15 @@ def _by_ble(setting: Setting) -> Iterator[Way]:
 
 
 @contextmanager
+def _by_ddi(setting: Setting) -> Iterator[Way]:
+    state = State()
+    with running(state) as server:
+        host, _, port = server.url.rpartition("/")[2].partition(":")
+        with Relay((host, int(port))) as relay:
+            yield ByDdi(state, relay, setting.run)
+
+
+@contextmanager
 def _by_cable(setting: Setting) -> Iterator[Way]:
     yield ByCable(setting.board, setting.check)
 
@@ -371,4 +411,5 @@ WAYS: dict[str, Callable[[Setting], contextlib.AbstractContextManager[Way]]] = {
     "tcp": _by_tcp,
     "ble": _by_ble,
     "channel": lambda setting: _by_server(setting, False),
+    "ddi": _by_ddi,
 }
