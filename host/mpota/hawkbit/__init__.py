@@ -1,0 +1,1 @@
+"""A hawkBit server from an operator's side: its Management API over HTTP."""
