@@ -103,6 +103,7 @@ class Target:
     installed_at: int | None = None
     polled_at: int | None = None
     address: str | None = None
+    created_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ class State:
             raise Refusal(400, f"a token is at most {MAX_ID} characters")
         if id in self.targets:
             raise Refusal(409, f"there is a target {id}")
-        target = self.targets[id] = Target(id, token, name or id, created_by)
+        target = Target(id, token, name or id, created_by, created_at=self.now())
+        self.targets[id] = target
         return target
 
     def remove_target(self, id: str) -> None:
