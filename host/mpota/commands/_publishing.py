@@ -97,14 +97,16 @@ trust_option = click.option(
 )
 
 
-def _keys_option(text: str) -> Callable[[_Command], _Command]:
-    option = click.option("--key", "keys", multiple=True, required=True, type=_PATH, help=text)
+def _keys_option(text: str, *, is_required: bool = True) -> Callable[[_Command], _Command]:
+    option = click.option(
+        "--key", "keys", multiple=True, required=is_required, type=_PATH, help=text
+    )
     return lambda command: option(passphrase_file_option(command))
 
 
-keys_option = _keys_option(
-    "Private key to sign with; up to three. Where nothing is signed, the public one does."
-)
+_SIGNING = "Private key to sign with; up to three. Where nothing is signed, the public one does."
+keys_option = _keys_option(_SIGNING)
+some_keys_option = _keys_option(_SIGNING, is_required=False)
 public_keys_option = _keys_option("A key that may sign; the public one will do.")
 
 

@@ -81,18 +81,18 @@ def _stem(manifest: Manifest) -> str:
     return _UNFIT.sub("-", "-".join(words))
 
 
-def read_bundle(data: bytes, name: str, trusted: tuple[PublicKey, ...]) -> Bundle:
-    """A bundle that is fit to be published: what is signed anew must be whole, and may not be
-    signed by somebody else. Raises MpotaError otherwise.
+def read_bundle(data: bytes, name: str, trusted: tuple[PublicKey, ...] | None) -> Bundle:
+    """A bundle that is fit to be published: it must be whole, and may not be signed by somebody
+    else than ``trusted`` (None: whoever it is). Raises MpotaError otherwise.
     """
     if not is_bundle(data):
         raise MpotaError(f"{name} is no bundle", "mpota bundle makes one")
     found = Bundle.from_bytes(data)
     if not found.manifest.payloads:
-        raise UsageError(f"{name} has no payloads: a channel offers what boards can install")
+        raise UsageError(f"{name} has no payloads: what is published is what boards can install")
     if any(form.member is None for form in found.manifest.forms):
         raise MpotaError(f"{name} has payloads that are elsewhere: a bundle with all of them")
-    if found.signature is not None:
+    if found.signature is not None and trusted is not None:
         try:
             check_signature(found.manifest_bytes, found.signature, trusted)
         except MpotaError as error:
