@@ -27,7 +27,8 @@ _LINKS = (b"deploymentBase", b"cancelAction", b"confirmationBase", b"configData"
 
 
 class Client(Follower):
-    """The device ``id`` of ``tenant`` at the server ``url``.
+    """The device ``id`` of ``tenant`` at the server ``url``: without one, as `mpota fleet add` has
+    told the board, with the token.
 
     ``token`` is the device's own, ``gateway_token`` one for all devices: with neither the server
     must know the board by something else. ``may_install(offer)`` is the app's say before an
@@ -47,7 +48,7 @@ class Client(Follower):
 
     # ddi_start.py has what else there is.
 
-    def __init__(self, url, tenant, id, token=None, gateway_token=None, **options):
+    def __init__(self, url="", tenant="", id="", token=None, gateway_token=None, **options):
         self._call("ddi_start", "begin", url, tenant, id, token, gateway_token, options)
 
     def update(self):

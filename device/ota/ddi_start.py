@@ -5,7 +5,7 @@ from time import ticks_add, ticks_ms
 
 from micropython import const
 
-from .base import OTAError, SourceError
+from .base import OTAError, SourceError, recall
 from .follow import random
 from .twin import TRIAL, recall_twin
 
@@ -13,6 +13,8 @@ _MAX_ID = const(128)
 _DEFAULT_POLL = const(300)
 _MAX_FIRST = const(60)  # seconds within which the first poll comes
 _STAGE, _TOLD = const(5), const(8)  # in the record of a trial: trial.py, _HEAD
+_PLACE = "ddi-place"  # in NVS
+_MAX_PLACE = const(512)
 _SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:"
 
 
@@ -22,6 +24,8 @@ def begin(client, url, tenant, id, token, gateway_token, options):
     trial = recall_twin(TRIAL)
     client.is_idle = len(trial) <= _TOLD or not trial[_STAGE] or bool(trial[_TOLD])
     trial = None
+    if not url:
+        url, tenant, id, token = _told()
     if token and gateway_token:
         raise OTAError("token", "a board has a token of its own, or that of a gateway: not both")
     if not 0 < len(id) <= _MAX_ID:
@@ -48,6 +52,14 @@ def begin(client, url, tenant, id, token, gateway_token, options):
     client.read_at = None  # ticks_ms() of the last answer
     _set_where(client)
     client.due = ticks_add(ticks_ms(), _first_pause(client) * 1000)
+
+
+def _told():
+    """URL, tenant, id and token, as the desk has stored them (mpota.push.enrol)."""
+    told = bytes(recall(_PLACE, _MAX_PLACE)).split(b"\0")
+    if len(told) != 4:
+        raise SourceError("address", "no server is given, nor has mpota fleet add told of one")
+    return [str(text, "utf-8") for text in told]
 
 
 def _quote(text):
