@@ -56,9 +56,13 @@ _GROUPS = {
         "delta": "from one firmware to the next, as a small file",
         "manifest": "a release as files to publish",
         "sign": "a bundle, a manifest or an app image",
-        "publish": "releases into a channel that boards follow",
+        "publish": "releases into a channel that boards follow, or to hawkBit",
         "channel": "what boards of a channel do: shares, pauses",
         "serve": "a directory, for boards to update from",
+    },
+    "Fleets, by hawkBit or a broker": {
+        "rollout": "who gets a release in hawkBit, group after group",
+        "fleet": "all boards in one table, and new ones",
     },
     "Without hardware": {
         "rehearse": "a release on a copy of a board, with power cuts",
@@ -112,7 +116,7 @@ def build() -> click.Group:
 
 
 _COMPLETION = 'Completion, in bash: eval "$(_MPOTA_COMPLETE=bash_source mpota)"'
-_WITH_SUBCOMMANDS = {"fs", "ble", "channel"}
+_WITH_SUBCOMMANDS = {"fs", "ble", "channel", "rollout", "fleet"}
 _GOES_ON = {
     "flash",
     "ota",

@@ -36,7 +36,7 @@ HOMES = {
     "littlefs": {"filesystem/littlefs.py"},
     "obstore": {"publish/object_store.py"},
     "cryptography": {"release/signing.py", "release/local_ca.py"},
-    "rich": set(),
+    "rich": {"commands/fleet.py"},
     "rich_click": {"cli.py"},
 }
 

@@ -88,11 +88,11 @@ def write_out(data: bytes) -> None:
         say(line.expandtabs(), is_whole=True)
 
 
-def print_json(value: object) -> None:
-    """The value as it is: JSON's escapes are plain ASCII."""
+def print_json(value: object, *, is_line: bool = False) -> None:
+    """The value as it is: JSON's escapes are plain ASCII. ``is_line``: one of many, at once."""
     import json
 
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=None if is_line else 2), flush=is_line)
 
 
 def print_document(text: str) -> None:

@@ -1,0 +1,1 @@
+"""Many boards in one table, as servers, brokers and plans tell of them."""

@@ -1,0 +1,37 @@
+"""Who can tell of boards, by what names them: the scheme of a URL, or a plan of mpota deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from mpota.fleet.row import BoardSource
+from mpota.hawkbit.place import SCHEMES
+
+
+def open_source(target: str) -> AbstractContextManager[BoardSource]:
+    """Who tells of the boards of ``target``. Raises UsageError for what cannot be one."""
+    scheme = target.partition("://")[0] if "://" in target else ""
+    return _OPEN.get(scheme, _plan)(target)
+
+
+def _hawkbit(target: str) -> AbstractContextManager[BoardSource]:
+    from mpota.fleet.hawkbit import HawkbitSource
+    from mpota.hawkbit.client import Client
+    from mpota.hawkbit.place import Credentials, parse_place
+
+    place = parse_place(target)
+    client = Client(place, Credentials.find(place))
+    client.check_tenant()
+    return nullcontext(HawkbitSource(client))
+
+
+def _plan(target: str) -> AbstractContextManager[BoardSource]:
+    from mpota.fleet.plan import PlanSource
+
+    return nullcontext(PlanSource.open(target))
+
+
+_OPEN: dict[str, Callable[[str], AbstractContextManager[BoardSource]]] = {
+    **dict.fromkeys(SCHEMES, _hawkbit),
+}
