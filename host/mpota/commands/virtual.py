@@ -14,13 +14,14 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._options import Size
+from mpota.commands._virtual_fleet import MAX_FLEET, run_fleet
 from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
 from mpota.storage.ports import LOADER_END, REPL_END
 
 
 @click.command()
-@click.argument("flash", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("flash", type=click.Path(path_type=Path))
 @click.option(
     "--firmware",
     type=click.Path(path_type=Path),
@@ -41,13 +42,32 @@ from mpota.storage.ports import LOADER_END, REPL_END
     "keys",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Public key (PEM) that it is to trust, for --follow.",
+    help="Public key (PEM) that it is to trust, for --follow and --fleet.",
 )
 @click.option(
     "--ca",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="CA certificates by which it knows the server, for --follow https://...",
+)
+@click.option(
+    "--fleet",
+    type=click.IntRange(1, MAX_FLEET),
+    metavar="N",
+    help="N boards, whose flash files are in the directory FLASH.",
+)
+@click.option(
+    "--main",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="main.py of boards of --fleet, or all their files (default: it confirms, and follows).",
+)
+@click.option(
+    "--with",
+    "parts",
+    multiple=True,
+    metavar="PART",
+    help="A part of ota for boards of --fleet (default ddi): without ddi they follow no hawkBit.",
 )
 def command(
     flash: Path,
@@ -58,6 +78,9 @@ def command(
     follow: str | None,
     keys: tuple[Path, ...],
     ca: Path | None,
+    fleet: int | None,
+    main: Path | None,
+    parts: tuple[str, ...],
 ) -> None:
     """Run a virtual board whose flash is the file FLASH, until Ctrl-C.
 
@@ -68,9 +91,28 @@ def command(
     mpota publish has filled, or mpota serve serves, or its NAME.channel. The package and the key
     are put on it, and a main.py that confirms what runs, and polls. What the board prints is shown.
     A release that brings a main.py has to confirm and follow by that.
+
+    With --fleet there are as many boards as it says, which follow a hawkBit server: virtual-01,
+    virtual-02, ..., each with a token of its own there, and a port FLASH/virtual-01.repl. URL is
+    hawkbit+https://HOST/TENANT; without --follow it is a stand-in, which runs and remembers as long
+    as they do (pip install mpota[serve]). With other parts, as --with mqtt, they follow what the
+    program in --main does; machine.unique_id() tells them apart. Credentials for hawkBit:
+    MPOTA_HAWKBIT_USER and MPOTA_HAWKBIT_PASSWORD, MPOTA_HAWKBIT_TOKEN, or MPOTA_HAWKBIT_FILE, a
+    file with USER:PASSWORD.
     """
+    if fleet is not None:
+        given = {"-f": flash_size, "--chip": chip, "--link": link, "--ca": ca}
+        wrong = next((name for name, value in given.items() if value is not None), None)
+        if wrong:
+            raise UsageError(f"--fleet and {wrong}")
+        run_fleet(flash, fleet, follow, firmware, keys, main, parts, _catch_ctrl_c)
+        return
+    if parts or main is not None:
+        raise UsageError("--main and --with are for boards of --fleet")
     if follow is None and (keys or ca):
         raise UsageError("--key and --ca are for --follow")
+    if flash.is_dir():
+        raise UsageError(f"'{flash}' is a directory", "--fleet N runs boards that are in it")
     from mpota.virtual.board import Board
     from mpota.virtual.cable import find_chip, mac_of, open_flash, plugged_in, powered_alone
 
