@@ -199,8 +199,12 @@ def test_an_answer_that_makes_no_sense_is_an_error_and_no_traceback(
 
 def test_a_rollout_stops_at_its_threshold_and_goes_on_when_told(server: FleetServer) -> None:
     publish(server)
-    made = mpota("rollout", "create", server.target, "pump:2.1.0", "--groups", "40,20")
+    words = ("rollout", "create", server.target, "pump:2.1.0", "--groups", "40,20")
+    server.management.faults.append(Fault("POST /rollouts", is_lost=True))
+    assert mpota(*words).code == 2
+    made = mpota(*words)
     assert made, made.error
+    assert "is there already" in made.out
     assert f"next: mpota rollout start {server.target}" in made.out
     roll_out(server, "--groups", "40,20")  # finds the one that was made, and starts it
     states = states_of(server)

@@ -133,8 +133,8 @@ class Rollouts:
         self._start_after(rollout, started[-1])
 
     def stop(self, rollout: Rollout) -> None:
-        if rollout.status not in ("running", "paused", "ready", "starting"):
-            raise Refusal(423, "Stopping the rollout failed.")
+        if rollout.status in ("stopping", "stopped", "finished"):
+            raise Refusal(400, f"Rollout cannot be stopped, its state is {rollout.status}")
         rollout.status = "stopping"
 
     @staticmethod
