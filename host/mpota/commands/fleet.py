@@ -27,8 +27,11 @@ from mpota.fleet.table import (
     sums,
     to_json,
 )
+from mpota.text import shown
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from mpota.fleet.row import BoardSource
 
 _TONES = {
@@ -74,13 +77,14 @@ def status(
     with _opened(sources) as opened, report.doing("asking"):
         rows = read_all(opened)
     now = _now()
-    shown = ordered((row for row in rows if wanted.takes(row, now)), now)
+    found = ordered((row for row in rows if wanted.takes(row, now)), now)
     if as_json:
-        report.print_json({"boards": [to_json(row, now) for row in shown]})
+        report.print_json({"boards": [to_json(row, now) for row in found]})
         return
-    if shown:
-        report.print_table(*_table(shown, now))
-    _say_sums(rows, shown, now)
+    if found:
+        report.print_table(*_table(found, now))
+    text = sums(rows, now)
+    report.say(text if len(found) == len(rows) else f"{text}; {len(found)} shown")
 
 
 @command.command()
@@ -199,11 +203,6 @@ def _words(row: Row) -> str:
     return row.error or row.word or "-"
 
 
-def _say_sums(rows: Sequence[Row], shown: Sequence[Row], now: datetime) -> None:
-    text = sums(rows, now)
-    report.say(text if len(shown) == len(rows) else f"{text}; {len(shown)} shown")
-
-
 # --- watching
 
 
@@ -244,39 +243,43 @@ def _looks(sources: list[BoardSource], interval: float) -> Iterator[list[Row]]:
                 report.note(f"{failure}: tried again", error=True)
 
 
+_STYLES = {
+    report.Tone.GOOD: "green",
+    report.Tone.BAD: "bold red",
+    report.Tone.CAUTION: "bold yellow",
+}
+
+
 def _live(sources: list[BoardSource], wanted: Filter, interval: float) -> None:
-    from rich.console import Console, Group
+    from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
-    from rich.text import Text
 
-    from mpota.text import shown as visible
-
-    styles = {
-        report.Tone.GOOD: "green",
-        report.Tone.BAD: "bold red",
-        report.Tone.CAUTION: "bold yellow",
-    }
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False) as live:
         for rows in _looks(sources, interval):
             now = _now()
             found = ordered((row for row in rows if wanted.takes(row, now)), now)
-            room = max(console.height - 6, 1)
-            table = Table(box=None, header_style="bold", pad_edge=False)
-            columns, lines = _table(found[:room], now)
-            for column in columns:
-                name = column.removeprefix(">")
-                table.add_column(
-                    name, justify="left" if name == column else "right", overflow="fold"
-                )
-            for cells in lines:
-                styled = [
-                    Text(visible(cell), styles[cell.tone] if isinstance(cell, report.Toned) else "")
-                    for cell in cells
-                ]
-                table.add_row(*styled)
-            more = len(found) - room
-            rest = [Text(f"... and {more} more")] if more > 0 else []
-            last = Text(f"{sums(rows, now)}   {now.astimezone():%H:%M:%S}")
-            live.update(Group(table, *rest, Text(), last), refresh=True)
+            head = f"{now.astimezone():%H:%M:%S}  {sums(rows, now)}"
+            live.update(_picture(head, found, now, max(console.height - 5, 1)), refresh=True)
+
+
+def _picture(head: str, found: Sequence[Row], now: datetime, room: int) -> Group:
+    """The sums come first, since what does not fit is cut at the bottom."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    columns, lines = _table(found[:room], now)
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="left" if name == column else "right", overflow="fold")
+    for cells in lines:
+        tones = [cell.tone if isinstance(cell, report.Toned) else None for cell in cells]
+        styles = [_STYLES.get(tone, "") if tone else "" for tone in tones]
+        table.add_row(
+            *(Text(shown(cell), style) for cell, style in zip(cells, styles, strict=True))
+        )
+    more = len(found) - room
+    rest = [Text(f"... and {more:,} more")] if more > 0 else []
+    return Group(Text(head), Text(), table, *rest)
