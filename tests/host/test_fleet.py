@@ -152,6 +152,9 @@ def test_credentials_come_from_the_environment_or_a_file_and_are_not_shown(
     Path("who").write_text("admin:admin\n")
     monkeypatch.setenv("MPOTA_HAWKBIT_FILE", "who")
     assert mpota("fleet", "status", server.target)
+    for token in ("t\u00f6ken", "to\nken"):
+        monkeypatch.setenv("MPOTA_HAWKBIT_TOKEN", token)
+        assert mpota("fleet", "status", server.target).code == 2
 
 
 DEEP = b"[" * 100_000

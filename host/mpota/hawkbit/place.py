@@ -85,6 +85,8 @@ class Credentials:
     def find(cls, place: Place, environment: Mapping[str, str] = os.environ) -> Credentials:
         """Those of the environment, or of the file that it names. Raises UsageError."""
         if token := environment.get(TOKEN):
+            if not token.isascii():
+                raise UsageError(f"{TOKEN} has other characters than those of a token")
             return cls(_one_line(f"Bearer {token}", TOKEN))
         user, password = place.user or environment.get(USER), environment.get(PASSWORD)
         if name := environment.get(_FILE):
