@@ -42,6 +42,9 @@ def test_a_board_is_made_known_and_told_and_the_token_is_shown_nowhere(
     fleet_server.log_in(monkeypatch)
     with fleet_server.serving() as server, bench(has_ota=True) as board:
         assert board.say("exec", UNTOLD) == "address\n"
+        refused = mpota("fleet", "add", server.target, "north/7", "nowhere", exit_code=2)
+        assert "'nowhere' is not a serial port" in refused
+        assert not server.state.targets
         server.state.config["authentication.targettoken.enabled"] = False
         shown = mpota("fleet", "add", server.target, "north/7")
         assert "north/7: made at" in shown

@@ -131,7 +131,10 @@ def add(target: str, board: str, port: str | None, url: str | None, allow_tokens
     again changes nothing; without PORT the board is told another time.
     """
     from mpota.hawkbit import targets
+    from mpota.storage.ports import find_port
 
+    if port is not None:
+        find_port(port)  # a wrong one makes nobody known
     client = open_client(target)
     client.check_tenant()
     if url is not None and not url.startswith(("http://", "https://")):
