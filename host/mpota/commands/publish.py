@@ -178,8 +178,8 @@ def _publish_to_hawkbit(
             report.note(f"{path} is not signed: boards that have keys refuse it")
         pieces.append(BundleUpload.of(bundle, data))
     for piece in pieces:
-        with report.doing(f"publishing {piece.label}"):
-            publish_there(client, piece, _say_piece, dry_run=dry_run)
+        with report.progress(f"publishing {piece.label}", len(piece.data)) as advance:
+            publish_there(client, piece, _say_piece, advance, dry_run=dry_run)
     if dry_run:
         report.say("nothing is written yet")
         return

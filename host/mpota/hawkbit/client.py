@@ -6,12 +6,13 @@ environment names them. Redirects are not followed, since credentials would go a
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -98,8 +99,10 @@ class Client:
     def put(self, path: str, body: object) -> Any:
         return self._json("PUT", path, {}, body)
 
-    def upload(self, path: str, name: str, data: bytes, **query: object) -> Any:
-        """Send a file as a form does, in a part named "file"."""
+    def upload(
+        self, path: str, name: str, data: bytes, sent: Callable[[int], object], **query: object
+    ) -> Any:
+        """Send a file as a form does, in a part named "file"; ``sent`` is told how far it is."""
         mark = secrets.token_hex(16)
         head = (
             f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
@@ -107,7 +110,10 @@ class Client:
         )
         body = b"".join((head.encode("ascii"), data, f"\r\n--{mark}--\r\n".encode()))
         kind = f"multipart/form-data; boundary={mark}"
-        return self._answer(self._request("POST", path, query, body, kind))
+        request = self._request("POST", path, query, body, kind)
+        request.data = _Watched(body, lambda size: sent(min(size, len(data))))
+        request.add_header("Content-Length", str(len(body)))  # which the other one takes away
+        return self._answer(request)
 
     def nonsense(self, path: str, what: str) -> MpotaError:
         return MpotaError(
@@ -197,6 +203,19 @@ def equals(**fields: str) -> str:
 def quoted(value: str) -> str:
     escaped = "".join(f"\\{c}" if c in "\\'*" else c for c in value)
     return f"'{escaped}'"
+
+
+class _Watched(io.BytesIO):
+    """A body that tells how much of it has been taken."""
+
+    def __init__(self, data: bytes, taken: Callable[[int], object]) -> None:
+        super().__init__(data)
+        self._taken = taken
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        self._taken(self.tell())
+        return found
 
 
 class _NoRedirects(HTTPRedirectHandler):

@@ -23,6 +23,8 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 100  # characters of a file's name that devices can fetch: what hawkBit links
 _CONFLICT = 409
 
+# Told how many bytes of the file are sent.
+Sent = Callable[[int], object]
 # Told of each piece: "there", "to send" or "sent"; what it is; its size in bytes, 0 without.
 Tell = Callable[[str, str, int], None]
 
@@ -59,7 +61,9 @@ class BundleUpload:
         return {key: value for key, value in found.items() if value}
 
 
-def publish(client: Client, piece: BundleUpload, tell: Tell, *, dry_run: bool = False) -> None:
+def publish(
+    client: Client, piece: BundleUpload, tell: Tell, sent: Sent, *, dry_run: bool = False
+) -> None:
     """Bring a release to the server, or say what is missing there.
 
     Raises MpotaError if there is another one of that name and version: a release never changes.
@@ -72,8 +76,8 @@ def publish(client: Client, piece: BundleUpload, tell: Tell, *, dry_run: bool = 
     tell("there" if module is not None else missing, f"software module {piece.label}", 0)
     if module is None and not dry_run:
         module = _make_module(client, names)
-    for step in (_put_artifact, _put_metadata):
-        step(client, module, piece, tell, dry_run=dry_run)
+    _put_artifact(client, module, piece, tell, sent, dry_run=dry_run)
+    _put_metadata(client, module, piece, tell, dry_run=dry_run)
     is_whole = wanted is not None and module in wanted.modules
     tell("there" if is_whole else missing, f"distribution set {piece.label}", 0)
     if not is_whole and not dry_run and module is not None:
@@ -101,7 +105,13 @@ def _make_module(client: Client, names: dict[str, str]) -> int:
 
 
 def _put_artifact(
-    client: Client, module: int | None, piece: BundleUpload, tell: Tell, *, dry_run: bool
+    client: Client,
+    module: int | None,
+    piece: BundleUpload,
+    tell: Tell,
+    sent: Sent,
+    *,
+    dry_run: bool,
 ) -> None:
     path = f"softwaremodules/{module}/artifacts"
     if module is not None and _has_artifact(client, path, piece):
@@ -109,7 +119,7 @@ def _put_artifact(
         return
     if not dry_run:
         try:
-            client.upload(path, piece.file, piece.data, sha256sum=piece.digest)
+            client.upload(path, piece.file, piece.data, sent, sha256sum=piece.digest)
         except ServerRefusedError as error:
             if error.status != _CONFLICT or not _has_artifact(client, path, piece):
                 raise
