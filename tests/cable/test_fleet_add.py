@@ -136,7 +136,7 @@ def heard(target: str, *boards: str) -> None:
         (("boards", "--fleet", "2", "--link", "x"), "--fleet and --link"),
         (("boards", "--fleet", "2", "--with", "encoded"), "boards follow no hawkBit"),
         (("boards", "--fleet", "2", "--main", "."), "'.' has no main.py"),
-        (("boards", "--key", "key.pem"), "are for boards of --fleet"),
+        (("boards", "--main", "x.py"), "are for boards of --fleet"),
     ],
 )
 def test_a_fleet_that_cannot_be_is_named(

@@ -69,7 +69,7 @@ def roll_out(server: FleetServer, version: str, counter: int, main: str = releas
 
 
 def rows(server: FleetServer) -> dict[str, tuple[str, str | None, str]]:
-    """Stage, release that runs, and error of each board, as the table has them."""
+    """BoardStage, release that runs, and error of each board, as the table has them."""
     found = json.loads(mpota("fleet", "status", server.target, "--json").out)["boards"]
     return {row["board"]: (row["stage"], row["runs"], row["error"]) for row in found}
 

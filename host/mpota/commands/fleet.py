@@ -15,7 +15,7 @@ from mpota.commands import _report as report
 from mpota.commands._hawkbit import open_client
 from mpota.commands._options import complete_ports, json_option
 from mpota.errors import MpotaError, UsageError
-from mpota.fleet.row import Row, Stage
+from mpota.fleet.row import BoardStage, Row
 from mpota.fleet.table import (
     SILENT,
     Filter,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from mpota.fleet.row import BoardSource
 
 _TONES = {
-    Stage.FAILED: report.Tone.BAD,
-    Stage.TRIAL: report.Tone.CAUTION,
-    Stage.CURRENT: report.Tone.GOOD,
+    BoardStage.FAILED: report.Tone.BAD,
+    BoardStage.TRIAL: report.Tone.CAUTION,
+    BoardStage.CURRENT: report.Tone.GOOD,
 }
 _COLUMNS = ("Board", "Runs", "Wanted", "Stage", ">Since", "Last word")
 _sources = click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")

@@ -12,7 +12,7 @@ from datetime import datetime
 from urllib.parse import unquote
 
 from mpota.errors import MpotaError
-from mpota.fleet.row import Row, Stage
+from mpota.fleet.row import BoardStage, Row
 from mpota.hawkbit.answers import ActionAnswer, Answer, EntryAnswer, SetAnswer, TargetAnswer
 from mpota.hawkbit.client import Client, segment
 
@@ -22,16 +22,16 @@ _EVERY_S = 5.0
 # How hawkBit's own messages begin (RepositoryConstants, AbstractDsAssignmentStrategy).
 _SERVER = ("Update Server:", "Device reported status code:", "Assignment initiated by")
 _AT_REST = {
-    "unknown": Stage.NEW,
-    "registered": Stage.CURRENT,
-    "in_sync": Stage.CURRENT,
-    "error": Stage.FAILED,
+    "unknown": BoardStage.NEW,
+    "registered": BoardStage.CURRENT,
+    "in_sync": BoardStage.CURRENT,
+    "error": BoardStage.FAILED,
 }
 _BY_ENTRY = {
-    "retrieved": Stage.OFFERED,
-    "wait_for_confirmation": Stage.WAITS,
-    "download": Stage.LOADING,
-    "downloaded": Stage.WAITS,  # of `ota.ddi`: until it may be installed
+    "retrieved": BoardStage.OFFERED,
+    "wait_for_confirmation": BoardStage.WAITS,
+    "download": BoardStage.LOADING,
+    "downloaded": BoardStage.WAITS,  # of `ota.ddi`: until it may be installed
 }
 _INSTALLED = " is installed"  # device/ota/ddi_more.py: what it says before the restart
 
@@ -130,14 +130,14 @@ class HawkbitSource:
         if stage is None and target.status != "pending":
             raise MpotaError(f"{self.name}: '{target.id}' is {target.status[:40]}")
         if target.heard is None:
-            stage = Stage.NEW
+            stage = BoardStage.NEW
         elif action is not None and action.is_active:
             stage = _stage(action, said)
         newest = said[0] if said else None
-        is_failed = stage is Stage.FAILED
+        is_failed = stage is BoardStage.FAILED
         return Row(
             board=target.id,
-            stage=stage or Stage.OFFERED,
+            stage=stage or BoardStage.OFFERED,
             runs=runs,
             wanted=action.set.rpartition(":")[2] or None if action else None,
             since=(newest and newest.at) or (action and action.changed) or _at_rest(target),
@@ -149,16 +149,16 @@ class HawkbitSource:
         )
 
 
-def _stage(action: ActionAnswer, said: Sequence[EntryAnswer]) -> Stage:
+def _stage(action: ActionAnswer, said: Sequence[EntryAnswer]) -> BoardStage:
     """How far an action is that goes on, by the newest entry that tells."""
     for number, entry in enumerate(said):
         if any(_INSTALLED in message for message in entry.messages):
-            return Stage.RESTARTS
+            return BoardStage.RESTARTS
         if entry.kind == "running" and number + 1 < len(said):  # the first one is the server's
-            return Stage.LOADING
+            return BoardStage.LOADING
         if stage := _BY_ENTRY.get(entry.kind):
             return stage
-    return _BY_ENTRY.get("" if said else action.status, Stage.OFFERED)
+    return _BY_ENTRY.get("" if said else action.status, BoardStage.OFFERED)
 
 
 def _at_rest(target: TargetAnswer) -> datetime | None:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mpota.errors import MpotaError
-from mpota.fleet.row import Row, Stage
+from mpota.fleet.row import BoardStage, Row
 from mpota.push.deploy import DeployPlan, Target
 from mpota.push.repl import Session
 from mpota.push.scan import STATES, FoundBoard, ask, parse_address
@@ -21,9 +21,8 @@ from mpota.push.serial import Status
 _EVERY_S = 5.0
 _ASK_S = 2.0
 _AT_ONCE = 16
-_STAGES = dict(
-    zip(STATES, (Stage.CURRENT, Stage.TRIAL, Stage.LOADING, Stage.RESTARTS), strict=True)
-)
+_BY_STATE = (BoardStage.CURRENT, BoardStage.TRIAL, BoardStage.LOADING, BoardStage.RESTARTS)
+_STAGES = dict(zip(STATES, _BY_STATE, strict=True))
 
 
 class PlanSource:
@@ -50,7 +49,7 @@ class PlanSource:
 
     def _row(self, target: Target) -> Row:
         now = datetime.now(timezone.utc)
-        former = self._known.get(target.name, Row(target.name, Stage.NEW, source=self.name))
+        former = self._known.get(target.name, Row(target.name, BoardStage.NEW, source=self.name))
         try:
             found = _at_repl(target) if has_repl(target.port) else _by_network(target)
         except MpotaError as error:
@@ -77,20 +76,22 @@ def _at_repl(target: Target) -> Row:
     app = slot.get("micropython") or slot.get("version") or status.running
     runs = status.release.get("version") or app.partition(" ")[0]
     if not status.is_confirmed:
-        stage = Stage.TRIAL
+        stage = BoardStage.TRIAL
     elif status.boot != status.running or status.waiting:
-        stage = Stage.RESTARTS
+        stage = BoardStage.RESTARTS
     elif target.package is None or status.runs(target.package):
-        stage = Stage.CURRENT
+        stage = BoardStage.CURRENT
     else:
-        stage = Stage.OFFERED
+        stage = BoardStage.OFFERED
     return _told(target, stage, str(runs))
 
 
 def _by_network(target: Target) -> Row:
     scheme, _, address = target.port.partition("://")
     if scheme != "tcp":
-        return Row(target.name, Stage.NEW, wanted=_wanted(target), word="asked only to update it")
+        return Row(
+            target.name, BoardStage.NEW, wanted=_wanted(target), word="asked only to update it"
+        )
     found = ask([parse_address(address)], _ASK_S)
     if not found:
         raise MpotaError("no answer")
@@ -98,14 +99,14 @@ def _by_network(target: Target) -> Row:
 
 
 def _of_answer(target: Target, board: FoundBoard) -> Row:
-    stage = _STAGES.get(board.state or "", Stage.CURRENT)
+    stage = _STAGES.get(board.state or "", BoardStage.CURRENT)
     runs = (board.release or "").rpartition(" ")[2] or board.runs
     wanted = _wanted(target)
-    if stage is Stage.CURRENT and wanted not in (None, runs):
-        stage = Stage.OFFERED
+    if stage is BoardStage.CURRENT and wanted not in (None, runs):
+        stage = BoardStage.OFFERED
     return _told(target, stage, runs)
 
 
-def _told(target: Target, stage: Stage, runs: str | None) -> Row:
+def _told(target: Target, stage: BoardStage, runs: str | None) -> Row:
     wanted = _wanted(target)
     return Row(target.name, stage, runs, None if wanted == runs else wanted)

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Protocol
 
 
-class Stage(Enum):
+class BoardStage(Enum):
     """How far a board is with what it is to have; what stands out first comes first."""
 
     FAILED = "failed"  # refused, given up or rolled back: what ran before runs
@@ -33,7 +33,7 @@ class Row:
     """
 
     board: str
-    stage: Stage
+    stage: BoardStage
     runs: str | None = None
     wanted: str | None = None
     since: datetime | None = None

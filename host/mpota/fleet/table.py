@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mpota.errors import UsageError
-from mpota.fleet.row import BoardSource, Row, Stage
+from mpota.fleet.row import BoardSource, BoardStage, Row
 
 SILENT = "silent"
-WORDS = (*(stage.value for stage in Stage), SILENT)
-_ORDER = {stage: number for number, stage in enumerate(Stage)}
+WORDS = (*(stage.value for stage in BoardStage), SILENT)
+_ORDER = {stage: number for number, stage in enumerate(BoardStage)}
 # Stages that a board is asked to leave by itself: silence in them is worth less than a failure,
 # and more than all else.
-_SILENT_RANK = _ORDER[Stage.FAILED] + 0.5
+_SILENT_RANK = _ORDER[BoardStage.FAILED] + 0.5
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def ordered(rows: Iterable[Row], now: datetime) -> list[Row]:
 def sums(rows: Sequence[Row], now: datetime) -> str:
     """How many boards are where, in words."""
     counts = Counter(row.stage for row in rows)
-    parts = [f"{counts[stage]} {stage.value}" for stage in Stage if counts[stage]]
+    parts = [f"{counts[stage]} {stage.value}" for stage in BoardStage if counts[stage]]
     silent = sum(row.is_silent(now) for row in rows)
     parts += [f"{silent} silent"] if silent else []
     boards = f"{len(rows):,} board{'' if len(rows) == 1 else 's'}"
