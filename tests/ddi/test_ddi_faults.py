@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from mpota.virtual.hawkbit.faults import Fault
 from mpota.virtual.hawkbit.server import Server
 from mpota.virtual.hawkbit.state import Action
 
-from tests.support import channels, hawkbit, releases
+from tests.support import channels, hawkbit, releases, web
 from tests.support.channels import done
 from tests.support.cuts import Cuts, some
 from tests.support.hawkbit import TURN, assign, follow, release, report, target, turn
@@ -346,6 +347,42 @@ def test_a_deployment_that_makes_no_sense_is_refused_where_it_is_one_at_all(
         assert action.code == 2
     else:
         finish(board, server, action)
+
+
+def endless(handler: web.Handler) -> None:
+    handler.answer("200 ", ["Transfer-Encoding: chunked"])
+    for _ in range(1000):
+        handler.wfile.write(b"1\r\nx\r\n" * 100)
+
+
+def to_the_end(handler: web.Handler) -> None:
+    handler.answer("200 ", [])
+    handler.wfile.write(poll({}, "00:07:00"))
+    raise web.Hangup
+
+
+def cut(handler: web.Handler) -> None:
+    handler.answer("200 ", ["Content-Length: 500"])
+    handler.wfile.write(poll({}))
+    raise web.Hangup
+
+
+BODIES: dict[str, tuple[web.File | Callable[[web.Handler], None], str, int]] = {
+    "in chunks": (web.File(poll({}, "00:07:00"), chunked=True), "-", 420),
+    "to the end": (to_the_end, "-", 420),
+    "endless": (endless, "protocol", 300),
+    "cut": (cut, "connection", 300),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_a_body_is_read_however_it_comes_up_to_a_limit(board: Board, what: str) -> None:
+    answer, code, sleep = BODIES[what]
+    with web.serving({"/DEFAULT/controller/v1/pump-7": answer}) as server:
+        then = f"{TURN}print(client.poll_s)\n"
+        script = hawkbit.FOLLOW.format(url=server.root, id="pump-7", token="", more="") + then
+        said, found = done(board.run(script)).splitlines()
+    assert (said.split()[1], int(found)) == (code, sleep)
 
 
 def test_an_endless_cancel_ends_the_poll(board: Board, server: Server) -> None:
