@@ -395,14 +395,24 @@ def test_an_endless_cancel_ends_the_poll(board: Board, server: Server) -> None:
 # --- power cuts
 
 
-def test_a_board_whose_power_fails_anywhere_installs_it_and_tells_the_truth_once(
-    cuts: Cuts,
+FAILS = "import machine\nmachine.reset()\n"
+# What main.py of the release does, how many cuts are tried, and how the action has to end.
+STORIES = {
+    "ddi": (releases.MAIN, 12, ("finished", "2.0")),
+    "ddi-fails": (FAILS, 6, ("error", "1.0")),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_board_whose_power_fails_anywhere_comes_to_the_same_end_and_tells_it_once(
+    name: str, cuts: Cuts
 ) -> None:
-    """From the order to the word that it is done: ``--cut ddi:17:torn`` tries one."""
+    """From the order to the word of what became of it: ``--cut ddi:17:torn`` tries one."""
+    cuts.skip_unless_named(name)
+    main, count, end = STORIES[name]
     with hawkbit.serving() as server, channels.board() as board:
         says(board, server)
-        main = releases.tree("2.0", main=releases.MAIN)
-        data = release("2.0", 2, releases.app(size=0x8000), main)
+        data = release("2.0", 2, releases.app(size=0x8000), releases.tree("2.0", main=main))
         made = server.state.publish("pump", "2.0", {"pump.bundle": data})
 
         def play(board: Board) -> Run:
@@ -412,25 +422,26 @@ def test_a_board_whose_power_fails_anywhere_installs_it_and_tells_the_truth_once
             board.run(follow(server))
             return board.run(follow(server))
 
-        scenario = Scenario("ddi", board.flash.snapshot(), play)
+        scenario = Scenario(name, board.flash.snapshot(), play)
         recording = scenario.record(board)
-        for point in cuts.points(recording, some(12)):
+        for point in cuts.points(recording, some(count)):
             board.flash.restore(scenario.start)
             with power_cut(board.flash, point.op, point.mode):
                 play(board)
-            check_end(board, server, point)
+            check_end(board, server, point, end)
 
 
-def check_end(board: Board, server: Server, point: CutPoint) -> None:
-    """What an app would do by itself: start, confirm, poll."""
+def check_end(board: Board, server: Server, point: CutPoint, end: tuple[str, str]) -> None:
+    """What an app would do by itself: start, confirm, poll. How the action ends, and what runs."""
     action = list(server.state.actions.values())[-1]
-    for _ in range(4):
+    for _ in range(5):
         board.run()
         board.run(follow(server))
-        runs = done(board.run("import ota; print(ota.keys.load().version)"))
         if not action.active:
             break
-        assert action.types.count("finished") == 0, point
-    assert (action.status, runs) == ("finished", "2.0"), (point, action.messages)
-    assert action.types.count("finished") == 1, point
-    assert report(board) == f"confirmed 2.0 {action.id}", point
+        assert not {"finished", "error"} & set(action.types), point
+    runs = done(board.run("import ota; print(ota.keys.load().version)"))
+    assert (action.status, runs) == end, (point, action.messages)
+    assert action.types.count("finished") + action.types.count("error") == 1, point
+    stage = {"finished": "confirmed", "error": "failed"}[end[0]]
+    assert report(board) == f"{stage} 2.0 {action.id}", point
