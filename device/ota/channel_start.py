@@ -123,7 +123,7 @@ def file_url(channel):
 def set_ask(channel, tag):
     """The request by which polls ask whether there is another file than that with this ETag.
 
-    http_connect.py makes requests as well: it would take 3 KiB more of the heap here.
+    http_connect.py makes requests as well: that would take 5 KiB more of the heap here.
 
     None is sent where there is no ETag, or for what only the HTTP client of the core understands.
     Raises SourceError for certificates that cannot be had.
