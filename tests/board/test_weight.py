@@ -106,14 +106,15 @@ def test_an_idle_poll_reads_no_file_and_takes_little_heap() -> None:
 
 
 def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:
-    """`python -m bench weight` has what that comes to in heap that is enough: 8 KiB at most."""
+    """`python -m bench weight` has how much more heap is enough: 8 KiB are to do."""
     key = PrivateKey.generate()
     old, new = (sample.build_app("esp32", version=version, size=0x18000) for version in "12")
     app = Content("app", "app.bin", new).compressed().with_delta(old)
     everything = weight.install(weight.subject().everything, old)
     with web.serving(weight.published(app, key)) as server:
         trusting = weight.trusting(everything.content, key)
-        assert 0 < weight.held_by_channel(trusting, server) <= 8 * KiB
+        # 7, and 4 for a buffer that what lies on the interpreter's stack may seem to point to.
+        assert 0 < weight.held_by_channel(trusting, server) <= 12 * KiB
 
 
 def test_a_boot_with_nothing_to_do_reads_little(core: weight.Installed) -> None:
