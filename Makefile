@@ -13,21 +13,21 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-more coverage lint bench firmware docs release clean
+.PHONY: demo test test-all test-more coverage lint bench firmware clients docs release clean
 
 demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
-test: firmware
+test: firmware clients
 	$(RUN)/pytest -n auto --dist worksteal
 
-test-all: firmware
+test-all: firmware clients
 	$(RUN)/pytest -n auto --dist worksteal --all-cuts
 
-test-more: firmware
+test-more: firmware clients
 	.ci/more
 
-coverage: firmware
+coverage: firmware clients
 	$(RUN)/pytest -n auto --dist worksteal --cov=mpota
 
 lint: $(READY)
@@ -39,6 +39,10 @@ lint: $(READY)
 # A stock MicroPython, fetched as data into the user's cache; without network a line says so.
 firmware: $(READY)
 	@$(RUN)/python .ci/firmware
+
+# MQTT clients for boards, as data into the same cache, for tests.
+clients: $(READY)
+	@$(RUN)/python -m tests.support.mqtt_clients
 
 bench: $(READY)
 	# Peers that are built from C: without a compiler they are left out.

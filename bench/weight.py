@@ -113,6 +113,18 @@ if client.code == "current" and not client.error:
 # At that server: nothing to do.
 IDLE_ANSWER = b'{"config":{"polling":{"sleep":"00:05:00"}}}'
 IDLE_PATH = "DEFAULT/controller/v1/demo"
+# And the same that shows at a broker what the channel has.
+FOLLOW_BROKER = """
+import ota.channel, ota.mqtt
+channel = ota.channel.Channel("{root}", name="demo")
+updates = ota.mqtt.Updates(lambda *message: None, channel)
+updates.connected(lambda *topic: None)
+for _ in range({polls}):
+    channel.due = ota.channel.ticks_ms()
+    updates.poll()
+if channel.code == "current" and not channel.error:
+    print("done")
+"""
 _TRUST = "import ota; ota.keys.add({digest!r})"
 _FILES = 3  # of a release, beside main.py
 # main.py of the release: it confirms, as each has to.
@@ -280,16 +292,19 @@ def after_poll(content: bytes, root: str) -> bytes:
 def idle_reads(content: bytes, root: str, follow: str) -> int:
     """Flash reads of two idle polls: those of three, less those of one and of all before it.
 
-    ``follow``: `FOLLOW_CHANNEL` or `FOLLOW_SERVER`.
+    ``follow``: `FOLLOW_CHANNEL`, `FOLLOW_SERVER` or `FOLLOW_BROKER`.
     """
     one, three = (all_reads(content, follow.format(root=root, polls=polls)) for polls in (1, 3))
     return three - one
 
 
-def idle_heap(content: bytes, root: str, follow: str) -> int | None:
-    """Bytes that it takes to follow something up to an idle poll, beside `ota.update`."""
-    without = least_heap(content, _APP + "print('done')")
-    follows = least_heap(content, _APP + follow.format(root=root, polls=2))
+def idle_heap(content: bytes, root: str, follow: str, beside: str = "print('done')") -> int | None:
+    """Bytes that it takes to follow something up to an idle poll, beside `ota.update`, or that and
+    what another script follows.
+    """
+    without, follows = (
+        least_heap(content, _APP + script.format(root=root, polls=2)) for script in (beside, follow)
+    )
     return None if without is None or follows is None else follows - without
 
 
@@ -367,6 +382,9 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
     "flash reads, idle poll of a server": ("", 0, None),
     "heap, idle poll of a server, beside ota.update": ("KiB", 8, None),
     "heap, a delta by a channel, beside the same without": ("KiB", 8, None),
+    "mqtt in the file system, beside all other parts": ("KiB", 16, None),
+    "flash reads, idle poll of a channel, with mqtt": ("", 0, None),
+    "heap, the same, beside a channel without mqtt": ("KiB", 8, None),
     "flash time at the least heap": ("s", 6.8, 21.2),
     "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
 }
@@ -429,6 +447,9 @@ def measure(
         delta = Content("app", "app.bin", pair.new).compressed().with_delta(pair.old)
         with web.serving(published(delta, key)) as channel:
             tell(_kib(install_heap(trusted, channel)))
+        tell(part_size("mqtt", what, pair.old) / KiB)
+        tell(idle_reads(following, server.root, FOLLOW_BROKER))
+        tell(_kib(idle_heap(following, server.root, FOLLOW_BROKER, beside=FOLLOW_CHANNEL)))
         with board_with(core.content, least or _HIGH) as board:
             tell(_run(board, update).duration_ms / 1000)
     tell(_interpreter_time(pair.old, pair.new))

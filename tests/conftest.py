@@ -19,6 +19,7 @@ from mpota.virtual.micropython import cache_dir
 
 from tests.support import amount, once, ota_board, web
 from tests.support.cuts import Cuts
+from tests.support.mqtt_clients import NEEDS_CLIENT
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 from tests.support.services import NEEDS_SERVICE
@@ -65,7 +66,7 @@ class TestRun:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2]
-            needs = (NEEDS_SHARED, NEEDS_STOCK, NEEDS_SERVICE)
+            needs = (NEEDS_SHARED, NEEDS_STOCK, NEEDS_SERVICE, NEEDS_CLIENT)
             self.skipped.update(need for need in needs if need in reason)
 
     @pytest.hookimpl(trylast=True)

@@ -76,14 +76,17 @@ class Channel(Follower):
 
     # --- one poll, and what comes of it
 
-    def _turning(self, is_full=False):
-        """A generator: one poll. The seconds until the next one."""
+    def _turning(self, is_full=False, by_hand=False, accept=None):
+        """A generator: one poll. The seconds until the next one.
+
+        ``accept(offer)``: somebody else says whether one is to be installed (mqtt.py).
+        """
         before = self.reason
         pause = 0
         try:
             is_full = is_full or ticks_diff(self.full_due, ticks_ms()) <= 0
             if is_full or not self.is_idle or not (yield from self._asking()):
-                yield from self._updating(False, is_full)
+                yield from self._updating(by_hand, is_full, accept)
             self.error = None
             self.failures = 0
         except OTAError as error:
@@ -97,13 +100,21 @@ class Channel(Follower):
         gc.collect()
         return pause
 
-    def _updating(self, by_hand, is_full):
-        """A generator: read what is published, and install what there is; whether that was done."""
+    def _updating(self, by_hand, is_full, accept=None):
+        """A generator: read what is published, and install what there is; whether that was done.
+
+        The app is asked unless it is ``by_hand``, without ``accept`` as `_turning` has it.
+        """
         while True:
             yield from self._step("channel_more", "checking", by_hand, is_full)
             if self.code or not self.offer or self._call("channel_more", "is_taken"):
                 return False
-            if not self._call("follow_more", "begin", "channel", self.offer.serial, by_hand):
+            if accept and not accept(self.offer):
+                return False
+            offer = self.offer
+            if not self._call(
+                "follow_more", "begin", "channel", offer.serial, by_hand and not accept
+            ):
                 return False
             try:
                 is_restart_due = yield from self._installing(by_hand)

@@ -126,7 +126,7 @@ def fetching(channel, url, limit):
     if have < len(data):
         data = data[:have]
     if not data or data[0] != 0x7B:  # {
-        raise SourceError("protocol", "%s is no channel file" % url)
+        raise SourceError("protocol", "%s is no file of ours: it does not begin with {" % url)
     is_tag = tag and tag[0] in '"W' and len(tag) <= _MAX_TAG
     return data, tag if is_tag else None
 

@@ -16,10 +16,11 @@ from .base import unload
 DAY = const(86400)
 # Modules that are let go of when a step is over, but for those that were there before.
 _PASSING = (
-    "follow_ask channel_start channel_more channel_file ddi_start ddi_ask ddi_more ddi_offer "
-    "ddi_take follow_more trial twin keys manifest chips confirm boot otadata http pump image "
-    "slot begin ready finish failure local merged release tar policy files frames delta chain "
-    "recovery http_ask http_connect http_resume tls_trust update"
+    "follow_ask channel_start channel_more channel_file mqtt_start mqtt_hello mqtt_facts "
+    "mqtt_state ddi_start ddi_ask ddi_more ddi_offer ddi_take follow_more trial twin keys "
+    "manifest chips confirm boot otadata http pump image slot begin ready finish failure local "
+    "merged release tar policy files frames delta chain recovery http_ask http_connect "
+    "http_resume tls_trust update"
 )
 _PACKAGE = __name__[:-6]  # with its dot
 

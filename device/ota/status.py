@@ -214,6 +214,7 @@ PARTS = (
         "ddi ddi_start ddi_ask ddi_more ddi_offer ddi_take "
         "follow follow_ask follow_more trial twin",
     ),
+    ("mqtt", "mqtt mqtt_start mqtt_hello mqtt_facts mqtt_state mqtt_manifest"),
 )
 
 

@@ -21,6 +21,8 @@ API: dict[str, tuple[str, ...]] = {
     "ota.ble": ("Peripheral",),
     "ota.listen": ("Listener",),
     "ota.channel": ("Channel",),
+    "ota.mqtt": ("Updates",),
+    "ota.mqtt_manifest": ("Manifest",),
     "ota.ddi": ("Client",),
     "ota.trial": (
         "report",

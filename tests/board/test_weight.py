@@ -80,7 +80,7 @@ def test_the_core_and_all_parts_stay_light(core: weight.Installed) -> None:
     directories = 16 * KiB
     assert core.used_size - directories <= 64 * KiB
     subject = weight.subject()
-    following = ("channel", "ddi")
+    following = ("channel", "ddi", "mqtt")
     others = {
         name: data
         for name, data in subject.everything.items()
@@ -103,6 +103,9 @@ def test_an_idle_poll_reads_no_file_and_takes_little_heap() -> None:
         for follow in (weight.FOLLOW_CHANNEL, weight.FOLLOW_SERVER):
             assert weight.idle_reads(content, server.root, follow) == 0
             assert weight.idle_heap(content, server.root, follow) <= 8 * KiB
+        told, channel = weight.FOLLOW_BROKER, weight.FOLLOW_CHANNEL
+        assert weight.idle_reads(content, server.root, told) == 0
+        assert weight.idle_heap(content, server.root, told, beside=channel) <= 8 * KiB
 
 
 def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:

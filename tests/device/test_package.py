@@ -108,7 +108,7 @@ def unpack(pack: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "part", ["core", "release", "encoded", "ble", "listen", "channel", "ddi", "all"]
+    "part", ["core", "release", "encoded", "ble", "listen", "channel", "ddi", "mqtt", "all"]
 )
 def test_mip_installs_a_part_and_what_it_needs(directory: Path, url: str, part: str) -> None:
     name = "package.json" if part == "core" else f"{part}.json"

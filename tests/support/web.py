@@ -311,22 +311,25 @@ class Identity:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
+    @property
+    def key_pem(self) -> bytes:
+        return self.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
     def context(self, tls: ssl.TLSVersion | None = None) -> ssl.SSLContext:
         """What a server that shows this certificate, and those between it and a root, needs."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if tls:
             context.maximum_version = tls
-        key = self.key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
         chain = b"".join(
             one.public_bytes(serialization.Encoding.PEM) for one in (self.certificate, *self.chain)
         )
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "server.pem"
-            path.write_bytes(key + chain)
+            path.write_bytes(self.key_pem + chain)
             context.load_cert_chain(path)
         return context
 

@@ -15,7 +15,8 @@ from mpota.resources import data_directory
 MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
 MODULES = (".py", ".mpy", ".pack")
 INIT = "__init__"  # the module that is in no pack
-NEEDS = {"channel": ("release",), "ddi": ("release",)}  # parts that are of no use without others
+# Parts that are of no use without others.
+NEEDS = {"channel": ("release",), "ddi": ("release",), "mqtt": ("release", "channel")}
 
 
 @cache

@@ -81,6 +81,10 @@ class RTC:
         link.call(link.RTC_MEMORY, 1, data)
         return None
 
+    def datetime(self):
+        year, month, day, hour, minute, second, weekday = time.gmtime()[:7]
+        return year, month, day, weekday, hour, minute, second, 0
+
 
 class WDT:
     # ports/esp32/machine_wdt.c: one watchdog, which nothing stops once it runs. The host process
