@@ -17,12 +17,13 @@ from mpota.virtual import flash, micropython
 from mpota.virtual.board import Board
 from mpota.virtual.micropython import cache_dir
 
-from tests.support import amount, once, ota_board, web
+from tests.support import amount, browser, once, ota_board, web
+from tests.support.browser import Chromium
 from tests.support.cuts import Cuts
 from tests.support.mqtt_clients import NEEDS_CLIENT
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
-from tests.support.services import NEEDS_SERVICE
+from tests.support.services import NEEDS_SERVICE, need
 
 # With three workers on two cores it takes 12 minutes, and a virtual board may be too slow for
 # mpremote's patience.
@@ -83,8 +84,8 @@ class TestRun:
         once.end_run(self.directory, keep=self.is_kept)
         if self.is_kept:
             say(config, f"what failed tests left to look at is in {self.directory}")
-        for need, count in sorted(self.skipped.items(), reverse=True):
-            say(config, f"{count} tests skipped: {need}")
+        for reason, count in sorted(self.skipped.items(), reverse=True):
+            say(config, f"{count} tests skipped: {reason}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -193,6 +194,13 @@ def server() -> Iterator[web.WebServer]:
     """A web server on loopback that has no files yet; others as with `board`."""
     with web.serving() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A real browser, one process for all tests; each has a profile of its own."""
+    with browser.running(need("chromium"), tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture
