@@ -14,7 +14,9 @@ from mpota.errors import UsageError
 from mpota.formats.chips import chip_by_name
 from mpota.units import align_down
 
-MAGIC_REG = 0x40001000  # a ROM word that differs between the first chips: esptool's detection
+# A ROM word that differs between chips and revisions of their ROM. esptool tells the first chips by
+# it, esptool-js (magic2Chip) all of them.
+MAGIC_REG = 0x40001000
 WDT_KEY = 0x50D83AA1  # unlocks the RTC watchdog: rwdt_ll.h, RTC_CNTL_WDT_WKEY
 
 
@@ -44,7 +46,8 @@ class RomChip:
     next one; ``values`` are other registers, among them the eFuses of the revision in
     ``revision``; ``block`` is that of eFuse block 2; ``xtal`` in MHz. ``security_info_size`` is
     what GET_SECURITY_INFO answers with: 20 bytes with the chip id, 12 without, 0 where the ROM does
-    not know the command.
+    not know the command. ``spi0_base`` is the flash controller of the cache, which carries out
+    commands as that at ``spi_base`` does: where it is given, esptool-js asks it, esptool the other.
     ``has_32bit_addresses``: flash behind 16 MiB can be reached.
     """
 
@@ -55,11 +58,12 @@ class RomChip:
     uart_clkdiv: int
     wdt_config0: int
     wdt_wprotect: int
+    magic: int
     values: MappingProxyType[int, int]
     xtal: int = 40
     security_info_size: int = 20
     has_32bit_addresses: bool = False
-    magic: int = 0
+    spi0_base: int | None = None
     spi: SpiRegisters = _SPI
     block: str = "v0.0"
 
@@ -103,8 +107,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x3FF40014,
         wdt_config0=0x3FF4808C,
         wdt_wprotect=0x3FF480A4,
-        security_info_size=0,
         magic=0x00F01D83,
+        security_info_size=0,
         spi=_SPI_ESP32,
         # The major revision is spread over two eFuses and the date of the SYSCON block
         # (efuse_hal.c: efuse_hal_get_major_chip_version). The last two let the ROM's own
@@ -126,8 +130,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x3F400014,
         wdt_config0=0x3F408094,
         wdt_wprotect=0x3F4080AC,
-        security_info_size=12,
         magic=0x000007C6,
+        security_info_size=12,
         values=_values(r3F41A050=1 << 18),
     ),
     RomChip(
@@ -139,6 +143,7 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x60008098,
         wdt_wprotect=0x600080B0,
+        magic=0x00000009,
         has_32bit_addresses=True,
         values=_values(r60007050=2 << 18),
     ),
@@ -151,6 +156,7 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x60008084,
         wdt_wprotect=0x6000809C,
+        magic=0x7C41A06F,
         values=_values(r60008844=1 << 20 | 1 << 16),
     ),
     RomChip(
@@ -162,6 +168,7 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x60008090,
         wdt_wprotect=0x600080A8,
+        magic=0x1B31506F,
         values=_values(r60008850=4 << 18),
     ),
     RomChip(
@@ -173,6 +180,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x600B1C00,
         wdt_wprotect=0x600B1C18,
+        magic=0x63E1406F,
+        spi0_base=0x60002000,
         xtal=48,
         has_32bit_addresses=True,
         values=_values(r600B484C=1 << 4, r60096110=48 << 24),
@@ -186,6 +195,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x600B1C00,
         wdt_wprotect=0x600B1C18,
+        magic=0x2CE0806F,
+        spi0_base=0x60002000,
         values=_values(r600B0850=2 << 18),
     ),
     RomChip(
@@ -197,6 +208,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x600B1C00,
         wdt_wprotect=0x600B1C18,
+        magic=0x2421606F,
+        spi0_base=0x60002000,
         has_32bit_addresses=True,
         values=_values(r600B484C=1 << 4),
     ),
@@ -209,6 +222,8 @@ ROM_CHIPS = (
         uart_clkdiv=0x60000014,
         wdt_config0=0x600B1C00,
         wdt_wprotect=0x600B1C1C,
+        magic=0x97E30068,
+        spi0_base=0x60002000,
         xtal=32,
         values=_values(r600B0850=1 << 21 | 2 << 18),
     ),
@@ -221,6 +236,7 @@ ROM_CHIPS = (
         uart_clkdiv=0x500CA014,
         wdt_config0=0x50116000,
         wdt_wprotect=0x50116018,
+        magic=0x0ADDBAD0,
         has_32bit_addresses=True,
         values=_values(r5012D04C=1 << 4 | 3),
     ),

@@ -314,17 +314,18 @@ class RomLoader:
 
     def _after_write(self, address: int) -> None:
         chip, value = self.chip, self._registers[address]
-        if address == chip.spi_base + SpiRegisters.COMMAND and value & 1 << 18:
-            self._run_spi_command()
+        for base in (chip.spi_base, chip.spi0_base):
+            if address - SpiRegisters.COMMAND == base and value & 1 << 18:
+                self._run_spi_command(base)
         is_unlocked = self._registers.get(chip.wdt_wprotect) == WDT_KEY
         if address == chip.wdt_config0 and is_unlocked:
             self._is_watchdog_on = bool(value >> 31)
         if address == chip.wdt_wprotect and not is_unlocked and self._is_watchdog_on:
             self._after_reply = self._restart  # it bites soon after it was set up
 
-    def _run_spi_command(self) -> None:
+    def _run_spi_command(self, base: int) -> None:
         """SPI_CMD_USR: the command in USER2, its answer in W0 (run_spiflash_command)."""
-        spi, base = self.chip.spi, self.chip.spi_base
+        spi = self.chip.spi
         command = self._registers.get(base + spi.user2, 0) & 0xFF
         address = self._registers.get(base + SpiRegisters.ADDRESS, 0)
         if spi.is_address_msb:
