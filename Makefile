@@ -13,21 +13,21 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-more coverage lint bench firmware clients docs release clean
+.PHONY: demo test test-all test-more coverage lint bench firmware fetched docs release clean
 
 demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
-test: firmware clients
+test: fetched
 	$(RUN)/pytest -n auto --dist worksteal
 
-test-all: firmware clients
+test-all: fetched
 	$(RUN)/pytest -n auto --dist worksteal --all-cuts
 
-test-more: firmware clients
+test-more: fetched
 	.ci/more
 
-coverage: firmware clients
+coverage: fetched
 	$(RUN)/pytest -n auto --dist worksteal --cov=mpota
 
 lint: $(READY)
@@ -36,12 +36,14 @@ lint: $(READY)
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
 
-# A stock MicroPython, fetched as data into the user's cache; without network a line says so.
+# A stock MicroPython, and the script of first-installation pages, fetched as data into the user's
+# cache; without network a line says so.
 firmware: $(READY)
 	@$(RUN)/python .ci/firmware
 
-# MQTT clients for boards, as data into the same cache, for tests.
-clients: $(READY)
+# What else tests take from the package indexes, as data into the same cache.
+fetched: firmware
+	@$(RUN)/python .ci/esp-web-tools
 	@$(RUN)/python -m tests.support.mqtt_clients
 
 bench: $(READY)

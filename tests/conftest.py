@@ -20,6 +20,7 @@ from mpota.virtual.micropython import cache_dir
 from tests.support import amount, browser, once, ota_board, web
 from tests.support.browser import Chromium
 from tests.support.cuts import Cuts
+from tests.support.esp_web_tools import NEEDS_SCRIPT
 from tests.support.mqtt_clients import NEEDS_CLIENT
 from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
@@ -67,7 +68,8 @@ class TestRun:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and isinstance(report.longrepr, tuple):
             reason = report.longrepr[2]
-            needs = (NEEDS_SHARED, NEEDS_STOCK, NEEDS_SERVICE, NEEDS_CLIENT)
+            fetched = (NEEDS_STOCK, NEEDS_CLIENT, NEEDS_SCRIPT)
+            needs = (NEEDS_SHARED, NEEDS_SERVICE, *fetched)
             self.skipped.update(need for need in needs if need in reason)
 
     @pytest.hookimpl(trylast=True)

@@ -59,6 +59,7 @@ _GROUPS = {
         "publish": "releases into a channel that boards follow, or to hawkBit",
         "channel": "what boards of a channel do: shares, pauses",
         "serve": "a directory, for boards to update from",
+        "web": "a page that installs a firmware at its visitor's USB port",
     },
     "Fleets, by hawkBit or a broker": {
         "rollout": "who gets a release in hawkBit, group after group",

@@ -1,1 +1,1 @@
-"""Channels: releases put into a directory or a bucket, and what boards are told of them."""
+"""Channels: releases put into a place, and what boards are told of them; pages to install from."""

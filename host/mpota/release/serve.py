@@ -344,7 +344,7 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
 
     async def send(request: web.Request) -> web.StreamResponse:
         try:
-            path = _find(directory, request.match_info["path"])
+            path = _find(directory, request.match_info["path"] or "index.html")
         except ValueError:
             return web.Response(status=400, text="this is no path\n")
         if path is None:

@@ -96,6 +96,14 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.stem + ending)
 
 
+def make_directory(path: Path) -> None:
+    """With its parents, where it is not there yet. Raises UsageError if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make directory '{path}': {error.strerror}") from None
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write all of ``data`` to ``path`` or leave ``path`` as it was.
 
