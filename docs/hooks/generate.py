@@ -15,6 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mpota.cli import build
+from mpota.push import ble_web
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -50,6 +51,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Called by mkdocs: add them."""
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
+    files.append(File.generated(config, "ble_page.html", content=ble_web.page()))
     return files
 
 

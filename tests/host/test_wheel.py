@@ -58,9 +58,13 @@ def test_the_wheel_carries_every_module_table_and_the_package_for_boards(install
     assert installed in device.parents
     assert installed in partitions.parents
     for carried, origin, patterns in (
-        (device, source / "device", ("ota/*.py", "ota/*.json")),
+        (device, source / "device", ("ota/*.py", "ota/*.json", "web/*")),
         (partitions, source / "partitions", ("*.csv",)),
-        (installed / "mpota", source / "host" / "mpota", ("**/*.py", "py.typed")),
+        (
+            installed / "mpota",
+            source / "host" / "mpota",
+            ("**/*.py", "**/*.html", "**/*.js", "py.typed"),
+        ),
     ):
         wanted = {
             p.relative_to(origin): p.read_bytes()

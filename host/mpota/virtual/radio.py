@@ -408,6 +408,7 @@ class _Peripheral:
     async def power_off(self) -> None:
         try:
             await self.disconnect_all()
+            await self._device.stop_advertising()  # which the controller would go on with
             await self._device.power_off()
         except (core.BaseBumbleError, asyncio.CancelledError):
             pass  # it was not on
