@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from mpota.fleet.mqtt import open_broker, parse_broker
+from mpota.fleet.row import BoardStage, Row
 
 from tests.support import mqtt, mqtt_boards, releases
 from tests.support.channels import Site, report
-from tests.support.mqtt import Broker, Desk
+from tests.support.mqtt import BOARD, DESK, PASSWORD, Broker, Desk
 from tests.support.mqtt_boards import CONFIG, INSTALL, STATUS, UPDATE, Running, program, states
 
 IDLE = {"in_progress": False, "update_percentage": None}
@@ -21,6 +24,15 @@ APP_SIZE = 0x18000
 def publish(site: Site, version: str = "2.0", counter: int = 2) -> None:
     entry = site.release(version, counter, releases.app(f"v{version}.0", size=APP_SIZE))
     site.publish(entry, poll=3600)
+
+
+def rows(broker: Broker) -> Sequence[Row]:
+    """What `mpota fleet status` has in its table."""
+    found = parse_broker(
+        f"mqtt://{DESK}@localhost:{broker.port}", {"MPOTA_MQTT_PASSWORD": PASSWORD}
+    )
+    with open_broker(found) as source:
+        return source.read()
 
 
 def hear(desk: Desk) -> None:
@@ -94,6 +106,9 @@ def test_a_release_that_fails_its_trial_is_told_and_a_press_does_not_bring_it_ag
         ).json
         assert failed["release_summary"].startswith("2.0 failed: not confirmed in its first boot")
         assert (failed["installed_version"], failed["latest_version"]) == ("1.0", "1.0")
+        (row,) = rows(broker)
+        assert (row.board, row.stage, row.runs) == (BOARD, BoardStage.FAILED, "1.0")
+        assert (row.wanted, row.error) == ("2.0", failed["release_summary"].partition(": ")[2])
         hear(desk)
         for payload in ("install", "2.0", "install"):
             desk.publish(INSTALL, payload)

@@ -55,9 +55,10 @@ _boards = click.option(
 def command() -> None:
     """All boards in one table, and new ones.
 
-    SOURCE is hawkbit+https://HOST/TENANT, or a plan of mpota deploy; several make one table.
-    Credentials for hawkBit: MPOTA_HAWKBIT_USER and MPOTA_HAWKBIT_PASSWORD, MPOTA_HAWKBIT_TOKEN, or
-    MPOTA_HAWKBIT_FILE, a file with USER:PASSWORD.
+    SOURCE is hawkbit+https://HOST/TENANT, mqtts://HOST, or a plan of mpota deploy; several make one
+    table. Credentials for hawkBit: MPOTA_HAWKBIT_USER and MPOTA_HAWKBIT_PASSWORD,
+    MPOTA_HAWKBIT_TOKEN, or MPOTA_HAWKBIT_FILE, a file with USER:PASSWORD. For a broker:
+    MPOTA_MQTT_USER and MPOTA_MQTT_PASSWORD, or MPOTA_MQTT_FILE; MPOTA_MQTT_CA: its certificates.
     """
 
 

@@ -26,6 +26,12 @@ def _hawkbit(target: str) -> AbstractContextManager[BoardSource]:
     return nullcontext(HawkbitSource(client))
 
 
+def _mqtt(target: str) -> AbstractContextManager[BoardSource]:
+    from mpota.fleet.mqtt import open_broker, parse_broker
+
+    return open_broker(parse_broker(target))
+
+
 def _plan(target: str) -> AbstractContextManager[BoardSource]:
     from mpota.fleet.plan import PlanSource
 
@@ -34,4 +40,5 @@ def _plan(target: str) -> AbstractContextManager[BoardSource]:
 
 _OPEN: dict[str, Callable[[str], AbstractContextManager[BoardSource]]] = {
     **dict.fromkeys(SCHEMES, _hawkbit),
+    **dict.fromkeys(("mqtt", "mqtts"), _mqtt),
 }
