@@ -1,4 +1,4 @@
-"""`mpota web`: what the directory holds, and what is refused before there is one."""
+"""Pages of `mpota web` and `mpota ble web`: what is written, and what is refused before it is."""
 
 from __future__ import annotations
 
@@ -166,6 +166,20 @@ def test_two_firmwares_of_one_chip_and_requests_without_sense_are_refused(
     assert (tmp_path / "site" / "manifest.json").read_bytes() == before
     assert web(tmp_path, script, two, "--force").code == 0
     assert (tmp_path / "site" / "manifest.json").read_bytes() != before
+
+
+def test_the_bluetooth_page_is_one_file_that_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    made = run("ble", "web", "-o", tmp_path / "deep" / "site")
+    assert made.code == 0, made.err
+    page = tmp_path / "deep" / "site" / "index.html"
+    text = page.read_text()
+    assert "\n/* " not in text  # all of its parts are in their places
+    assert "src=" not in text
+    page.write_text("mine")
+    assert_refused(run("ble", "web", "-o", page.parent), 2)
+    assert page.read_text() == "mine"
+    assert run("ble", "web", "-o", page.parent, "--force").code == 0
+    assert page.read_text() == text
 
 
 def test_only_the_pinned_package_is_taken_from_npm(

@@ -16,6 +16,7 @@ from typing import Any
 from bleak import BleakClient, BleakScanner
 from bleak.exc import BleakError
 from mpota.push.ble import CONTROL, DATA, SERVICE
+from mpota.push.wire import Kind
 from mpota.virtual.radio import BOARD_ADDRESS, Radio
 from playwright.async_api import Error, Page
 
@@ -59,6 +60,7 @@ class _Air:
         self._radio = radio
         self._browser = browser
         self._client: BleakClient | None = None
+        self.starts: list[int] = []  # positions of READY
         self._names: dict[str, str] = {}  # of characteristics, by what Chromium calls them
         self.todo: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
 
@@ -147,6 +149,8 @@ class _Air:
             await self._client.write_gatt_char(uuid, data, response=is_answered)
 
     def _notified(self, _: object, value: bytearray) -> None:
+        if value[:2] == bytes((0, Kind.READY)):  # all of it, or its first fragment
+            self.starts.append(int.from_bytes(value[2:6], "little"))
         self.todo.put_nowait(("notify", {"value": bytes(value)}))
 
     async def _notify(self, event: dict[str, Any]) -> None:
@@ -170,10 +174,11 @@ class _Air:
 @asynccontextmanager
 async def in_reach(
     page: Page, radio: Radio, *, break_after: int | None = None
-) -> AsyncIterator[None]:
+) -> AsyncIterator[list[int]]:
     """The board of ``radio`` is the one that the page gets to choose. Before its first `goto`.
 
-    ``break_after``: once so many bytes of packets were sent the link breaks.
+    ``break_after``: once so many bytes of packets were sent the link breaks. Gives the positions
+    from which the board lets the page go on, one for each connection with an update.
     """
     assert page.context.browser is not None
     browser = await page.context.browser.new_browser_cdp_session()
@@ -210,7 +215,7 @@ async def in_reach(
     )
     await prompts.send("DeviceAccess.enable")
     try:
-        yield
+        yield air.starts
     finally:
         for task in tasks:
             task.cancel()

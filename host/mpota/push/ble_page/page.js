@@ -199,7 +199,9 @@ function onWritten(position, size) {
   }
   const seconds = (Date.now() - job.started) / 1000, done = position - job.first
   at('bar').value = position / size
-  let text = `${sizeText(position)} of ${sizeText(size)} written and verified`
+  // A window is written once it is whole and its CRC is right.
+  const written = position < size ? position - position % WINDOW : size
+  let text = `${sizeText(written)} of ${sizeText(size)} written and verified`
   if (seconds > 2 && done > 0) {
     const left = (size - position) * seconds / done
     text += left < 90 ? `, ${Math.ceil(left)} s left` : `, ${Math.ceil(left / 60)} min left`
