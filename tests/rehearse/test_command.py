@@ -92,8 +92,9 @@ def test_the_program_of_a_board_is_confined(files: Path) -> None:
     secret.write_text("x")
     tries = f"""
 import os, socket, ffi
-from machine import Pin, I2C
+from machine import I2C, Pin, RTC
 Pin(2, Pin.OUT).on()
+RTC().memory(bytes(RTC().datetime()[1:3]))
 libc = ffi.open("libc.so.6")
 reached = []
 if libc.func("i", "open", "si")({str(secret)!r}, 0) >= 0: reached.append("file")

@@ -3,6 +3,9 @@
 # has these by name, the modules that firmware for boards has built in are made of it.
 
 import sys
+import time
+
+import machine
 
 
 class _Device:
@@ -102,20 +105,10 @@ class UART(_Device):
         return len(data)
 
 
-class RTC(_Device):
-    _memory = b""
-
+class RTC(machine.RTC):
     def datetime(self, value=None):
-        import time
-
         now = time.gmtime()
         return (now[0], now[1], now[2], now[6], now[3], now[4], now[5], 0)
-
-    def memory(self, data=None):
-        if data is None:
-            return RTC._memory
-        RTC._memory = bytes(data)
-        return None
 
 
 class I2S(_Device):
@@ -192,6 +185,7 @@ class _Scanned(_Device):
 def set_up():
     import esp32
 
+    machine.RTC = RTC
     for name in ("RMT", "PCNT", "ULP"):
         setattr(esp32, name, _Device)
     for name in (
