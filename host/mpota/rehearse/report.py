@@ -46,7 +46,7 @@ def verdict(result: Rehearsal) -> str:
     """One line."""
     cuts = sum(one.scenario != NETWORK for one in result.tried)
     breaks = len(result.tried) - cuts
-    what = f"{cuts:,} power cuts, {breaks} broken connections"
+    what = f"{_many(cuts, 'power cut')}, {_many(breaks, 'broken connection')}"
     if result.is_interrupted:
         what += f", {result.planned - len(result.tried):,} were not tried"
     twice = [one.twice for one in result.tried if one.twice is not None]
@@ -58,6 +58,10 @@ def verdict(result: Rehearsal) -> str:
     if fell:
         return f"{fell:,} of {len(result.tried):,} fell ({what}){more}"
     return f"nothing fell: {what}{more}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def to_json(plan: Setup, result: Rehearsal) -> dict[str, Any]:
