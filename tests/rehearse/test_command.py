@@ -151,11 +151,21 @@ def test_nothing_of_the_nvs_is_told(files: Path) -> None:
     assert PASSWORD not in done.out + (files / "report.txt").read_text()
 
 
+def heed_ctrl_c() -> None:
+    """What is started in the background of a shell would not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_tells_what_is_known_and_leaves_nothing(files: Path) -> None:
     command = [sys.executable, "-m", "mpota", "rehearse", "new.bin", "--board", "firmware.bin",
                "--cuts", "all", "--junit", "junit.xml", "--json"]  # fmt: skip
     started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     while not scratch_directories(started.pid) and started.poll() is None:
         time.sleep(0.05)
