@@ -3,7 +3,6 @@ the time has come. Loaded for that; see channel.py.
 """
 
 import struct
-from errno import ETIMEDOUT
 from time import gmtime, ticks_add, ticks_ms
 
 from micropython import const
@@ -47,7 +46,7 @@ def checking(channel, by_hand, is_full):
         answer = channel.answer
         channel.answer = None
     if answer and not is_same:
-        _check_answer(channel, *answer)
+        channel._call("follow_more", "check_answer", file_url(channel), *answer)
     if not is_same:
         try:
             yield from _reading(channel, by_hand)
@@ -129,20 +128,6 @@ def fetching(channel, url, limit):
         raise SourceError("protocol", "%s is no file of ours: it does not begin with {" % url)
     is_tag = tag and tag[0] in '"W' and len(tag) <= _MAX_TAG
     return data, tag if is_tag else None
-
-
-def _check_answer(channel, what, more):
-    """Raises SourceError where asking in full would do no good."""
-    url = file_url(channel)
-    if isinstance(what, int):
-        if what == 429 or what >= 500:
-            error = SourceError("http-status", "HTTP Error: %d: %s" % (what, url))
-            error.status, error.retry_after = what, more
-            raise error
-    elif what != "tls" and isinstance(more, OSError):  # else the full client says what is wrong
-        if more.errno == ETIMEDOUT:
-            raise SourceError("timeout", "no answer from %s in time" % url)
-        raise SourceError("dns" if what == "dns" else "connection", "%s: %s" % (url, more))
 
 
 def judge(channel, by_hand):

@@ -1,6 +1,5 @@
 """How a DDI client speaks with the server: see ddi.py. Loaded for that."""
 
-from errno import ETIMEDOUT
 from hashlib import sha256
 
 from micropython import const
@@ -8,6 +7,7 @@ from micropython import const
 from . import base
 from .base import OTAError, SourceError
 from .ddi_start import make_ask
+from .follow_more import check_answer
 
 KEY = "ddi"  # the origin of its trials; in NVS: whose actions they are of
 _WHOSE_SIZE = const(8)
@@ -24,25 +24,19 @@ def asking(client, method, path, body=None, limit=0):
 def checking(client, status, after, body):
     """A generator: raise what an answer means for all requests to the server."""
     url = client.url
+    is_answer = isinstance(status, int)
+    check_answer(client, url, status, after if is_answer else body)
     if status == "tls":
         yield from _explaining(client)
         raise SourceError("tls", "%s: %s" % (url, body))
-    if not isinstance(status, int):
-        if not isinstance(body, OSError):
-            raise SourceError("protocol", "%s sent what is no answer: %s" % (url, body))
-        if body.errno == ETIMEDOUT:
-            raise SourceError("timeout", "no answer from %s in time" % url)
-        raise SourceError("dns" if status == "dns" else "connection", "%s: %s" % (url, body))
+    if not is_answer:
+        raise SourceError("protocol", "%s sent what is no answer: %s" % (url, body))
     if status == 401:
         raise OTAError(
             "token",
             "%s answers 401: another token is due, or the server does not know this device, or "
             "not this kind of token" % url,
         )
-    if status == 429 or status >= 500:
-        error = SourceError("http-status", "HTTP Error: %d: %s" % (status, url))
-        error.status, error.retry_after = status, after
-        raise error
 
 
 def _explaining(client):

@@ -3,6 +3,8 @@
 Loaded for each of these steps. The account is in trial.py.
 """
 
+from errno import ETIMEDOUT
+
 from micropython import const
 
 from .base import SourceError, StateError
@@ -140,6 +142,23 @@ def make_context(follower):
     context = Trust(**{name: request[name] for name in names if name in request}).make_context()
     context.verify_callback = None  # which would keep the module in memory
     return context
+
+
+def check_answer(follower, url, what, more):
+    """Raises SourceError for what may pass: an overloaded server, or no answer at all.
+
+    ``what``: the status, and ``more`` its Retry-After; or what failed, and the error. Of a TLS
+    handshake, and of what is no HTTP, the full client says more.
+    """
+    if isinstance(what, int):
+        if what == 429 or what >= 500:
+            error = SourceError("http-status", "HTTP Error: %d: %s" % (what, url))
+            error.status, error.retry_after = what, more
+            raise error
+    elif what != "tls" and isinstance(more, OSError):
+        if more.errno == ETIMEDOUT:
+            raise SourceError("timeout", "no answer from %s in time" % url)
+        raise SourceError("dns" if what == "dns" else "connection", "%s: %s" % (url, more))
 
 
 def back_off(follower, error):
