@@ -20,7 +20,7 @@ from mpota.units import MiB
 from mpota.virtual.flash import VirtualFlash
 from mpota.virtual.rom_chips import rom_chip
 from mpota.virtual.rom_loader import LoaderPort
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.support import amount, esp_web_tools, pictures
 from tests.support.browser import PATIENCE_S, Chromium
@@ -102,22 +102,26 @@ def test_the_unmodified_esp_web_tools_installs_on_every_chip_and_the_board_boots
         for number, chip in enumerate(chips)
     ]
 
-    async def at(desk: Desk, context: BrowserContext, url: str) -> None:
-        page = await context.new_page()
-        async with plugged_in(page, desk.port()):
-            await page.goto(url)
-            if desk.chip == DEFAULT_CHIPS[0]:
-                await pictures.take(page, "install", "phone", "dark")
-                await pictures.take(page, "install", "desktop", "light")
-            await install(page, erase=desk.is_erased)
-
-    async def all_at_once(context: BrowserContext) -> None:
-        async with serving(site, "127.0.0.1", 0) as server:
+    async def at(desk: Desk, browser: Browser, url: str) -> None:
+        # A context has one clock for all of its pages, and each board has its own.
+        async with await browser.new_context() as context:
+            context.set_default_timeout(PATIENCE_S * 1000)
             asked: list[str] = []
             context.on("request", lambda request: asked.append(request.url))
-            await asyncio.gather(*(at(desk, context, server.url) for desk in desks))
+            page = await context.new_page()
+            async with plugged_in(page, desk.port()):
+                await page.goto(url)
+                if desk.chip == DEFAULT_CHIPS[0]:
+                    await pictures.take(page, "install", "phone", "dark")
+                    await pictures.take(page, "install", "desktop", "light")
+                await install(page, erase=desk.is_erased)
             assert asked
-            assert [url for url in asked if not url.startswith((server.url, "blob:"))] == []
+            assert [other for other in asked if not other.startswith((url, "blob:"))] == []
+
+    async def all_at_once(context: BrowserContext) -> None:
+        assert context.browser is not None
+        async with serving(site, "127.0.0.1", 0) as server:
+            await asyncio.gather(*(at(desk, context.browser, server.url) for desk in desks))
 
     chromium.run(all_at_once)
     for desk in desks:

@@ -57,7 +57,9 @@ _STANDIN = """(() => {
 
 @asynccontextmanager
 async def plugged_in(page: Page, port: LoaderPort) -> AsyncIterator[None]:
-    """``port`` is the one that the page gets to choose. Before its first `goto`."""
+    """``port`` is the one that the page gets to choose. Before its first `goto`; the page is the
+    only one of its context, which has one clock for all.
+    """
     to_page: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def serial(source: object, action: str, text: str) -> None:
@@ -80,8 +82,8 @@ async def plugged_in(page: Page, port: LoaderPort) -> AsyncIterator[None]:
 
     await page.expose_binding("__serial", serial)
     await page.add_init_script(_STANDIN)
-    await page.clock.install()
-    await page.clock.pause_at("2030-01-01")
+    await page.clock.install(time="2030-01-01T00:00")
+    await page.clock.pause_at("2030-01-01T01:00")
     passing = asyncio.ensure_future(pass_time())
     try:
         yield
