@@ -17,12 +17,15 @@ from __future__ import annotations
 import functools
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from http.client import HTTPException
 from pathlib import Path
 
+from mpota.errors import MpotaError
 from mpota.filesystem.block_device import MemoryDevice
 from mpota.filesystem.littlefs import FileSystem
 from mpota.formats.bundle import Bundle
@@ -33,6 +36,7 @@ from mpota.mpy_cross import PORTABLE, compile_module
 from mpota.publish.publishing import Keys, Wishes, carry_out, plan_releases
 from mpota.publish.store import Directory
 from mpota.push.install import COMPACT
+from mpota.push.wire import Update
 from mpota.release.build import Content, bundle
 from mpota.release.local_ca import LocalCa
 from mpota.release.ota_package import package
@@ -44,6 +48,10 @@ from mpota.virtual.flash import VirtualFlash
 from bench import board as plain
 from bench import web
 from bench.pairs import ROOT, pairs
+from tests.support import page_boards
+from tests.support.network import free_port, push_tcp
+from tests.support.protocol_client import READY, Plain
+from tests.support.radio import SECRET
 
 _LOW, _HIGH, _STEP = 24 * KiB, 192 * KiB, KiB
 _MARGIN = 8 * KiB
@@ -125,6 +133,29 @@ for _ in range({polls}):
 if channel.code == "current" and not channel.error:
     print("done")
 """
+# Two ways to be sent an update; the program ends when it has come, or when `_STOP` is offered.
+_STOP = "stop"
+_SERVES = """
+import asyncio
+def accept(size, chip, version):
+    if version == {stop!r}:
+        task.cancel()
+        return False
+async def main():
+    global task
+    {serves}
+    task = asyncio.create_task(way.serve())
+    while not (way.receiver.is_done or task.done()):
+        await asyncio.sleep_ms(50)
+    await asyncio.sleep_ms(500)
+    if way.receiver.is_done:
+        print("done")
+asyncio.run(main())
+"""
+_WAYS = {
+    "listener": "import ota.listen; way = ota.listen.Listener({options})",
+    "page": "import ota.web; way = ota.web.Page({options})",
+}
 _TRUST = "import ota; ota.keys.add({digest!r})"
 _FILES = 3  # of a release, beside main.py
 # main.py of the release: it confirms, as each has to.
@@ -273,7 +304,7 @@ def channel_file(key: PrivateKey) -> bytes:
 
 def is_of(name: str, part: str) -> bool:
     """Whether a file of the package is of that part, or shared by it with others."""
-    return part in name.removesuffix(".pack").split("-")
+    return part in name.rpartition(".")[0].split("-")
 
 
 def part_size(part: str, what: Subject, app: bytes) -> int:
@@ -348,6 +379,48 @@ def install_heap(content: bytes, server: web.Server) -> int | None:
     return None if by_hand is None or by_channel is None else by_channel - by_hand
 
 
+# --- a page ------------------------------------------------------------------------------------
+
+
+def served_heap(content: bytes, app: bytes, way: str) -> int | None:
+    """The least heap (bytes) with which a board takes ``app`` by one of `_WAYS`."""
+    port = free_port()
+    client = _push if way == "listener" else _post
+    options = f"{SECRET!r}, host='127.0.0.1', port={port}, reboot=False, accept=accept"
+    serves = _WAYS[way].format(options=options)
+    threads: list[threading.Thread] = []
+
+    def send() -> None:
+        for version in ("2", _STOP):
+            with suppress(MpotaError, OSError, HTTPException, AssertionError):
+                client(port, app, version)
+
+    def start() -> None:
+        for thread in threads:
+            thread.join()
+        threads[:] = [threading.Thread(target=send)]
+        threads[0].start()
+
+    found = least_heap(content, _SERVES.format(serves=serves, stop=_STOP), start)
+    threads[0].join()
+    return found
+
+
+def _push(port: int, app: bytes, version: str) -> None:
+    push_tcp(port, Update("app", app, version=version), attempts=40)
+
+
+def _post(port: int, app: bytes, version: str) -> None:
+    async def send(client: Plain) -> None:
+        await client.greet()
+        if (await client.begin(app, version=version.encode()))[0] == READY:
+            await client.send(app, follow=True)
+            await client.end()
+
+    page_boards.wait_for(port, 10)
+    page_boards.talk(port, send)
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 
@@ -385,6 +458,8 @@ _FIGURES: dict[str, tuple[str, float, float | None]] = {
     "mqtt in the file system, beside all other parts": ("KiB", 16, None),
     "flash reads, idle poll of a channel, with mqtt": ("", 0, None),
     "heap, the same, beside a channel without mqtt": ("KiB", 8, None),
+    "page (ota.web) in the file system, beside all other parts": ("KiB", 20, None),
+    "heap, image by the page, beside that by ota.listen": ("KiB", 6, None),
     "flash time at the least heap": ("s", 6.8, 21.2),
     "interpreter time, plain loop with SHA-256 is 1": ("", 1.2, 1.3),
 }
@@ -450,6 +525,9 @@ def measure(
         tell(part_size("mqtt", what, pair.old) / KiB)
         tell(idle_reads(following, server.root, FOLLOW_BROKER))
         tell(_kib(idle_heap(following, server.root, FOLLOW_BROKER, beside=FOLLOW_CHANNEL)))
+        tell(part_size("web", what, pair.old) / KiB)
+        listener, page = (served_heap(everything.content, pair.new, way) for way in _WAYS)
+        tell(None if listener is None or page is None else (page - listener) / KiB)
         with board_with(core.content, least or _HIGH) as board:
             tell(_run(board, update).duration_ms / 1000)
     tell(_interpreter_time(pair.old, pair.new))

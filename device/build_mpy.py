@@ -3,11 +3,13 @@
     python device/build_mpy.py
 
 package.json is the core, release.json, encoded.json, ... a part with all that it needs, all.json
-the whole package. Run it after a change in device/; a test notices when that was forgotten.
+the whole package; device/ota/web.gz is the page of ota.web, made of device/web. Run it after a
+change in device/; a test notices when that was forgotten.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -19,6 +21,11 @@ from mpota.release.ota_package import package, part_names
 DEVICE = Path(__file__).parent
 SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
+PAGE = DEVICE / "web"
+
+# Where other files go in the page: `/* page.css */`.
+_PLACE = re.compile(r"/\* ([a-z]+\.(?:css|js)) \*/")
+_COMMENT = re.compile(r"^\s*(?://.*|/\*.*\*/)$")
 
 
 def lists() -> dict[str, tuple[str, ...]]:
@@ -42,6 +49,21 @@ def write_lists(directory: Path, *, is_compiled: bool) -> None:
         (directory / list_name).write_text(text + "\n", encoding="utf-8")
 
 
+def page() -> bytes:
+    """The page as one file, without blanks at the start of lines, comments and empty lines."""
+    html = (PAGE / "page.html").read_text(encoding="utf-8")
+    whole = _PLACE.sub(lambda found: (PAGE / found[1]).read_text(encoding="utf-8"), html)
+    lines = (line.strip() for line in whole.splitlines() if not _COMMENT.match(line))
+    return "\n".join(line for line in lines if line).encode()
+
+
+def write_page(path: Path) -> None:
+    """Compressed. Left as it is if it has the page: zlib is not the same everywhere."""
+    content = page()
+    if not path.exists() or gzip.decompress(path.read_bytes()) != content:
+        path.write_bytes(gzip.compress(content, 9, mtime=0))
+
+
 def build(directory: Path) -> None:
     """The compiled package, and its lists."""
     directory.mkdir(exist_ok=True)
@@ -53,6 +75,7 @@ def build(directory: Path) -> None:
 
 
 def main() -> None:
+    write_page(SOURCES / "web.gz")
     build(COMPILED)
     write_lists(SOURCES, is_compiled=False)
 

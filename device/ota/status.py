@@ -204,7 +204,8 @@ PARTS = (
     ("release", "release boot chain confirm files keys manifest policy tar"),
     ("encoded", "frames delta"),
     ("ble", "ble push_receiver push_intake"),
-    ("listen", "listen push_receiver push_intake"),
+    ("listen", "listen tcp push_receiver push_intake"),
+    ("web", "web web_more"),
     (
         "channel",
         "channel channel_start channel_more channel_file follow follow_ask follow_more trial twin",

@@ -20,6 +20,7 @@ API: dict[str, tuple[str, ...]] = {
     "ota.keys": ("add", "retire", "clear", "trusted", "counter", "allow_images", "load"),
     "ota.ble": ("Peripheral",),
     "ota.listen": ("Listener",),
+    "ota.web": ("Page",),
     "ota.channel": ("Channel",),
     "ota.mqtt": ("Updates",),
     "ota.mqtt_manifest": ("Manifest",),
@@ -41,7 +42,7 @@ API: dict[str, tuple[str, ...]] = {
 # What the options of several functions are described by, and for which.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "Options of downloads": ("set_up_source", "set_up"),
-    "Options of Peripheral and Listener": ("Receiver",),
+    "Options of Peripheral, Listener and Page": ("Receiver",),
 }
 _HEAD = """\
 # On the board

@@ -160,8 +160,8 @@ def test_a_board_gets_the_core_and_is_told_of_the_other_parts(
 ) -> None:
     shown = mpota("install", board.port.path)
     assert (
-        "parts: core; not installed: release, encoded, ble, listen, channel, ddi, mqtt (--with)\n"
-        in shown
+        "parts: core; not installed: "
+        "release, encoded, ble, listen, web, channel, ddi, mqtt (--with)\n" in shown
     )
     assert board.say("exec", "import ota; print(ota.parts(), ota.__version__)") == (
         "['core'] 0.2.0\n"
@@ -206,11 +206,11 @@ def test_parts_stay_and_others_come_along(installed: Bench, mpota: Callable[...,
     shown = mpota("install", board.port.path, "--with", "listen", "--with", "encoded")
     assert "copied 2 files, " in shown  # what it shares with ble is there
     assert "parts: core, encoded, ble, listen; " in shown
-    assert "parts: core, release, encoded, ble, listen, channel, ddi, mqtt\n" in mpota(
+    assert "parts: core, release, encoded, ble, listen, web, channel, ddi, mqtt\n" in mpota(
         "install", board.port.path, "--all"
     )
     assert board.say("exec", "import ota; print(ota.parts())") == (
-        "['core', 'release', 'encoded', 'ble', 'listen', 'channel', 'ddi', 'mqtt']\n"
+        "['core', 'release', 'encoded', 'ble', 'listen', 'web', 'channel', 'ddi', 'mqtt']\n"
     )
 
 
@@ -267,7 +267,8 @@ def test_a_board_with_0_1_keeps_its_keys_and_all_that_it_could(
     )
     shown = mpota("install", old.port.path)
     assert "removed: /lib/ota/judge.mpy\n" in shown
-    assert "parts: core, release, encoded, ble, listen; not installed: channel, ddi, mqtt " in shown
+    others = "web, channel, ddi, mqtt "
+    assert f"parts: core, release, encoded, ble, listen; not installed: {others}" in shown
     assert f"trusted key: {digest}\n" in shown
     assert old.say("exec", "import ota; print(ota.__version__, ota.keys.counter())") == "0.2.0 41\n"
     files = ota_files.tree(old.flash.snapshot(), "/lib/ota")

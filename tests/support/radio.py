@@ -53,9 +53,9 @@ def large_flash() -> bytes:
 
 
 class Powered:
-    """A board that runs in a thread of its own."""
+    """A board that runs in a thread of its own: ``script``, or what is on it."""
 
-    def __init__(self, board: Board, script: str, **limits: Any) -> None:
+    def __init__(self, board: Board, script: str | None, **limits: Any) -> None:
         self.board = board
         self._runs: list[Run | BaseException] = []
         limits.setdefault("timeout_s", 60)

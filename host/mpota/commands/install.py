@@ -26,7 +26,7 @@ from mpota.release.key_files import passphrase_file_option
     "parts",
     multiple=True,
     metavar="PART",
-    help="A part besides the core: release, encoded, ble or listen.",
+    help="A part besides the core: release, encoded, ble, listen, web or channel.",
 )
 @click.option("--all", "has_all", is_flag=True, help="All parts.")
 @click.option(

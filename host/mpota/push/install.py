@@ -13,7 +13,7 @@ from mpota.formats.private_key import is_private_key
 from mpota.mpy_cross import MpyFormat, can_compile
 from mpota.push.repl import ScriptError, Session
 from mpota.release.key_files import read_public_key
-from mpota.release.ota_package import MARK, MODULES, choose_parts, package
+from mpota.release.ota_package import DATA, MARK, MODULES, choose_parts, package
 from mpota.release.signing import public_to_pem
 from mpota.storage.file import read_file
 from mpota.units import SECTOR_SIZE, align_up
@@ -74,7 +74,9 @@ def install(
     more = {} if ca is None else {ca_path(ca): read_certificates(ca)}
     missing = _missing(wanted, found["package"])
     stale = sorted(
-        name for name in found["package"] if name.endswith(MODULES) and name not in wanted
+        name
+        for name in found["package"]
+        if (name.endswith(MODULES) or name in DATA.values()) and name not in wanted
     )
     missing_more = _missing(more, {f"/{name}": digest for name, digest in found["root"].items()})
     if stale or any(name in found["package"] for name in missing):

@@ -15,8 +15,14 @@ from mpota.resources import data_directory
 MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
 MODULES = (".py", ".mpy", ".pack")
 INIT = "__init__"  # the module that is in no pack
+DATA = {"web": "web.gz"}  # a part, the file that comes with its modules
 # Parts that are of no use without others.
-NEEDS = {"channel": ("release",), "ddi": ("release",), "mqtt": ("release", "channel")}
+NEEDS = {
+    "channel": ("release",),
+    "ddi": ("release",),
+    "mqtt": ("release", "channel"),
+    "web": ("listen",),
+}
 
 
 @cache
@@ -86,15 +92,17 @@ def package(
 
     Compiled ones are in packs, one a part: see device/packed.py.
     """
-    names = modules_of(part_names() if parts is None else parts)
+    wanted = part_names() if parts is None else tuple(parts)
+    names = modules_of(wanted)
+    data = {DATA[part]: _source(f"ota/{DATA[part]}") for part in wanted if part in DATA}
     if not is_compiled:
-        return {f"{name}.py": _source(f"ota/{name}.py") for name in names}
+        return data | {f"{name}.py": _source(f"ota/{name}.py") for name in names}
     packs: dict[str, dict[str, bytes]] = {}
     for name in names:
         if name != INIT:
             packs.setdefault(f"{_pack_of(name)}.pack", {})[name] = _compiled(name, format)
     files = {f"{INIT}.mpy": _compiled_init(format)}
-    return files | {name: make_pack(modules) for name, modules in sorted(packs.items())}
+    return data | files | {name: make_pack(modules) for name, modules in sorted(packs.items())}
 
 
 def _source(path: str) -> bytes:

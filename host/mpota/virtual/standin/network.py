@@ -6,9 +6,14 @@ AP_IF = 1
 STAT_IDLE = 1000
 STAT_GOT_IP = 1010
 
+_name = "mpy-esp32"
+
 
 def hostname(name=None):
-    return "mpy-esp32"
+    global _name
+    if name is None:
+        return _name
+    _name = name
 
 
 def country(code=None):
