@@ -43,7 +43,11 @@ _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
 
 # What a board prints when it starts, and a script never: the ROM's first line, the prompt.
-_START_SIGNS = (b"\nrst:0x", b'Type "help()" for more information.\r\n>>> ')
+_START_SIGNS = (
+    b"\nRebooting...",  # ESP-IDF's panic handler, where a watchdog bites
+    b"\nrst:0x",
+    b'Type "help()" for more information.\r\n>>> ',
+)
 # What tells why an app was left: the bootloader's and ESP-IDF's error lines, a panic.
 _FAILURE_LINE = re.compile(r"^(?:[EW] \(\d+\) .*|Guru Meditation Error.*|abort\(\) was called.*)$")
 

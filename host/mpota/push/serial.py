@@ -51,6 +51,7 @@ MAX_ON_THE_WAY = 256  # bytes: a board's input buffer holds 259 (ports/esp32/mph
 _RECORD, _ACK, _END = 0x1E, 0x06, 0x04
 _INTERRUPT = b"\x03"
 _ACK_TIMEOUT_S = 5.0
+_FILLER_TIMEOUT_S = 1.0  # where it was silent for some of these
 _ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot() over a whole image
 _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
@@ -670,6 +671,7 @@ class _Talk:
             if byte == ord("\n"):
                 self._events.append(("record", self._record.decode("utf-8", "replace").strip()))
                 self._record = None
+                self._rest.append(byte)
             else:
                 self._record.append(byte)
         else:
@@ -695,6 +697,7 @@ class _Giver:
         self._tell = options.tell
         self._kept_size = 0  # what the slot had from before
         self._on_the_way: deque[int] = deque()  # sizes of what has not been acknowledged
+        self._piece_size = 0  # of the one that is given
         self._sent_size = 0
         self._outcome: tuple[str, str] | None = None
         self._position = 0  # behind the piece that was given last
@@ -764,6 +767,7 @@ class _Giver:
         piece = self._data[offset : offset + size]
         digest = hashlib.sha256(piece).hexdigest()
         self._on_the_way.clear()
+        self._piece_size = len(piece)
         if held == digest:
             self._talk.send(b"=" + digest.encode())
             self._kept_size += size
@@ -793,8 +797,9 @@ class _Giver:
 
     def _await_acknowledgement(self) -> bool:
         """False if the board has given up the piece, to ask for it again."""
-        for _ in range(len(self._data) // UNIT_SIZE + _MAX_STALLS):
-            event = self._talk.next(_ACK_TIMEOUT_S)
+        for fillers in range(self._piece_size // UNIT_SIZE + _MAX_STALLS):
+            patience_s = _ACK_TIMEOUT_S if fillers < _MAX_STALLS else _FILLER_TIMEOUT_S
+            event = self._talk.next(patience_s)
             if event is None:
                 # Bytes were lost: the board must see the end of the piece to find that out.
                 self._talk.send(_FILLER)

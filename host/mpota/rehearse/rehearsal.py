@@ -201,13 +201,20 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_serve, args=(theirs, plan, shared, number, wanted), daemon=True
         )
-        # Ctrl-C is for this process: the other one is born deaf to it, and stays so.
+        # Ctrl-C is for this process: the other one is born deaf to it, and stays so. Another thread
+        # here may hear it while this one is deaf, and half a process must not be started.
+        heard: list[int] = []
+        handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
+            signal.signal(signal.SIGINT, handler)
         theirs.close()
+        if heard:
+            self.end()
+            raise KeyboardInterrupt
 
     def receive(self) -> object:
         """Raises the error that has ended it."""
