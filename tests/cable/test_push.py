@@ -26,17 +26,6 @@ PIECE = 4096
 Run = Callable[..., str]
 
 
-# A program that is well as long as it runs.
-WATCHED = """
-import machine, time
-watchdog = machine.WDT(timeout=4000)
-print("watched")
-while True:
-    watchdog.feed()
-    time.sleep_ms(100)
-"""
-
-
 @pytest.fixture
 def new(tmp_path: Path) -> Path:
     path = tmp_path / "new.bin"
@@ -71,42 +60,6 @@ def test_of_a_merged_firmware_the_app_is_sent(board: Bench, mpota: Run, tmp_path
     report = json.loads(mpota("push", board.port.path, "merged.bin", "--json", *QUICK))
     assert report["sent"] == APP_SIZE
     assert (report["slot"], report["version"], report["new"]) == ("ota_1", "v1.27.0", True)
-
-
-def test_the_watchdog_of_the_program_bites_once_and_is_given_time(
-    new: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody feeds it while the update comes. What is on the way when it bites is lost."""
-    with bench(has_ota=True) as board:
-        runs, has_bitten = Event(), Event()
-
-        def print_out(data: bytes) -> None:
-            shown.extend(data)
-            if b"watched" in shown:
-                runs.set()
-            if b"Rebooting..." in shown:
-                has_bitten.set()
-            send(data)
-
-        shown = bytearray()
-        board.write("main.py", WATCHED)
-        send = board.console._print_out
-        with board.off():
-            monkeypatch.setattr(board.console, "_print_out", print_out)
-        told: list[str] = []
-        assert runs.wait(60)
-
-        def wait(done: int, size: int) -> None:
-            assert has_bitten.wait(60)
-
-        options = Options(settle_s=0.3, tell=told.append, progress=wait)
-        with Session(board.port.path) as session:
-            done = push(session, Package.open(str(new)), options)
-        assert (done.slot, done.version) == ("ota_1", "v1.27.0")
-        assert [line for line in told if "watchdog" in line] == [
-            "the program's watchdog has reset the board: it is given 1800 s for the update"
-        ]
-        assert _running(board) == "ota_1 1.27.0"
 
 
 def test_what_runs_already_is_not_sent_again(board: Bench, mpota: Run, new: Path) -> None:

@@ -87,17 +87,18 @@ def test_writing_is_one_line_at_the_bottom_that_is_gone_when_done(cable, large_a
 
 
 def test_ctrl_c_says_what_to_run_next_and_that_goes_on(cable, large_app: Path) -> None:
-    pressed: list[str] = []
+    pressed: list[int] = []  # at which percent
 
     def press(output: str) -> str | None:
-        if pressed or not re.search(r"writing ota_1 .* [1-9]\d%", output):
+        found = re.findall(r"writing ota_1 .* ([1-9]\d?)%", output)
+        if pressed or not found:
             return None
-        pressed.append("Ctrl-C")
+        pressed.append(int(found[-1]))
         return "\x03"
 
     words = ["ota", cable.path, str(large_app), "-y"]
     code, screen = terminal.run(words, when=press)
-    assert pressed
+    assert pressed, screen.text
     assert code == 130
     hint = "  hint: the same command again goes on where it stopped\n"
     assert f"mpota: interrupted\n{hint}  next: mpota ota " in screen.text
@@ -105,7 +106,8 @@ def test_ctrl_c_says_what_to_run_next_and_that_goes_on(cable, large_app: Path) -
     assert "\x1b[1;31mmpota:" in screen.output
     code, screen = terminal.run(words)
     assert code == 0, screen.text
-    assert re.search(r"\d+ KiB of it are there already, and stay", screen.text)
+    is_told = re.search(r"\d+ KiB of it are there already, and stay", screen.text)
+    assert is_told or pressed[0] < 10  # what a few percent leave may be no whole sector
 
 
 def test_ctrl_c_where_nothing_goes_on_only_says_so(cable, large_app: Path) -> None:

@@ -56,10 +56,6 @@ class LostBoardError(MpotaError):
     """The board does not answer (any more)."""
 
 
-class RestartedError(LostBoardError):
-    """The board has restarted instead of going on."""
-
-
 class ScriptError(MpotaError):
     """A script on the board ended with an exception; ``traceback`` is all of it."""
 
@@ -127,7 +123,7 @@ class Session:
         def consume(byte: bytes) -> None:
             output.extend(byte)
             if has_restarted(output):
-                raise RestartedError(f"{self.port}: the board has restarted")
+                raise LostBoardError(f"{self.port}: the board has restarted")
             if len(output) > _MAX_OUTPUT:
                 raise LostBoardError(
                     f"{self.port}: the board prints more than {_MAX_OUTPUT:,} bytes: "

@@ -24,14 +24,7 @@ from mpota.errors import Again, MpotaError
 from mpota.formats.delta import make_delta
 from mpota.formats.otadata import OtaState
 from mpota.formats.thin import ID_SIZE
-from mpota.push.repl import (
-    LostBoardError,
-    RestartedError,
-    ScriptError,
-    Session,
-    failure_lines,
-    has_restarted,
-)
+from mpota.push.repl import LostBoardError, ScriptError, Session, failure_lines, has_restarted
 from mpota.push.update import (
     NOT_LESS_CODES,
     HealthCheck,
@@ -60,7 +53,6 @@ _STATES = {state.value: state.name for state in OtaState}
 _CLEAR_STATES = ("PENDING_VERIFY", "NEW")
 _ID = re.compile(f"[0-9a-f]{{{2 * ID_SIZE}}}")
 _MAKING = threading.Lock()  # so that one delta is made once
-_WATCHDOG_S = 1800
 _SLOW = 4  # times as long as a board is given usually
 _AGAIN = Again("the same command again goes on from there")
 _USUAL = Options()
@@ -86,7 +78,7 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
         options.tell(f"sending {package.words}{where}")
         session.soft_reset()  # for its memory
         try:
-            sent_size = _send_past_watchdog(session, before, package, options)
+            sent_size = _send(session, before, package, options)
         except LostBoardError as error:
             raise LostBoardError(str(error), error.hint or _AGAIN) from None
         with _switched("the board has taken the update", _AGAIN):
@@ -522,25 +514,6 @@ else:
  push."""
 
 
-def _send_past_watchdog(
-    session: Session, before: Status, package: Package, options: Options
-) -> int:
-    """As `_send`; again where the program's watchdog, which nobody feeds any more, has bitten."""
-    try:
-        return _send(session, before, package, options)
-    except RestartedError:
-        session.rejoin(options.settle_s)
-        if not session.evaluate("machine.reset_cause() == machine.WDT_RESET", "import machine"):
-            raise
-    options.tell(
-        f"the program's watchdog has reset the board: it is given {_WATCHDOG_S} s for the update"
-    )
-    # Nothing stops it, but it can be set anew (ports/esp32/machine_wdt.c).
-    session.execute(f"machine.WDT(timeout={1000 * _WATCHDOG_S})")
-    session.soft_reset()
-    return _send(session, before, package, options)
-
-
 def _send(session: Session, before: Status, package: Package, options: Options) -> int:
     """Send a package, less of it where that is enough; bytes sent. Raises RefusedError."""
     less = _less(session, before, package, options)
@@ -677,7 +650,7 @@ class _Talk:
         else:
             self._rest.append(byte)
             if has_restarted(self._rest):
-                raise RestartedError("the board has restarted")
+                raise LostBoardError("the board has restarted")
 
     def _finish(self, traceback: str) -> None:
         self._is_over = True
