@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
 from mpota.fleet.row import BoardStage, Row
-from mpota.storage.file import read_file
+from mpota.storage.file import read_credentials
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
@@ -34,7 +33,6 @@ _HINT = f"{USER} and {PASSWORD}, or {_FILE} with USER:PASSWORD in it"
 _BASE = re.compile(r"[^+#\0/]{1,64}(/[^+#\0/]{1,64}){0,3}")
 _HOST = re.compile(r"[A-Za-z0-9_.:-]+")
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
-_MAX_SECRET = 8192
 _BOARD = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_PAYLOAD = 4096
 _MAX_BOARDS = 100_000
@@ -91,10 +89,7 @@ def _credentials(user: str | None, environment: Mapping[str, str]) -> tuple[str 
     password = environment.get(PASSWORD)
     user = user or environment.get(USER)
     if name := environment.get(_FILE):
-        text = read_file(Path(name))[:_MAX_SECRET].decode("utf-8", "replace").strip()
-        named, colon, password = text.partition(":")
-        if not colon:
-            raise UsageError(f"'{name}' is not USER:PASSWORD")
+        named, password = read_credentials(name)
         user = user or named
     if (user is None) != (password is None):
         raise UsageError("a user needs a password, and a password a user", _HINT)

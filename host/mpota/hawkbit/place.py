@@ -11,11 +11,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
-from mpota.storage.file import read_file
+from mpota.storage.file import MAX_SECRET, read_credentials
 
 SCHEMES = ("hawkbit+https", "hawkbit+http")
 USER, PASSWORD, TOKEN = "MPOTA_HAWKBIT_USER", "MPOTA_HAWKBIT_PASSWORD", "MPOTA_HAWKBIT_TOKEN"
@@ -24,7 +23,6 @@ _FORM = "hawkbit+https://HOST/TENANT"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,40}")  # tenant names: at most 40 characters
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)*")
 _HOST = re.compile(r"[A-Za-z0-9_.:-]+")
-_MAX_SECRET = 8192
 HINT = f"{USER} and {PASSWORD}, {TOKEN}, or {_FILE} with USER:PASSWORD in it"
 
 
@@ -90,10 +88,7 @@ class Credentials:
             return cls(_one_line(f"Bearer {token}", TOKEN))
         user, password = place.user or environment.get(USER), environment.get(PASSWORD)
         if name := environment.get(_FILE):
-            text = read_file(Path(name))[:_MAX_SECRET].decode("utf-8", "replace").strip()
-            named, found, password = text.partition(":")
-            if not found:
-                raise UsageError(f"'{name}' is not USER:PASSWORD")
+            named, password = read_credentials(name)
             user = place.user or named
         if not user or not password:
             raise UsageError(f"there are no credentials for {place.name}", HINT)
@@ -107,6 +102,6 @@ class Credentials:
 
 
 def _one_line(text: str, name: str) -> str:
-    if len(text) > _MAX_SECRET or not text.isprintable():
+    if len(text) > MAX_SECRET or not text.isprintable():
         raise UsageError(f"{name} is not one line of text")
     return text

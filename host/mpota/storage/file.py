@@ -14,6 +14,7 @@ from mpota.errors import MpotaError, UsageError
 from mpota.units import MiB
 
 MAX_FILE_SIZE = 256 * MiB  # twice the largest flash that an image can declare
+MAX_SECRET = 8192  # bytes of a password, of a token, and of the file that has one
 _SHOWN_NAME = 40  # letters of a file's name in that of its temporary one
 _numbers = itertools.count()
 
@@ -46,6 +47,15 @@ class FileImage:
             return b"\xff" * size
         found = self.data[start - self.base : stop - self.base]
         return b"\xff" * (start - offset) + found + b"\xff" * (offset + size - stop)
+
+
+def read_credentials(name: str) -> tuple[str, str]:
+    """User and password of a file with USER:PASSWORD in it. Raises UsageError for another one."""
+    text = read_file(Path(name))[:MAX_SECRET].decode("utf-8", "replace").strip()
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise UsageError(f"'{name}' is not USER:PASSWORD")
+    return user, password
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
