@@ -25,7 +25,7 @@ def flash_user_start():
 
 def flash_read(offset, buf):
     _check_range(offset, len(buf))
-    link.read(offset, buf)
+    link.read(offset, buf, len(buf))
 
 
 def flash_write(offset, buf):

@@ -116,11 +116,14 @@ class Partition:
         return self._info
 
     def readblocks(self, block, buf, offset=0):
+        # littlefs comes here thousands of times: in the end this is what a boot takes.
         offset += block * self._block_size
-        self._check_range(offset, len(buf))
+        size = len(buf)
+        if not 0 <= offset <= self._size - size:
+            self._check_range(offset, size)
         if _read_faults:
             self._meet_read_fault()
-        link.read(self._address + offset, buf, self._whose)
+        link.read(self._address + offset, buf, size, self._whose)
 
     def writeblocks(self, block, buf, offset=None):
         start = block * self._block_size
@@ -228,7 +231,7 @@ class Partition:
             behind = sector + _NATIVE_BLOCK_SIZE - end
             if before or behind > 0:
                 self._check_range(sector, _NATIVE_BLOCK_SIZE)
-                link.read(self._address + sector, self._cache, self._whose)
+                link.read(self._address + sector, self._cache, _NATIVE_BLOCK_SIZE, self._whose)
             self._erase(sector, _NATIVE_BLOCK_SIZE)
             if before:
                 self._write(sector, memoryview(self._cache)[:before])

@@ -13,6 +13,8 @@ import _thread
 import gc
 import struct
 
+from micropython import const
+
 CONFIG = ord("C")  # -> JSON
 SCRIPT = ord("S")  # -> source text of the script to run instead of main.py
 ERASE = ord("E")  # argument: flash offset, payload: u32 size
@@ -39,11 +41,11 @@ RAW_MODE = ord("A")  # argument: whether the raw REPL is on, also after a soft r
 FILES = 0
 OTHER = 1
 
-_SIGINT = 2
+_SIGINT = const(2)
 
 # Where the flash is mapped: where its addresses are small integers on 32 bits too, for which
 # nothing is allocated.
-_MAP_AT = 0x10000000
+_MAP_AT = const(0x10000000)
 _PROT_READ = 1
 _MAP_SHARED_FIXED_NOREPLACE = 0x100001  # Linux
 
@@ -137,15 +139,19 @@ def fetch(kind, argument=0, payload=b""):
         return result, _answers.read(size)
 
 
-def read(offset, buf, whose=OTHER):
-    if _hold is None and offset + len(buf) <= _mapped_size:
-        _reads[whose] += 1
-        _copy(buf, _MAP_AT + offset, len(buf))
-        return
-    with _lock:
-        _reads[whose] += 1
-        _flash.seek(offset)
-        _flash.readinto(buf)
+def read(offset, buf, size, whose=OTHER):
+    # ``size`` is that of ``buf``.
+    _reads[whose] += 1
+    if offset + size > _mapped_size:
+        with _lock:
+            _flash.seek(offset)
+            _flash.readinto(buf)
+    elif _hold is None:
+        _copy(buf, _MAP_AT + offset, size)
+    else:
+        _hold(_SIGINT)
+        _copy(buf, _MAP_AT + offset, size)
+        _release(_SIGINT)
 
 
 def _exchange(kind, argument, payload):
