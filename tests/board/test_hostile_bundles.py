@@ -53,6 +53,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
     assert "runs v1.26.1 1" in run.output, run.console
     said = made.run("import ota; print(ota.keys.trusted(), ota.keys.counter())").output.split("\n")
     assert said[0] == f"{[key(TRUSTED).public.digest.hex()]} {COUNTER}"
+    check_as_before(made)
     made.flash.restart_count()
     return made
 
@@ -364,13 +365,18 @@ def refuse(board: Board, bundle: bytes, before: str = "") -> tuple[str, str, tup
         assert (run.end, run.traceback, verdict) == (End.IDLE, "", "REFUSED"), run.console
         otadata = slice(boards.OTADATA.offset, boards.OTADATA.offset + boards.OTADATA.size)
         assert board.flash.snapshot()[otadata] == start[otadata]
-        after = board.run()
-        assert after.labels == ("ota_0",)
-        assert "runs v1.26.1 1 " in after.output
-        assert board.run(LEFT_OVER).output == "['10000', 'settled', 'trees'] 1 5\n"
+        if board.flash.snapshot() != start:
+            check_as_before(board)
         return code, words, run.operations
     finally:
         board.flash.restore(start)
+
+
+def check_as_before(board: Board) -> None:
+    after = board.run()
+    assert after.labels == ("ota_0",)
+    assert "runs v1.26.1 1 " in after.output
+    assert board.run(LEFT_OVER).output == "['10000', 'settled', 'trees'] 1 5\n"
 
 
 LEFT_OVER = """

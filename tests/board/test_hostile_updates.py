@@ -45,12 +45,21 @@ from tests.support.releases import key, make
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def board(tmp_path: Path, keyed: bytes) -> Board:
     """Trusts a key, has retired another, has had counter 9; an app that ran before is in ota_1."""
     made = releases.board(tmp_path)
+    made.flash.restore(keyed)
+    return made
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The flash of such a board."""
+    directory = tmp_path_factory.mktemp("keyed")
+    made = releases.board(directory)
     trusted, retired = (key(n).public.digest.hex() for n in (TRUSTED, RETIRED))
     certs = Content("certs", "ca.pem", b"-----BEGIN CERTIFICATE-----\n")
-    (tmp_path / "first.bundle").write_bytes(
+    (directory / "first.bundle").write_bytes(
         make(
             certs, keys=(key(RETIRED),), version="1.0", counter=COUNTER, add_keys=(trusted,),
             retire_keys=(retired,),
@@ -63,8 +72,7 @@ def board(tmp_path: Path) -> Board:
     run = made.run("import os, ota; os.remove('main.py'); print(ota.keys.counter())")
     assert run.output == f"{COUNTER}\n", run.console
     made.flash.write(OTA_1.offset, FALLBACK)
-    made.flash.restart_count()
-    return made
+    return made.flash.snapshot()
 
 
 # --- what cannot succeed costs nothing ----------------------------------------------------------

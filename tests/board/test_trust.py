@@ -765,12 +765,16 @@ STORIES = [
 
 
 def points_in_nvs(recording: Recording, is_all: bool) -> list[CutPoint]:
-    """Each operation on NVS, torn and whole in turn; with ``is_all`` in each way."""
+    """Every second operation on NVS and the last, torn and whole in turn; with ``is_all`` each, in
+    each way.
+    """
     nvs = range(boards.NVS.offset, boards.NVS.end)  # test_bundles.py has the others
     operations = recording.operations
     points = [p for p in recording.all_points(ALL_MODES) if operations[p.op].offset in nvs]
-    in_turn = (CutMode.TORN, CutMode.AFTER)  # the latter leaves what BEFORE leaves at the next one
-    return points if is_all else [p for p in points if p.mode is in_turn[p.op % 2]]
+    in_turn = (CutMode.AFTER, CutMode.TORN)  # AFTER leaves what BEFORE leaves at the next one
+    chosen = range(points[-1].op, -1, -2)
+    wanted = {op: in_turn[number % 2] for number, op in enumerate(chosen)}
+    return points if is_all else [p for p in points if p.mode is wanted.get(p.op)]
 
 
 @pytest.mark.parametrize("name", STORIES)
