@@ -56,7 +56,7 @@ def test_a_board_that_listens_on_the_network_is_sent_the_firmware(
     port = free_port()
     target = f"tcp://127.0.0.1:{port}"
     with ota_board.updating_board() as board:
-        powered = Powered(board, listener(port, f", secret={SECRET!r}"))
+        powered = Powered(board, listener(port, f", secret={SECRET!r}")).heard("listening")
         code, rows = deploy(
             folder, f'attic = {{ port = "{target}", secret = "board.secret" }}', capsys
         )
@@ -93,7 +93,7 @@ def test_one_that_asks_for_a_secret_is_told_none_and_stays_as_it_is(
 ) -> None:
     port = free_port()
     with ota_board.updating_board() as board:
-        powered = Powered(board, listener(port, f", secret={SECRET!r}"))
+        powered = Powered(board, listener(port, f", secret={SECRET!r}")).heard("listening")
         code, rows = deploy(folder, f'attic = "tcp://127.0.0.1:{port}"', capsys)
         assert (code, rows["attic"]["outcome"]) == (1, "failed")
         assert "asks for a secret" in rows["attic"]["message"]

@@ -63,7 +63,7 @@ def file_of(form: str, folder: Path) -> Path:
 def by_tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Powered, Board, str]]:
     port = free_port()
     with ota_board.updating_board(content()) as board:
-        powered = Powered(board, listener(port, f", secret={SECRET!r}"))
+        powered = Powered(board, listener(port, f", secret={SECRET!r}")).heard("listening")
         yield powered, board, f"tcp://127.0.0.1:{port}"
 
 

@@ -25,7 +25,7 @@ from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
 
 from tests.support import amount, boards, ota_board, releases
-from tests.support.network import BOTH, listening, push_tcp, wait_for, wait_for_keyed
+from tests.support.network import BOTH, listening, push_tcp
 from tests.support.protocol_client import (
     AGAIN,
     BEGIN,
@@ -158,7 +158,6 @@ def tcp_stranger(port: int, stranger: Stranger) -> None:
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_a_stranger_on_the_network_changes_nothing(stranger: Stranger) -> None:
     with listening() as (powered, board, port):
-        wait_for(port)
         tcp_stranger(port, stranger)
         assert board.flash.operations == []
         push_tcp(port, good())
@@ -173,15 +172,14 @@ def test_a_stranger_does_not_disturb_an_update_over_the_network(stranger: Strang
             mine = Plain(link, KEY)
             await mine.greet()
             assert (await mine.begin(NEW))[0] == READY
-            await mine.send(NEW[:0x3000], follow=True)
+            await mine.send(NEW[:0x3000], follow=True, wait=False)
             async with tcp.connect("127.0.0.1", port) as other:
                 await stranger(Plain(other, KEY))
-                await mine.send(NEW[:0x8000], follow=True)
+                await mine.send(NEW[:0x8000], follow=True, wait=False)
             assert struct.unpack("<BIH", await mine.send(NEW, follow=True))[1] == len(NEW)
             assert (await mine.end(1))[0] == DONE
 
     with listening() as (powered, board, port):
-        wait_for(port)
         asyncio.run(both(port))
         run = powered.wait()
         assert (run.labels, run.traceback) == (BOTH, "")
@@ -202,11 +200,9 @@ def test_a_stranger_does_not_disturb_an_update_over_the_network(stranger: Strang
     ids=["one", "some", "many", "a byte", "hello", "half a message", "a huge packet"],
 )
 def test_connections_that_do_nothing_keep_nobody_out(say: bytes, count: int) -> None:
-    with listening() as (powered, _, port):
-        wait_for(port)
-        with held_open(port, count, say):
-            push_tcp(port, good(), pause_s=0.3)
-            run = powered.wait()
+    with listening() as (powered, _, port), held_open(port, count, say):
+        push_tcp(port, good(), pause_s=0.3)
+        run = powered.wait()
     assert (run.labels, run.traceback) == (BOTH, "")
 
 
@@ -221,7 +217,6 @@ def test_a_flood_of_wrong_proofs_keeps_nobody_out() -> None:
                 tries.append(1)
 
     with listening() as (powered, board, port):
-        wait_for(port)
         threads = [threading.Thread(target=flood, args=(port,)) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -274,7 +269,6 @@ def test_a_session_that_was_heard_is_of_no_use_to_who_says_it_again() -> None:
             assert code(answer) == "aborted"
 
     with listening() as (powered, board, port):
-        wait_for(port)
         asyncio.run(session(port))
         board.flash.restart_count()
         with socket.create_connection(("127.0.0.1", port)) as line:
@@ -312,7 +306,6 @@ def test_no_bit_of_what_is_proven_can_be_changed(kind: int) -> None:
 
     places = [0, 1, 3, 7, 20, 38, 40, 41, 60] if kind == BEGIN else [0, 1, 9, 20, 32]
     with listening() as (powered, board, port):
-        wait_for(port)
         asyncio.run(_forgive(port))
         for change in places:
             assert code(asyncio.run(run(port, change))) in ("secret", "protocol")
@@ -337,7 +330,6 @@ def _line(port: int) -> socket.socket:
 def test_noise_in_place_of_frames_leaves_the_listener_well() -> None:
     rng = random.Random(11)
     with listening() as (powered, board, port):
-        wait_for(port)
         for number in range(amount.some(60, 3)):
             frames = b""
             for _ in range(rng.randrange(1, 4)):
@@ -391,7 +383,6 @@ def test_where_keys_are_installed_who_begins_and_does_nothing_holds_nobody(signe
                 asyncio.run(run())
 
     with keyed("") as (powered, _, port):
-        wait_for_keyed(port)
         threads = [threading.Thread(target=hold, args=(port,)) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -410,7 +401,6 @@ def test_where_keys_are_installed_nothing_of_a_stranger_s_reaches_the_flash(sign
     damaged = bytearray(signed.data)
     damaged[600] ^= 1
     with keyed() as (powered, board, port):
-        wait_for_keyed(port)
         before = board.flash.snapshot()
         for data in (NEW, other, unsigned, bytes(damaged), bytes(9000), random.randbytes(20000)):
             with pytest.raises(MpotaError):
@@ -441,7 +431,6 @@ def test_where_keys_are_installed_a_half_update_outlives_strangers(signed: Updat
                 await (client.end(1) if end else client.abort())
 
     with keyed() as (powered, board, port):
-        wait_for_keyed(port)
         asyncio.run(leave(port))
         assert board.flash.operations != []
         for data, end in ((NEW, False), (bytes(9000), False), (random.randbytes(9000), True)):
@@ -595,13 +584,13 @@ def test_a_client_in_the_middle_of_its_update_is_not_disturbed_over_ble() -> Non
             await mine.greet()
             ready = await mine.begin(NEW)
             assert ready[0] == READY
-            await mine.send(NEW[:0x3000], follow=True)
-            for stranger in (_flood, _abort_with_a_wrong_proof, _wrong_proof):
+            await mine.send(NEW[:0x3000], follow=True, wait=False)
+            for number, stranger in enumerate((_flood, _abort_with_a_wrong_proof, _wrong_proof)):
                 own = ble.Backend(*radio.stranger())
                 with contextlib.suppress(LostLinkError, AssertionError):
                     async with ble.connect(NAME, timeout_s=1, backend=own) as other:
                         await stranger(Plain(other, KEY))
-                await mine.send(NEW[:0x4000], follow=True)
+                await mine.send(NEW[: 0x4000 + number * 0x1000], follow=True, wait=False)
             assert struct.unpack("<BIH", await mine.send(NEW, follow=True))[1] == len(NEW)
             assert (await mine.end(1))[0] == DONE
 

@@ -21,7 +21,7 @@ from mpota.release import signing
 from mpota.virtual.board import End
 
 from tests.support import boards, ota_board, releases
-from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop, wait_for
+from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop
 from tests.support.protocol_client import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
 from tests.support.radio import LARGE_SIZE, SECRET, Powered, large_flash, update
 
@@ -75,9 +75,9 @@ def test_of_a_signed_image_the_end_comes_first_where_the_owner_takes_images() ->
     with ota_board.updating_board() as board:
         ota_board.output(board, f"import ota; ota.keys.add({releases.key().public.digest.hex()!r})")
         script = "import ota.keys\nota.keys.allow_images(True)\n" + listener(port, "")
-        powered = Powered(board, script)
+        powered = Powered(board, script).heard("listening")
         what = Update("new.bin", image, 0, "v1.27.0", is_signed_image=True)
-        sent = push_tcp(port, what, secret=None, attempts=20)
+        sent = push_tcp(port, what, secret=None)
         assert powered.wait().labels == BOTH
         assert ota_board.slot_content(board, len(image)) == image
     assert sent.sent_size == len(image) + 4096
@@ -219,7 +219,6 @@ def test_one_client_is_served_at_a_time() -> None:
             assert struct.unpack("<BIH", await one.send(NEW[:4096]))[1] == 4096
 
     with listening() as (powered, _, port):
-        wait_for(port)
         asyncio.run(both(port))
         push_tcp(port, update())
         assert powered.wait().labels == BOTH
@@ -268,7 +267,6 @@ def test_after_every_hostile_client_the_board_takes_a_good_update(
         writer.close()
 
     with listening(f", secret={SECRET!r}, silence=1") as (powered, board, port):
-        wait_for(port)
         clients = (
             _send_noise,
             _send_a_huge_frame,
@@ -296,7 +294,6 @@ def test_who_sends_on_meanwhile_still_hears_why_it_is_refused() -> None:
         return answer
 
     with listening() as (_, _, port):
-        wait_for(port)
         assert b"protocol" in asyncio.run(run(port))
         stop(port)
 
@@ -319,8 +316,7 @@ class Starving:
     with ota_board.updating_board() as board:
         options = f", secret={SECRET!r}"
         script += listener(port, options).replace("accept=accept", "accept=Starving.accept")
-        powered = Powered(board, script)
-        wait_for(port)
+        powered = Powered(board, script).heard("listening")
         with pytest.raises(RefusedError, match="does not want version starve"):
             push_tcp(port, Update("x", b"x", version="starve"))
         push_tcp(port, Update("new.bin", NEW, version="go"))
@@ -348,7 +344,6 @@ def test_push_takes_a_tcp_target(
     app = tmp_path / "new.bin"  # type: ignore[operator]
     app.write_bytes(NEW)
     with listening() as (powered, _, port):
-        wait_for(port)
         target = f"tcp://127.0.0.1:{port}"
         monkeypatch.delenv("MPOTA_SECRET", raising=False)
         assert mpota("push", target, str(app)) == 1
@@ -383,7 +378,6 @@ def talk(port: int, client: Callable[[Plain], Awaitable[None]]) -> None:
         async with tcp.connect("127.0.0.1", port) as link:
             await client(Plain(link, KEY))
 
-    wait_for(port)
     asyncio.run(run())
 
 
@@ -412,7 +406,6 @@ def between(port: int, number: int, change: Callable[[bytes], bytes]) -> Iterato
                 back.join()
 
         thread = threading.Thread(target=serve)
-        wait_for(port)
         thread.start()
         yield server.getsockname()[1]
         thread.join()

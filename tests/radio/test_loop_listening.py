@@ -26,7 +26,8 @@ def by_tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Powered, str, str]
     port = free_port()
     script = listener(port, f", secret={SECRET!r}")
     with ota_board.updating_board(heap_size=160 * 1024) as board:
-        yield Powered(board, script, timeout_s=200), f"tcp://127.0.0.1:{port}", script
+        powered = Powered(board, script, timeout_s=200).heard("listening")
+        yield powered, f"tcp://127.0.0.1:{port}", script
 
 
 @contextmanager
@@ -157,7 +158,7 @@ def test_a_board_with_ota_0_1_is_sent_all(
     port = free_port()
     with ota_board.updating_board(heap_size=160 * 1024) as board:
         board.frozen = old_package.package()
-        powered = Powered(board, listener(port, f", secret={SECRET!r}"))
+        powered = Powered(board, listener(port, f", secret={SECRET!r}")).heard("listening")
         shown = push(capsys, monkeypatch, f"tcp://127.0.0.1:{port}", tmp_path / "1.0.bundle")
         assert "instead of" not in shown
         powered.wait()

@@ -17,7 +17,7 @@ from mpota.virtual.radio import Radio
 
 from tests.support import ota_board, releases
 from tests.support.data_payloads import DATA, ROMFS, content
-from tests.support.network import listening, push_tcp, stop, wait_for_keyed
+from tests.support.network import listening, push_tcp, stop
 from tests.support.radio import Powered, in_reach, peripheral, push
 
 SECTOR = 4096
@@ -28,7 +28,6 @@ Send = Callable[[bytes], None]
 def by_tcp() -> Iterator[tuple[Powered, Board, Send]]:
     trusts = releases.key().public.digest.hex()
     with listening("", content(), trusts) as (powered, board, port):
-        wait_for_keyed(port)
         yield (
             powered,
             board,

@@ -24,8 +24,6 @@ from tests.support.network import (
     listening,
     push_tcp,
     stop,
-    wait_for,
-    wait_for_keyed,
 )
 from tests.support.protocol_client import Plain
 from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral, update
@@ -60,7 +58,6 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 def test_a_board_tells_what_it_is_and_what_it_needs() -> None:
     with listening() as (_, _, port):
-        wait_for(port)
         found = ask(port)
         stop(port)
     assert (found.name, found.target) == ("mpy-esp32", f"tcp://127.0.0.1:{port}")
@@ -78,8 +75,7 @@ def test_it_tells_its_release_and_that_it_takes_what_is_signed(tmp_path: Path) -
     ota_board.output(board, "import ota; ota.release.install('/frozen/2.bundle')")
     trusts = releases.key().public.digest.hex()
     script = f"import ota; ota.keys.add({trusts!r})\n" + listener(port, "")
-    powered = Powered(board, script.replace('version == "stop"', "chip == 0"))
-    wait_for_keyed(port)
+    powered = Powered(board, script.replace('version == "stop"', "chip == 0")).heard("listening")
     found = ask(port)
     assert (found.release, found.state, found.needs) == ("lamp 2.0", "confirmed", ("signature",))
     with pytest.raises(MpotaError):
@@ -96,7 +92,7 @@ def test_it_tells_that_it_is_on_trial(tmp_path: Path, what: str) -> None:
     script = "import ota; ota.release.install('/frozen/2.bundle', reboot=False)\n"
     ota_board.output(board, script)
     powered = Powered(board, listener(port, SECRETLY) if what == "app" else None)
-    wait_for(port)
+    powered.heard("listening")
     assert ask(port).state == "on trial"
     stop(port)
     powered.wait()
@@ -104,7 +100,6 @@ def test_it_tells_that_it_is_on_trial(tmp_path: Path, what: str) -> None:
 
 def test_it_tells_that_an_update_is_under_way_and_then_waits() -> None:
     with listening(SECRETLY + ", reboot=False") as (powered, _, port):
-        wait_for(port)
         what = update()
 
         async def begin() -> str | None:
@@ -123,7 +118,6 @@ def test_it_tells_that_an_update_is_under_way_and_then_waits() -> None:
 
 def test_one_that_is_not_to_be_seen_says_nothing() -> None:
     with listening(SECRETLY + ", visible=False") as (_, _, port):
-        wait_for(port)
         assert scan.ask([("127.0.0.1", port)], 0.6) == []
         stop(port)
 
@@ -135,7 +129,7 @@ def test_where_its_port_is_taken_for_datagrams_updates_come_all_the_same() -> No
         ota_board.updating_board() as board,
     ):
         other.bind(("127.0.0.1", port))
-        powered = Powered(board, listener(port, SECRETLY))
+        powered = Powered(board, listener(port, SECRETLY)).heard("listening")
         push_tcp(port, update())
         assert powered.wait().labels == ("ota_0", "ota_1")
 
@@ -145,7 +139,6 @@ def test_where_its_port_is_taken_for_datagrams_updates_come_all_the_same() -> No
 
 def test_no_answer_is_longer_than_its_question_and_a_stranger_gets_none() -> None:
     with listening() as (_, _, port), asking(port) as sender:
-        wait_for(port)
         for hostile in (
             b"", b"mpota", QUESTION[:-1], QUESTION + b"\0", bytes(256), os.urandom(256),
             b"mpota ?\x02".ljust(256, b"\0"), b"mpota !\x01".ljust(256, b"\0"), bytes(1400),
@@ -164,7 +157,6 @@ def test_no_answer_is_longer_than_its_question_and_a_stranger_gets_none() -> Non
 
 def test_texts_that_are_too_long_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(SECRETLY + f", version={'v' * 600!r}") as (_, _, port), asking(port) as sender:
-        wait_for(port)
         sender.send(QUESTION)
         assert len(sender.recv(2000)) <= 256
         assert set(ask(port).runs or "") == {"v"}
@@ -173,7 +165,6 @@ def test_texts_that_are_too_long_are_cut_off(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_many_questions_bring_few_answers_and_keep_nobody_from_an_update() -> None:
     with listening() as (powered, _, port), asking(port) as sender:
-        wait_for(port)
         ended = threading.Event()
 
         def flood() -> None:
@@ -202,12 +193,11 @@ def test_to_answer_leaves_nothing_in_the_heap() -> None:
         "    try:\n        await task",
     )
     with ota_board.updating_board() as board:
-        powered = Powered(board, script)
-        wait_for(port)
+        powered = Powered(board, script).heard("listening")
         for _ in range(3):
             ask(port, 0.9)
         stop(port)
-        used = [int(line) for line in powered.wait().output.splitlines()]
+        used = [int(line) for line in powered.wait().output.splitlines()[1:]]
     while_asked = used[4:-2]
     assert max(while_asked) - min(while_asked) <= 64, used
 
@@ -297,8 +287,6 @@ def two_listening(
     monkeypatch.setenv("MPOTA_SECRET", SECRET)
     Path("new.bin").write_bytes(update().data)
     with listening() as (first, _, one), listening() as (second, _, two):
-        wait_for(one)
-        wait_for(two)
         yield first, second, one, two
 
 

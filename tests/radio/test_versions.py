@@ -9,7 +9,7 @@ from mpota.errors import MpotaError
 from mpota.push import ble, tcp
 
 from tests.support import old_package, ota_board
-from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop, wait_for
+from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop
 from tests.support.protocol_client import WELCOME, Plain, code, text
 from tests.support.radio import NAME, SECRET, Powered, backend, in_reach, peripheral, push, update
 
@@ -19,7 +19,7 @@ def test_a_board_with_0_1_is_updated_over_the_network(secret: str) -> None:
     port = free_port()
     with ota_board.updating_board() as board:
         board.frozen = old_package.package()
-        powered = Powered(board, listener(port, f", secret={secret!r}"))
+        powered = Powered(board, listener(port, f", secret={secret!r}")).heard("listening")
         told: list[str] = []
         sent = push_tcp(
             port, update(), secret=secret.encode(), is_old_secret=True, tell=told.append
@@ -42,7 +42,7 @@ def test_a_wrong_secret_is_told_by_a_board_with_0_1_as_well() -> None:
     port = free_port()
     with ota_board.updating_board() as board:
         board.frozen = old_package.package()
-        powered = Powered(board, listener(port, f", secret={SECRET!r}"))
+        powered = Powered(board, listener(port, f", secret={SECRET!r}")).heard("listening")
         with pytest.raises(MpotaError, match="does not know this board's secret"):
             push_tcp(port, update(), secret=b"not the right secret")
         with pytest.raises(MpotaError, match="does not want version stop"):
@@ -69,7 +69,6 @@ def test_a_client_that_speaks_version_1_is_told_to_update_mpota() -> None:
             await _speak_old(Plain(link))
 
     with listening() as (_, board, port):
-        wait_for(port)
         asyncio.run(over_tcp(port))
         assert board.flash.operations == []
         stop(port)

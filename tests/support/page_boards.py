@@ -74,7 +74,8 @@ async def main():
     try:
         await task
     except asyncio.CancelledError:
-        await asyncio.sleep_ms(300)
+        while page._tasks:  # until its client has heard why
+            await asyncio.sleep_ms(1)
 asyncio.run(main())
 """
 

@@ -85,9 +85,12 @@ class Plain:
             if answer[0] != STATUS:
                 self.position = position
 
-    async def send(self, data: bytes, crc_error: int = 0, follow: bool = False) -> bytes:
+    async def send(
+        self, data: bytes, crc_error: int = 0, follow: bool = False, wait: bool = True
+    ) -> bytes:
         """All of it from where READY said, as credit allows; the first message that is no STATUS,
-        or the last one. ``follow``: at AGAIN go where it says."""
+        or the last one. ``follow``: at AGAIN go where it says. Without ``wait`` nothing is waited
+        for once all is sent: the board may say something only a second later."""
         answer = struct.pack("<BIH", STATUS, 0, 0)
         room = self.packet_size - 2 - 4
         while self.position < len(data):
@@ -108,7 +111,7 @@ class Plain:
             self.position += len(part)
             while follow and (answer := await self.link.receive(0) or b""):
                 self._take_credit(answer)
-        while answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
+        while wait and answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
             answer = await self.hear(20)
         self._take_credit(answer)
         return answer

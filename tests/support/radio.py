@@ -58,16 +58,33 @@ class Powered:
     def __init__(self, board: Board, script: str | None, **limits: Any) -> None:
         self.board = board
         self._runs: list[Run | BaseException] = []
+        self._said = ""
+        self._news = threading.Condition()
         limits.setdefault("timeout_s", 60)
+        board.on_output = self._hear
 
         def power_on() -> None:
             try:
                 self._runs.append(board.run(script, **limits))
             except BaseException as error:
                 self._runs.append(error)
+            with self._news:
+                self._news.notify_all()
 
         self._thread = threading.Thread(target=power_on)
         self._thread.start()
+
+    def _hear(self, text: str) -> None:
+        with self._news:
+            self._said += text
+            self._news.notify_all()
+
+    def heard(self, text: str) -> Powered:
+        """The same, once it has said that."""
+        with self._news:
+            self._news.wait_for(lambda: text in self._said or self._runs)
+            assert text in self._said, self._said
+        return self
 
     def wait(self) -> Run:
         """What has happened until it came to rest."""
