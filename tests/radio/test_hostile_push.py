@@ -24,7 +24,7 @@ from mpota.push.wire import Update
 from mpota.virtual.board import Board
 from mpota.virtual.radio import Radio
 
-from tests.support import amount, boards, ota_board, releases
+from tests.support import amount, boards, ota_board, releases, side_by_side
 from tests.support.network import BOTH, listening, push_tcp
 from tests.support.protocol_client import (
     AGAIN,
@@ -186,24 +186,28 @@ def test_a_stranger_does_not_disturb_an_update_over_the_network(stranger: Strang
         assert ota_board.slot_content(board, len(NEW)) == NEW
 
 
-@pytest.mark.parametrize(
-    ("say", "count"),
-    [
-        (b"", 1),
-        (b"", 4),  # as many as may wait to be taken
-        (b"", 12),
-        (b"\x12", 12),
-        (b"\x12\0\0\1\2" + bytes(16), 12),
-        (b"\xff\0\0" + bytes(100), 12),
-        (b"\xff\xff\1", 12),
-    ],
-    ids=["one", "some", "many", "a byte", "hello", "half a message", "a huge packet"],
-)
-def test_connections_that_do_nothing_keep_nobody_out(say: bytes, count: int) -> None:
-    with listening() as (powered, _, port), held_open(port, count, say):
-        push_tcp(port, good(), pause_s=0.3)
-        run = powered.wait()
-    assert (run.labels, run.traceback) == (BOTH, "")
+# What each says, and how many there are.
+IDLE_CONNECTIONS = {
+    "one": (b"", 1),
+    "some": (b"", 4),  # as many as may wait to be taken
+    "many": (b"", 12),
+    "a byte": (b"\x12", 12),
+    "hello": (b"\x12\0\0\1\2" + bytes(16), 12),
+    "half a message": (b"\xff\0\0" + bytes(100), 12),
+    "a huge packet": (b"\xff\xff\1", 12),
+}
+
+
+def test_connections_that_do_nothing_keep_nobody_out(hostile: Callable[..., None]) -> None:
+    def try_one(case: tuple[bytes, int]) -> None:
+        say, count = case
+        with listening() as (powered, _, port), held_open(port, count, say):
+            push_tcp(port, good(), pause_s=0.3)
+            run = powered.wait()
+        assert (run.labels, run.traceback) == (BOTH, "")
+
+    hostile(len(IDLE_CONNECTIONS) - 1)
+    side_by_side.run(IDLE_CONNECTIONS, try_one)
 
 
 def test_a_flood_of_wrong_proofs_keeps_nobody_out() -> None:
@@ -449,7 +453,7 @@ import asyncio, sys, ota, ota.listen
 async def main():
     listener = ota.listen.Listener(host="127.0.0.1", port=%d)
     task = asyncio.create_task(listener.serve())
-    await asyncio.sleep_ms(300)
+    await asyncio.sleep_ms(1)
     ota.keys.clear()
     sys.modules["ota.push_receiver"].keys_cleared()
     try:
@@ -462,9 +466,9 @@ async def main():
         print("refused", error.code)
     secret = ota.listen.Listener("correct horse battery staple", host="127.0.0.1", port=%d)
     task = asyncio.create_task(secret.serve())
-    await asyncio.sleep_ms(300)
+    await asyncio.sleep_ms(1)
     sys.modules["ota.push_receiver"].keys_cleared()
-    await asyncio.sleep_ms(300)
+    await asyncio.sleep_ms(100)
     print("goes on", not task.done())
     task.cancel()
 asyncio.run(main())

@@ -79,6 +79,12 @@ class Powered:
             self._said += text
             self._news.notify_all()
 
+    @property
+    def said(self) -> str:
+        """What is on its console by now."""
+        with self._news:
+            return self._said
+
     def heard(self, text: str) -> Powered:
         """The same, once it has said that."""
         with self._news:

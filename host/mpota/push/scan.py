@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mpota.errors import MpotaError, UsageError
@@ -60,12 +60,14 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def ask(addresses: Sequence[tuple[str, int]], timeout_s: float) -> list[FoundBoard]:
-    """The boards that answer at these addresses, (host, UDP port), in ``timeout_s``.
+    """The boards that answer at these addresses, (host, UDP port), in ``timeout_s``; or once each
+    of them has answered by itself, as none of a broadcast can.
 
     Raises MpotaError if nothing can be asked, as without a network.
     """
     token = os.urandom(_TOKEN_SIZE)
     found: dict[str, FoundBoard] = {}
+    silent = set(addresses)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         for _ in range(_ASKED):
@@ -74,7 +76,14 @@ def ask(addresses: Sequence[tuple[str, int]], timeout_s: float) -> list[FoundBoa
                 board = _parse(data, token, host, port)
                 if board and len(found) < _MAX_FOUND:
                     found.setdefault(board.target, board)
-    return sorted(found.values(), key=lambda board: (board.name, board.target))
+                    silent.discard((host, port))
+                if not silent:
+                    return _sorted(found.values())
+    return _sorted(found.values())
+
+
+def _sorted(boards: Iterable[FoundBoard]) -> list[FoundBoard]:
+    return sorted(boards, key=lambda board: (board.name, board.target))
 
 
 def look(timeout_s: float) -> list[FoundBoard]:
