@@ -31,6 +31,7 @@ print("alive")
 def board(tmp_path: Path) -> Board:
     """A board with a key, on which release 1 is confirmed."""
     board = releases.board(tmp_path)
+    board.skipped_sleep_ms = 50
     put(board, "1", tree("1"), counter=1)
     run = board.run(
         f"import ota; ota.keys.add({key().public.digest.hex()!r}); " + INSTALL.format("1")
@@ -295,7 +296,7 @@ def test_the_watchdog_of_a_guard_is_let_loose_though_an_update_was_tried_meanwhi
     meanwhile = "import ota.base; ota.base.unload('recovery')\n"
     main = GUARDED.replace("ota.rollback.cancel()", meanwhile + "ota.rollback.cancel()")
     put(board, "2", app(), tree("2", main), counter=2, version="2.0")
-    run = board.run(INSTALL.format("2"), wait_at_idle=True, max_boots=3, timeout_s=20)
+    run = board.run(INSTALL.format("2"), max_boots=3)
     assert (run.labels, run.output[-6:]) == (("ota_0", "ota_1"), "alive\n"), run.console
 
 

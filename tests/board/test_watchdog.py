@@ -35,6 +35,7 @@ with ota.update.OTA(verbose=False{feed}) as update:
 @pytest.fixture
 def board() -> Iterator[Board]:
     with ota_board.updating_board() as board:
+        board.skipped_sleep_ms = 1  # an update looks again each 2 ms for its pause to be over
         yield board
 
 
@@ -51,7 +52,7 @@ def update(board: Board, way: str, feed: str) -> tuple[str, ...]:
     }
     with web.serving(files) as server:
         server.troubles = [None] * (way == "from_json") + [web.drop(0x8000)]
-        more = f", pause={PAUSE_S}, max_failures=5"
+        more = f", pause={PAUSE_S}, max_failures=5, timeout=600"
         if way == "OTA":
             call = OTA.format(root=server.root, feed=feed, more=more)
         else:

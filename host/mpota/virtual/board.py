@@ -184,6 +184,9 @@ class Board:
     # Files bear no time of day, so that the same run leaves the same flash; and there are stand-ins
     # for what programs use of a chip beside its flash.
     is_rehearsed: bool = False
+    # time.sleep() of so many ms, or more, takes no time: the clock goes on by it. 0: all wait.
+    # After fewer than 50 a program looks again for what comes from elsewhere.
+    skipped_sleep_ms: int = 0
     watches_heap: bool = False  # see what is free at each change of the flash, garbage collected
 
     def run(
@@ -349,6 +352,7 @@ class _Process:
         self._terminal = limits.terminal
         self.watchdog = watchdog  # when it bites, None: it does not run
         self.rtc_memory = rtc_memory
+        self._slept_s = 0.0  # without waiting
         self._is_idle = False
         self._is_resettable = False  # by a timer or the watchdog
         # nvs_flash_init: ESP-IDF's default partition.
@@ -438,7 +442,8 @@ class _Process:
         self._console_fd = console_fd
         while True:
             paused_until = self._terminal.paused_until if self._terminal is not None else math.inf
-            until = min(self._limits.deadline, self.watchdog or math.inf, paused_until)
+            deadline = self._limits.deadline - self._slept_s
+            until = min(deadline, self.watchdog or math.inf, paused_until)
             is_watched = self._limits.is_settled is not None and self._start.script is None
             look_at = time.monotonic() + _LOOK_S if is_watched else math.inf
             is_look = look_at < until
@@ -557,6 +562,9 @@ class _Process:
             case "D":
                 self.watchdog = time.monotonic() + argument / 1000
                 return 0, b""
+            case "Z":
+                self._sleep(argument / 1000)
+                return 0, b""
             case "R":
                 raise _Reset(ResetCause(argument))
             case "X":
@@ -583,6 +591,15 @@ class _Process:
                 self._idle(argument, payload.decode("utf-8", "replace"))
                 return 0, b""
         raise FlashError(f"the board asked for '{kind}', which is nothing")
+
+    def _sleep(self, duration_s: float) -> None:
+        """Let time pass without waiting for it."""
+        self._slept_s += duration_s
+        if self.watchdog is not None:
+            self.watchdog -= duration_s
+            if self.watchdog <= time.monotonic():
+                self._print(_WATCHDOG_LINES)
+                raise _Reset(ResetCause.WATCHDOG)
 
     def _set_boot(self, offset: int) -> int:
         def image_validate(partition: Partition) -> int:
@@ -642,6 +659,7 @@ class _Process:
             "null_erase": board.null_erase,
             "has_psram": board.heap_size >= _PSRAM_HEAP_SIZE,
             "is_rehearsed": board.is_rehearsed,
+            "skipped_sleep_ms": board.skipped_sleep_ms,
             "watches_heap": board.watches_heap,
         }
 

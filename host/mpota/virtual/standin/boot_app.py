@@ -87,6 +87,10 @@ def _set_up_modules(config):
         import hardware
 
         hardware.set_up()
+    if config["skipped_sleep_ms"]:
+        import clock
+
+        clock.set_up(config["skipped_sleep_ms"])
     _pose_as(config)
 
 
