@@ -30,7 +30,8 @@ _PIECE = const(256)  # of a line of it, of which no more is kept
 _PATIENCE_MS = const(10000)  # for a head; for an answer to be taken
 _LINGER_MS = const(1000)
 _WAIT_MS = const(10)
-_RESTART_MS = const(1500)  # for the last answer to arrive
+_RESTART_MS = const(1500)  # for the last answer to arrive: it has where nobody is connected
+_STEP_MS = const(100)
 
 _WANTED = (b"host", b"origin", b"content-length", b"transfer-encoding")
 _TEXT = {"Content-Type": "text/plain"}
@@ -194,7 +195,7 @@ class Page(Server):
     def restart(self):
         """Restart the board, once what was said has arrived."""
         if not self._restarts:
-            asyncio.create_task(_restart())  # noqa: RUF006  the loop holds it
+            asyncio.create_task(_restart(self))  # noqa: RUF006  the loop holds it
             self._restarts = True
 
     # --- connections
@@ -280,10 +281,13 @@ class _Link:
             self.task.cancel()
 
 
-async def _restart():
+async def _restart(page):
     import machine
 
-    await asyncio.sleep_ms(_RESTART_MS)
+    for _ in range(_RESTART_MS // _STEP_MS):
+        await asyncio.sleep_ms(_STEP_MS)
+        if page._ready and not page._tasks:  # else the app's own server has the connections
+            break
     machine.reset()
 
 

@@ -17,7 +17,7 @@ from mpota.release import serve
 from mpota.release.local_ca import LocalCa
 from mpota.release.serve import Server
 
-from tests.support import releases
+from tests.support import releases, side_by_side
 from tests.support.desk_server import DATA, connect, get, running
 
 pytest.importorskip("aiohttp")
@@ -149,22 +149,25 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("head", NONSENSE.values(), ids=NONSENSE)
 def test_nonsense_is_answered_and_harms_nobody_else(
     public: Path,
-    head: bytes,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    hostile: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr(serve, "_HEAD_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(serve, "_IDLE_TIMEOUT_S", 1.0)
-    with running(public) as (server, _):
+    def try_one(head: bytes) -> None:
         assert b"Traceback" not in ask(server, head, waits=False)
         answer = ask(server, head)
         assert b"Traceback" not in answer
         if answer:
             assert answer.split(b" ", 2)[1] in (b"200", b"400", b"404", b"405", b"416", b"505")
         assert get(connect(server), "/app.bin")[:2] == (200, DATA)
+
+    hostile(len(NONSENSE) - 1)
+    monkeypatch.setattr(serve, "_HEAD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(serve, "_IDLE_TIMEOUT_S", 1.0)
+    with running(public) as (server, _):
+        side_by_side.run(NONSENSE, try_one)
     assert capfd.readouterr() == ("", "")
 
 
@@ -197,16 +200,9 @@ def test_requests_that_do_not_come_to_their_end_are_dropped(
 ) -> None:
     monkeypatch.setattr(serve, "_HEAD_TIMEOUT_S", 0.3)
     good = b"GET /app.bin HTTP/1.1\r\nHost: x\r\n\r\n"
+    starts = (b"", b"G", good[:-2], good[:-1], good + b"GET /app", b"\r\n")
     with running(public) as (server, _):
-        for start in (b"", b"G", good[:-2], good[:-1], good + b"GET /app", b"\r\n"):
-            with raw(server) as connection:
-                connection.sendall(start)
-                while True:
-                    try:
-                        if not connection.recv(65536):
-                            break
-                    except ConnectionResetError:
-                        break
+        side_by_side.run({str(start): start for start in starts}, lambda start: ask(server, start))
         assert get(connect(server), "/app.bin")[:2] == (200, DATA)
 
 
