@@ -30,7 +30,7 @@ _PIECE = const(256)  # of a line of it, of which no more is kept
 _PATIENCE_MS = const(10000)  # for a head; for an answer to be taken
 _LINGER_MS = const(1000)
 _WAIT_MS = const(10)
-_RESTART_MS = const(1500)  # for the last answer to arrive: it has where nobody is connected
+_RESTART_MS = const(1500)  # for the last answer to arrive: it has where its connection has ended
 _STEP_MS = const(100)
 
 _WANTED = (b"host", b"origin", b"content-length", b"transfer-encoding")
@@ -170,7 +170,7 @@ class Page(Server):
             if link.task is task:
                 link.is_read = False
         if session.begun and receiver.wants_restart and self.reboots:
-            self.restart()
+            self.restart(task)
         return 410 if link.is_closed else 200, _FRAMES, link.out
 
     async def _read_frames(self, session, stream, left, take):
@@ -192,10 +192,10 @@ class Page(Server):
             while receiver.work():
                 await asyncio.sleep_ms(0)
 
-    def restart(self):
-        """Restart the board, once what was said has arrived."""
+    def restart(self, task=None):
+        """Restart the board, once what was said has arrived: the connection of ``task`` ends."""
         if not self._restarts:
-            asyncio.create_task(_restart(self))  # noqa: RUF006  the loop holds it
+            asyncio.create_task(_restart(task))  # noqa: RUF006  the loop holds it
             self._restarts = True
 
     # --- connections
@@ -249,8 +249,9 @@ class Page(Server):
             status, headers, body = await self.answer(
                 method, path.partition("?")[0], stream, length, host, origin, peer
             )
-        await asyncio.wait_for_ms(_send(stream, status, headers, body), _PATIENCE_MS)
-        return status == 200
+        stays = status == 200 and not self._restarts
+        await asyncio.wait_for_ms(_send(stream, status, headers, body, stays), _PATIENCE_MS)
+        return stays
 
 
 class _Link:
@@ -281,12 +282,12 @@ class _Link:
             self.task.cancel()
 
 
-async def _restart(page):
+async def _restart(task):
     import machine
 
     for _ in range(_RESTART_MS // _STEP_MS):
         await asyncio.sleep_ms(_STEP_MS)
-        if page._ready and not page._tasks:  # else the app's own server has the connections
+        if not task or task.done():
             break
     machine.reset()
 
@@ -327,13 +328,13 @@ async def _read_head(stream):
         line = b""
 
 
-async def _send(stream, status, headers, body):
+async def _send(stream, status, headers, body, stays):
     is_file = not isinstance(body, bytes)
     lines = ["HTTP/1.1 %d -" % status]
     lines += ["%s: %s" % item for item in headers.items()]
     lines.append("Cache-Control: no-store")
     lines.append("Content-Length: %d" % (body.seek(0, 2) if is_file else len(body)))
-    lines.append("\r\n" if status == 200 else "Connection: close\r\n\r\n")
+    lines.append("\r\n" if stays else "Connection: close\r\n\r\n")
     head = "\r\n".join(lines).encode()
     # At once: a second packet would wait until the first one is acknowledged.
     stream.write(head if is_file else head + body)

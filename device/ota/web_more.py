@@ -165,7 +165,7 @@ def _take(page, session, data):
     if what == _FETCH:
         asyncio.create_task(_fetch(page, str(head[2:], "utf-8")))  # noqa: RUF006  the loop holds it
     elif what in (_CONFIRM, _GO_BACK) and page.buttons:
-        _decide(page, what)
+        _decide(page, what, session.link.task)
     else:
         raise PushError("refused", "the app on this board does not want that")
     session.link.send(bytes((_ORDERED, what)))
@@ -173,7 +173,7 @@ def _take(page, session, data):
     session.link.close()
 
 
-def _decide(page, what):
+def _decide(page, what, task):
     from . import rollback
 
     running = Partition(Partition.RUNNING)
@@ -184,7 +184,7 @@ def _decide(page, what):
         rollback.mark_invalid(reboot=False)
     else:
         rollback.force()
-    page.restart()
+    page.restart(task)
 
 
 async def _fetch(page, url):

@@ -11,11 +11,11 @@ const HINTS = {
   unsigned: 'The board has keys: it takes what they have signed.',
   memory: 'Restart the board and try again before its program takes its memory.'}
 const HINT = at('hint').textContent
-const POLL_MS = 1000, IDLE_MS = 5000, AWAY_MS = 90000
+const POLL_MS = 500, IDLE_MS = 5000, AWAY_MS = 90000
 
 let board = null  // what it said last
 let data = null, judged = null, job = null
-let poll = null
+let poll = null, soon = 0  // looks that follow each other at once
 
 function make(tag, className, ...texts) {
   const made = document.createElement(tag)
@@ -83,7 +83,8 @@ async function refresh() {
   } catch {
     if (!board) list(at('runs'), [['Board', 'does not answer: asking again']])
   }
-  if (!job) poll = setTimeout(refresh, document.hidden ? 6 * IDLE_MS : IDLE_MS)
+  if (soon) soon -= 1
+  if (!job) poll = setTimeout(refresh, soon ? POLL_MS : document.hidden ? 6 * IDLE_MS : IDLE_MS)
 }
 
 // --- what is to be sent
@@ -301,6 +302,7 @@ async function order(what, doing) {
     const session = new Session(own)
     await session.hello()
     await session.order(what)
+    soon = 20  // looks: it restarts, perhaps
     if (!job) end('wait', doing)
   } catch (error) {
     if (!(error instanceof Gone)) {
