@@ -29,7 +29,6 @@ NVS_ERASE = ord("K")  # payload: namespace NUL key
 NVS_COMMIT = ord("M")
 WATCHDOG = ord("D")  # argument: milliseconds until the board is reset; again: feeds it
 RESET = ord("R")  # argument: a cause (machine.py); never answered
-SLEEP = ord("Z")  # argument: milliseconds that pass at once: clock.py
 RTC_MEMORY = ord("X")  # -> what it holds; argument 1: the payload takes its place
 IDLE = ord("I")  # argument: how boot.py and main.py ended, payload: the traceback, if any
 # With a terminal on the serial port: repl.py.
