@@ -111,7 +111,9 @@ class Plain:
             self.position += len(part)
             while follow and (answer := await self.link.receive(0) or b""):
                 self._take_credit(answer)
-        while wait and answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
+        if not wait:
+            return answer
+        while answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
             answer = await self.hear(20)
         self._take_credit(answer)
         return answer
