@@ -111,12 +111,14 @@ def accept(size, chip, version):
     is_stopped = version == "stop"
     return not is_stopped
 p = ota.ble.Peripheral({NAME!r}, accept=accept{options})
+def is_alone():  # its client has heard why
+    return all(client.conn is None for client in p._clients)
 p.start()
-rest = 1000
+rest = 20
 while rest:
     p.poll()
     time.sleep_ms(1)
-    rest -= is_stopped
+    rest -= is_stopped and is_alone()
 """
 
 
