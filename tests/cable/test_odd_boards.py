@@ -27,12 +27,11 @@ GOOD_STATUS = {
 
 
 class OddBoard:
-    """A raw REPL (a `PortHandler`) whose scripts print what ``answer`` says."""
+    """A raw REPL with raw paste (a `PortHandler`) whose scripts print what ``answer`` says."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._input = b""
-        self._is_raw = False
 
     def opened(self, send: Callable[[bytes], None]) -> None:
         self._send = send
@@ -56,12 +55,12 @@ class OddBoard:
                 self._send(b"OK\r\nMPY: soft reboot\r\nraw REPL; CTRL-B to exit\r\n>")
                 return
             printed, error = self._answer(code)
-            self._send(b"OK" + printed + b"\x04" + error + b"\x04>")
+            self._send(b"\x04" + printed + b"\x04" + error + b"\x04>")
         else:
             self._input += byte
             if self._input == b"\x05A\x01":
                 self._input = b""
-                self._send(b"R\x00")
+                self._send(b"R\x01\xff\xff" + b"\x01" * 9)  # room for as much as it is sent
 
 
 class Babbler:

@@ -41,6 +41,7 @@ _MAX_SHOWN = 200  # characters of an answer in an error
 _WRITE_CHUNK = 1024  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
+_EOT = b"\x04"
 
 # What a board prints when it starts, and a script never: the ROM's first line, the prompt.
 _START_SIGNS = (
@@ -48,6 +49,7 @@ _START_SIGNS = (
     b"\nrst:0x",
     b'Type "help()" for more information.\r\n>>> ',
 )
+_LONGEST_SIGN = max(map(len, _START_SIGNS))
 # What tells why an app was left: the bootloader's and ESP-IDF's error lines, a panic.
 _FAILURE_LINE = re.compile(r"^(?:[EW] \(\d+\) .*|Guru Meditation Error.*|abort\(\) was called.*)$")
 
@@ -119,19 +121,21 @@ class Session:
     def _read_part(self, timeout_s: float) -> bytes:
         """What a script prints, or its traceback: all up to an EOT."""
         output = bytearray()
-
-        def consume(byte: bytes) -> None:
-            output.extend(byte)
-            if has_restarted(output):
+        serial = self._transport.serial
+        heard_at = time.monotonic()
+        while not output.endswith(_EOT) and time.monotonic() < heard_at + timeout_s:
+            seen = max(0, len(output) - _LONGEST_SIGN)
+            if block := serial.read_up_to(_EOT):
+                heard_at = time.monotonic()
+            output += block
+            if any(sign in output[seen:] for sign in _START_SIGNS):
                 raise LostBoardError(f"{self.port}: the board has restarted")
             if len(output) > _MAX_OUTPUT:
                 raise LostBoardError(
                     f"{self.port}: the board prints more than {_MAX_OUTPUT:,} bytes: "
                     f"{_excerpt(output.decode('utf-8', 'replace'))}"
                 )
-
-        self._transport.read_until(1, b"\x04", timeout=timeout_s, data_consumer=consume)
-        if not output.endswith(b"\x04"):
+        if not output.endswith(_EOT):
             said = f", it printed {_excerpt(output.decode('utf-8', 'replace'))}" if output else ""
             raise LostBoardError(f"{self.port}: the script does not come to its end{said}")
         return bytes(output[:-1])
@@ -370,10 +374,13 @@ class Session:
 
 
 class _Metered:
-    """A serial port that ends what a board keeps alive by sending: mpremote waits for silence."""
+    """A serial port that ends what a board keeps alive by sending: mpremote waits for silence.
+
+    mpremote reads byte by byte: it gets them from memory, where all is that the port had.
+    """
 
     def __init__(self, serial: Any, port: str) -> None:
-        self.__dict__.update(_serial=serial, _port=port)
+        self.__dict__.update(_serial=serial, _port=port, _buffer=bytearray())
         self.begin()
 
     def begin(self) -> None:
@@ -381,11 +388,37 @@ class _Metered:
         self.__dict__.update(_left=_MAX_RECEIVED, _deadline=time.monotonic() + _MAX_OPERATION_S)
 
     def read(self, size: int = 1) -> bytes:
-        data: bytes = self._serial.read(size)
+        """``size`` bytes; fewer if they do not come within the port's time limit."""
+        if len(self._buffer) < size:
+            self._fill(size - len(self._buffer))
+        return self._take(size)
+
+    def read_up_to(self, end: bytes) -> bytes:
+        """What has come, up to the first ``end``; nothing if nothing comes within that time."""
+        if not self._buffer:
+            self._fill(1)
+        at = self._buffer.find(end)
+        return self._take(len(self._buffer) if at < 0 else at + len(end))
+
+    def _fill(self, size: int) -> None:
+        data: bytes = self._serial.read(max(size, self._serial.in_waiting))
         self.__dict__["_left"] -= len(data)
         if self._left < 0 or time.monotonic() > self._deadline:
             raise LostBoardError(f"{self._port}: the board sends without end")
+        self._buffer.extend(data)
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
         return data
+
+    @property
+    def in_waiting(self) -> int:
+        """Bytes that can be read at once; there may be more."""
+        return len(self._buffer) or self._serial.in_waiting
+
+    def inWaiting(self) -> int:  # noqa: N802 - as mpremote calls it
+        return self.in_waiting
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._serial, name)

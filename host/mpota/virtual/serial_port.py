@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -87,7 +88,7 @@ class SerialPort:
                     if is_open:
                         is_open = False
                         self._handler.closed()
-                    threading.Event().wait(_POLL_MS / 1000)
+                    time.sleep(_POLL_MS / 1000)
         except BaseException as error:
             self.failure = error
         finally:
