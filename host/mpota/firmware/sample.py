@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -312,7 +313,13 @@ def _code(name: str, version: str, size: int) -> bytes:
 
 
 def _noise(seed: str, size: int) -> bytes:
+    """Words as `random.choices` draws them, in less time.
+
+    It takes 64 random bits a word, and multiplies so that the number of words, a power of two,
+    takes its place from the highest of the first 32.
+    """
     rng = random.Random(seed)
-    data = rng.randbytes(_WORDS * _WORD_SIZE)
-    words = [data[at : at + _WORD_SIZE] for at in range(0, len(data), _WORD_SIZE)]
-    return b"".join(rng.choices(words, k=size // _WORD_SIZE + 1))[:size]
+    words = array("I", rng.randbytes(_WORDS * _WORD_SIZE))
+    drawn = rng.randbytes(8 * (size // _WORD_SIZE + 1))
+    places = zip(drawn[3::8], drawn[2::8], strict=True)
+    return array("I", [words[high << 6 | low >> 2] for high, low in places]).tobytes()[:size]
