@@ -27,6 +27,7 @@ BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
 
 _ENTER_TIMEOUT_S = 15.0
 _ATTEMPT_S = 1.0
+_AT_PROMPT_S = 0.25  # for Ctrl-A to be answered at a prompt
 _READ_TIMEOUT_S = 5.0
 _SLICE_S = 0.1  # of the time that `receive` waits
 _RUN_TIMEOUT_S = 60.0
@@ -335,8 +336,8 @@ class Session:
         deadline = time.monotonic() + self._patience_s
         with self._reporting():
             transport = self._transport
-            transport.serial.timeout = _ATTEMPT_S
-            data = b""
+            transport.serial.timeout = _SLICE_S
+            data = bytearray()
             while not data.endswith(_RAW_REPL):
                 if time.monotonic() > deadline:
                     raise LostBoardError(
@@ -348,9 +349,25 @@ class Session:
                 while transport.serial.in_waiting and time.monotonic() < deadline:
                     transport.serial.read(transport.serial.in_waiting)
                 transport.serial.write(b"\r\x01")
-                data = transport.read_until(1, _RAW_REPL, timeout=_ATTEMPT_S)
+                data = self._answer_to_interrupt()
             transport.in_raw_repl = True
             transport.serial.timeout = _READ_TIMEOUT_S
+
+    def _answer_to_interrupt(self) -> bytearray:
+        """All up to the raw REPL's prompt, or to the silence of one that does not hear.
+
+        Who shows the other prompt and then is silent has started since it was asked.
+        """
+        data = bytearray()
+        heard_at = time.monotonic()
+        while not data.endswith(_RAW_REPL):
+            if block := self._transport.serial.read_up_to(_RAW_REPL[-1:]):
+                data += block
+                heard_at = time.monotonic()
+            silence_s = _AT_PROMPT_S if data.endswith(_PROMPT) else _ATTEMPT_S
+            if time.monotonic() > heard_at + silence_s:
+                break
+        return data
 
     def _await(self, ending: bytes, failure: str) -> None:
         data = self._transport.read_until(1, ending, timeout=_ENTER_TIMEOUT_S)
@@ -417,7 +434,7 @@ class _Metered:
         """Bytes that can be read at once; there may be more."""
         return len(self._buffer) or self._serial.in_waiting
 
-    def inWaiting(self) -> int:  # noqa: N802 - as mpremote calls it
+    def inWaiting(self) -> int:
         return self.in_waiting
 
     def __getattr__(self, name: str) -> Any:
