@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from mpota.virtual.serial_port import SerialPort
 from mpota.virtual.terminal import RING_SIZE
 
 from tests.support import ota_package
+from tests.support.boards import FIRST_LOOK
 
 CHIP = "esp32"
 APP_SIZE = 112 * KiB
@@ -33,14 +35,27 @@ OTA_TABLE = PartitionTable(
 )
 
 
+@functools.cache
 def app(version: str = "v1.26.1", size: int = APP_SIZE) -> bytes:
     return build_app(CHIP, version=version, size=size)
 
 
 def ota_flash(size: int = 2 * MiB) -> VirtualFlash:
     """A chip with two OTA slots, v1.26.1 in the first."""
-    firmware = build_firmware(CHIP, flash_size=size, table=OTA_TABLE, app=app())
-    return VirtualFlash.create(size, {0x1000: firmware})
+    return VirtualFlash.create(size, {0x1000: _firmware(size)})
+
+
+@functools.cache
+def _firmware(size: int) -> bytes:
+    return build_firmware(CHIP, flash_size=size, table=OTA_TABLE, app=app())
+
+
+@functools.cache
+def _after_first_boot() -> bytes:
+    """`ota_flash` with the file system, and the namespace of `ota` in NVS."""
+    with ota_flash() as flash:
+        Board(flash).run(FIRST_LOOK)
+        return flash.snapshot()
 
 
 class Wire:
@@ -72,8 +87,9 @@ class Wire:
         start, self.sent_size = self.sent_size, self.sent_size + len(data)
         if self.cut_after is not None and self.sent_size >= self.cut_after:
             data = data[: self.cut_after - start]
-        kept = bytes(byte for at, byte in enumerate(data, start) if at not in self.lose)
-        self._console.received(kept)
+        if self.lose:
+            data = bytes(byte for at, byte in enumerate(data, start) if at not in self.lose)
+        self._console.received(data)
         if self.cut_after is not None and self.sent_size >= self.cut_after:
             assert self.port is not None
             self.port.unplug()
@@ -124,8 +140,11 @@ def bench(
     flash: VirtualFlash | None = None, *, has_ota: bool = False, buffer_size: int = RING_SIZE
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
-    board = Board(flash or ota_flash(), frozen=ota_package.compiled() if has_ota else None)
-    board.run("from esp32 import NVS; NVS('ota')")  # makes the file system, and the namespace
+    is_new = flash is not None
+    flash = flash or VirtualFlash.create(2 * MiB, {0: _after_first_boot()})
+    board = Board(flash, frozen=ota_package.compiled() if has_ota else None)
+    if is_new:
+        board.run(FIRST_LOOK)
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)
         try:
