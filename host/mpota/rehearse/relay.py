@@ -75,10 +75,21 @@ class Relay:
             with self._lock:
                 self._open |= {client, server}
                 self._board_ends.add(board)
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(
-                    target=self._pump, args=(source, sink, sink is board), daemon=True
-                ).start()
+            threading.Thread(target=self._carry, args=(client, server, board), daemon=True).start()
+
+    def _carry(self, client: socket.socket, server: socket.socket, board: socket.socket) -> None:
+        """All that goes through one connection, until both ends have said all or one is gone."""
+        back = threading.Thread(
+            target=self._pump, args=(server, client, client is board), daemon=True
+        )
+        back.start()
+        self._pump(client, server, server is board)
+        back.join()
+        with self._lock:
+            self._open -= {client, server}
+            self._board_ends.discard(board)
+        client.close()
+        server.close()
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_counted: bool) -> None:
         with contextlib.suppress(OSError):
@@ -92,7 +103,9 @@ class Relay:
             else:
                 sink.shutdown(socket.SHUT_WR)
                 return
-        self._close(source, sink)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def _is_broken_by(self, data: bytes, sink: socket.socket) -> bool:
         with self._lock:
@@ -113,15 +126,6 @@ class Relay:
         for one in sockets:
             with contextlib.suppress(OSError):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _close(self, *sockets: socket.socket) -> None:
-        with self._lock:
-            self._open -= set(sockets)
-            self._board_ends -= set(sockets)
-        for one in sockets:
-            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
