@@ -321,6 +321,8 @@ def _find(directory: Path, asked: str) -> Path | None:
 def _application(directory: Path, on_served: Callable[[Served], None] | None) -> web.Application:
     from aiohttp import web
 
+    hidden_as = web.ResponseKey("hidden as", str)
+
     def tell(request: web.Request, status: int, note: str = "") -> None:
         if on_served is not None:
             asked = request.headers.get("Range")
@@ -339,7 +341,7 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
             raise
         except OSError:  # gone, or changed, just now
             response = web.Response(status=404, text=_DENIED)
-        tell(request, response.status, response.get("note", ""))
+        tell(request, response.status, response.get(hidden_as, ""))
         return response
 
     async def send(request: web.Request) -> web.StreamResponse:
@@ -352,7 +354,7 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
         reason = await asyncio.to_thread(is_hidden, path, directory)
         if reason:
             response = web.Response(status=404, text=_DENIED)
-            response["note"] = reason
+            response[hidden_as] = reason
             return response
         stat = path.stat()
         tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'  # as FileResponse makes it

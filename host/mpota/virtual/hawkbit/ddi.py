@@ -38,6 +38,9 @@ _HEADERS = {
 }
 _ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 _PIECE = 65536
+# What is known of a request while it is answered: what goes wrong, how many bytes its body took.
+_FAULT = web.RequestKey("fault", Fault)
+_SIZE = web.RequestKey("size", int)
 _Handler = Callable[[web.Request, Target], Awaitable[web.StreamResponse]]
 
 
@@ -103,7 +106,8 @@ class _Ddi:
         async def serve(request: web.Request) -> web.StreamResponse:
             path = _path(request)
             fault = self._faults.take(request.method, path)
-            request["fault"] = fault
+            if fault is not None:
+                request[_FAULT] = fault
             body = await request.read()
             if fault is not None and fault.call is not None:
                 fault.call()
@@ -151,7 +155,7 @@ class _Ddi:
                 Exchange(
                     request.match_info["id"], request.method, path, status,
                     request.headers.get("Authorization"), request.headers.get("Range"),
-                    body, request.get("size", 0),
+                    body, request.get(_SIZE, 0),
                 )
             )  # fmt: skip
 
@@ -351,12 +355,12 @@ class _Ddi:
     async def _send_body(
         self, request: web.Request, stream: web.StreamResponse, data: memoryview
     ) -> None:
-        fault: Fault | None = request["fault"]
+        fault = request.get(_FAULT)
         is_cut = fault is not None and fault.cut is not None and fault.cut < len(data)
         if is_cut:
             assert fault is not None
             data = data[: fault.cut]
-        request["size"] = len(data)
+        request[_SIZE] = len(data)
         for at in range(0, len(data), _PIECE):
             await stream.write(data[at : at + _PIECE])
         if is_cut and request.transport is not None:
@@ -457,7 +461,7 @@ def _json(request: web.Request, body: object) -> web.Response:
     else:
         accepted = request.headers.get("Accept", _TYPES[0]).split(",")[0].split(";")[0].strip()
         response = _response(200, data, accepted if accepted in _TYPES else _TYPES[0])
-        request["size"] = len(data)
+        request[_SIZE] = len(data)
     response.headers["ETag"] = etag
     return response
 
