@@ -1,12 +1,8 @@
-"""What an update prints, the restart, and the image that stands in a slot already."""
-
-import struct
-from hashlib import sha256
+"""What an update prints, and the restart."""
 
 from esp32 import Partition
 from micropython import const
 
-from . import base, otadata
 from .pump import run
 
 _SECTOR = const(4096)
@@ -81,66 +77,6 @@ class ReleaseConsole(_Lines):
         if needs_reset:
             print("Remember to call ota.rollback.cancel() after successful reboot.")
         return needs_reset
-
-
-# --- the image in a slot
-
-
-def read_app(partition, board):
-    """The AppImage in a slot: its headers read and checked, the data between them not.
-
-    Raises ImageError if there is none that this board could boot.
-    """
-    from .image import AppImage
-
-    image = AppImage(None, board, partition)
-    field = image.next_field()
-    while field:
-        offset, buf = field
-        partition.readblocks(offset // _SECTOR, buf, offset % _SECTOR)
-        image.parse_field()
-        field = image.next_field()
-    return image
-
-
-def is_intact(partition, image):
-    """Whether the slot holds ``image`` with the digest that it carries."""
-    sha = sha256()
-    buf = bytearray(_SECTOR)
-    at = 0
-    while at < image.digest_offset:
-        count = min(_SECTOR, image.digest_offset - at)
-        piece = buf if count == _SECTOR else memoryview(buf)[:count]
-        partition.readblocks(at // _SECTOR, piece, 0)
-        sha.update(piece)
-        at += count
-    return sha.digest() == image.digest
-
-
-def check_intact(partition):
-    """Raises StateError for a slot whose app is not one that this board could boot."""
-    from .image import Board
-
-    try:
-        if is_intact(partition, read_app(partition, Board(Partition(Partition.RUNNING)))):
-            return
-        reason = "its SHA-256 does not match"
-    except base.ImageError as error:
-        reason = str(error)
-    raise base.StateError("not-bootable", "%s: %s" % (partition.info()[4], reason))
-
-
-# --- the state of the app that runs, and the restart
-
-
-def rewrite_state(index, state):
-    """Write record ``index`` of otadata with another state: esp_ota_ops.c, rewrite_ota_seq."""
-    partition = otadata.find_otadata()
-    record = bytearray(32)
-    partition.readblocks(index, record, 0)
-    struct.pack_into("<I", record, 24, state)
-    otadata.erase(index)
-    partition.writeblocks(index, record, 0)
 
 
 def ota_reboot(delay=10, feed=None):

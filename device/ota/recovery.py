@@ -104,13 +104,23 @@ def cancel_force():
 
 def is_possible():
     """Whether there is an app to go back to and its image is intact (reads all of it)."""
-    from .console import check_intact
+    from .slot_app import check_intact
 
     try:
         check_intact(_previous())
     except (OSError, StateError):
         return False
     return True
+
+
+def _rewrite_state(index, state):
+    """Write record ``index`` of otadata with another state: esp_ota_ops.c, rewrite_ota_seq."""
+    partition = otadata.find_otadata()
+    record = bytearray(32)
+    partition.readblocks(index, record, 0)
+    struct.pack_into("<I", record, 24, state)
+    otadata.erase(index)
+    partition.writeblocks(index, record, 0)
 
 
 @_translated
@@ -127,13 +137,13 @@ def mark_invalid(reboot=True):
 
         give_up_files()
     else:
-        from .console import check_intact, rewrite_state
+        from .slot_app import check_intact
 
         check_intact(_previous())
         index = otadata.active(otadata.records())
         if index is None or Partition(Partition.BOOT).info()[2] != _running().info()[2]:
             raise StateError("not-selected", "otadata selects another app")
-        rewrite_state(index, otadata.INVALID)
+        _rewrite_state(index, otadata.INVALID)
     if reboot:
         from machine import reset
 

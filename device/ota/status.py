@@ -4,7 +4,8 @@ from esp32 import Partition
 
 from . import __version__, base, otadata
 from .base import OTAError, SlotError
-from .console import is_intact, ota_reboot, read_app  # noqa: F401 - where users look for it
+from .console import ota_reboot  # noqa: F401 - where users look for it
+from .slot_app import is_intact, read_app
 
 _STATES = ("NEW", "PENDING_VERIFY", "VALID", "INVALID", "ABORTED")
 _TYPES = ("app", "data")

@@ -13,6 +13,7 @@ from mpota.units import KiB
 from bench import web, weight
 
 APP = sample.build_app("esp32")
+BY_CHANCE = 4 * KiB  # a buffer that what lies on the interpreter's stack may seem to point to
 
 
 def modules(directory: Path, **sources: str) -> dict[str, bytes]:
@@ -102,10 +103,10 @@ def test_an_idle_poll_reads_no_file_and_takes_little_heap() -> None:
         content = weight.after_poll(weight.trusting(everything.content, key), server.root)
         for follow in (weight.FOLLOW_CHANNEL, weight.FOLLOW_SERVER):
             assert weight.idle_reads(content, server.root, follow) == 0
-            assert weight.idle_heap(content, server.root, follow) <= 8 * KiB
+            assert weight.idle_heap(content, server.root, follow) <= 8 * KiB + BY_CHANCE
         told, channel = weight.FOLLOW_BROKER, weight.FOLLOW_CHANNEL
         assert weight.idle_reads(content, server.root, told) == 0
-        assert weight.idle_heap(content, server.root, told, beside=channel) <= 8 * KiB
+        assert weight.idle_heap(content, server.root, told, beside=channel) <= 8 * KiB + BY_CHANCE
 
 
 def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:
@@ -116,8 +117,7 @@ def test_a_channel_makes_room_for_the_release_that_it_installs() -> None:
     everything = weight.install(weight.subject().everything, old)
     with web.serving(weight.published(app, key)) as server:
         trusting = weight.trusting(everything.content, key)
-        # 7, and 4 for a buffer that what lies on the interpreter's stack may seem to point to.
-        assert 0 < weight.held_by_channel(trusting, server) <= 12 * KiB
+        assert 0 < weight.held_by_channel(trusting, server) <= 8 * KiB + BY_CHANCE
 
 
 def test_a_boot_with_nothing_to_do_reads_little(core: weight.Installed) -> None:
