@@ -1,7 +1,7 @@
 # make demo [FIRMWARE=path]   the whole story on the virtual board
 # make test                   all tests; make test-all adds every power cut and every mutation
 # make test-more              tests on the oldest Python and another MicroPython, and the site
-# make coverage               all tests, and what of mpota they run
+#                             with COVERAGE=yes they say what of mpota they have run
 # make lint                   ruff, formatting, types, who imports whom
 # make bench                  measurements against peers
 # make docs                   the documentation site, in site/
@@ -12,23 +12,21 @@ VENV := .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
+PYTEST := $(RUN)/python -m $(if $(COVERAGE),slipcover -m )pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all test-more coverage lint bench firmware fetched docs release clean
+.PHONY: demo test test-all test-more lint bench firmware fetched docs release clean
 
 demo: firmware
 	$(RUN)/mpota demo $(FIRMWARE)
 
 test: fetched
-	$(RUN)/pytest -n auto --dist worksteal
+	$(PYTEST)
 
 test-all: fetched
-	$(RUN)/pytest -n auto --dist worksteal --all-cuts
+	$(PYTEST) --all-cuts
 
 test-more: fetched
 	.ci/more
-
-coverage: fetched
-	$(RUN)/pytest -n auto --dist worksteal --cov=mpota
 
 lint: $(READY)
 	$(RUN)/ruff check

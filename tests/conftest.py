@@ -90,6 +90,7 @@ class TestRun:
             say(config, f"{count} tests skipped: {reason}")
 
 
+@pytest.hookimpl(trylast=True)  # what other plugins put into TMPDIR is not of the tests
 def pytest_configure(config: pytest.Config) -> None:
     amount.is_all = config.getoption("--all-cuts")
     # In the background SIGINT may be ignored, and all that is started inherits that.
