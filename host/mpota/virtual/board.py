@@ -18,7 +18,7 @@ import select
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -333,6 +333,14 @@ class _PowerCycle:
         return result
 
 
+def _readable(fds: Iterable[int], wait_s: float | None) -> set[int]:
+    """Those that can be read, or have ended, within that time; select() is for few open files."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if wait_s is None else math.ceil(wait_s * 1000))}
+
+
 class _Process:
     """The MicroPython process of one boot, and the chip around it."""
 
@@ -453,7 +461,7 @@ class _Process:
             typed = [] if typed_fd is None else [typed_fd]
             power_fd = self._limits.power_fd
             power = [] if power_fd is None else [power_fd]
-            ready, _, _ = select.select([*waiting, *typed, *power], [], [], wait_s)
+            ready = _readable([*waiting, *typed, *power], wait_s)
             if power_fd in ready:
                 self.end = End.POWER_CUT
                 return None
@@ -674,9 +682,7 @@ class _Process:
 
     def _drain_output(self) -> None:
         """Take what was printed before the request at hand."""
-        while select.select([self._console_fd], [], [], 0)[0] and self._take_output(
-            self._console_fd
-        ):
+        while _readable([self._console_fd], 0) and self._take_output(self._console_fd):
             pass
 
     def _print(self, text: str) -> None:
