@@ -318,10 +318,12 @@ def _find(directory: Path, asked: str) -> Path | None:
     return path
 
 
+class _HiddenError(Exception):
+    """A file that is there and is not for others; ``str()`` says why."""
+
+
 def _application(directory: Path, on_served: Callable[[Served], None] | None) -> web.Application:
     from aiohttp import web
-
-    hidden_as = web.ResponseKey("hidden as", str)
 
     def tell(request: web.Request, status: int, note: str = "") -> None:
         if on_served is not None:
@@ -334,14 +336,16 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
+        note = ""
         try:
             response = await handler(request)
         except web.HTTPException as error:
             tell(request, error.status)
             raise
-        except OSError:  # gone, or changed, just now
+        except (OSError, _HiddenError) as error:  # OSError: gone, or changed, just now
             response = web.Response(status=404, text=_DENIED)
-        tell(request, response.status, response.get(hidden_as, ""))
+            note = str(error) if isinstance(error, _HiddenError) else ""
+        tell(request, response.status, note)
         return response
 
     async def send(request: web.Request) -> web.StreamResponse:
@@ -353,9 +357,7 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
             return web.Response(status=404, text=_DENIED)
         reason = await asyncio.to_thread(is_hidden, path, directory)
         if reason:
-            response = web.Response(status=404, text=_DENIED)
-            response[hidden_as] = reason
-            return response
+            raise _HiddenError(reason)
         stat = path.stat()
         tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'  # as FileResponse makes it
         if request.headers.get("If-Range", tag) != tag:
