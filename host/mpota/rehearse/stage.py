@@ -279,8 +279,8 @@ class Stage:
     ) -> tuple[Played, Recording, _Measured]:
         self.flash.restore(start)
         self._boots.clear()
-        if self._way.relay is not None:
-            self._way.relay.restart()
+        if self._way.line is not None:
+            self._way.line.restart()
         journal = _Journal(self._taken_now)
         played: list[Played] = []
         measured = _Measured(self)
@@ -302,12 +302,12 @@ class Stage:
             return Played(str(error), "")
 
     def _taken_now(self) -> int:
-        return self._way.relay.taken if self._way.relay is not None else 0
+        return self._way.line.taken if self._way.line is not None else 0
 
     @property
     def received(self) -> int | None:
         """Bytes that came to the board since the line was last restarted."""
-        return self._way.relay.to_board if self._way.relay is not None else None
+        return self._way.line.to_board if self._way.line is not None else None
 
     def _left_behind(self, start: bytes) -> tuple[str, ...]:
         """What was refused and yet stands there, ready to boot once otadata is lost."""
@@ -536,8 +536,8 @@ class Stage:
         offer = self._offers[name]
         if name == ROLL_BACK and (offer.kind == CHANNEL or not self._way.can_force):
             return []  # what has failed is not taken again, as it should be
-        if self._way.relay is not None:
-            self._way.relay.restart()
+        if self._way.line is not None:
+            self._way.line.restart()
         self._boots.clear()
         is_forced = offer.is_again or name == ROLL_BACK
         if name == FIRST_BOOT and self.plan.way == "push":
@@ -570,15 +570,15 @@ class Stage:
 
         Raises UsageError where there is no line that could break, or not so many bytes come.
         """
-        relay, start = self._way.relay, self.recordings.get(UPDATE)
-        if relay is None or start is None or not 0 <= at < self._total:
+        line, start = self._way.line, self.recordings.get(UPDATE)
+        if line is None or start is None or not 0 <= at < self._total:
             raise UsageError(
                 f"nothing breaks at byte {at}: by {self.plan.way} "
-                + (f"{self._total:,} bytes come" if relay else "no line is counted")
+                + (f"{self._total:,} bytes come" if line else "no line is counted")
             )
         self._point = CutPoint(NETWORK, at, CutMode.BEFORE)
         self.flash.restore(start.start)
-        relay.restart(break_at=at)
+        line.restart(break_at=at)
         findings: list[str] = []
         boots, twice = "nothing", None
         try:
@@ -587,14 +587,14 @@ class Stage:
             sight = self._look()
             if played.error:  # what it says is for the program on the board: it is as it was
                 findings += self._misfits(sight, UPDATE)
-                received = relay.to_board
+                received = line.to_board
                 if not findings:
                     findings += self._again(UPDATE)
-                twice = max(0, received + relay.to_board - self._total)
+                twice = max(0, received + line.to_board - self._total)
             elif not self._is_reached(sight, UPDATE):
                 findings.append(f"{self._words(sight)} runs after it")
             else:
-                twice = max(0, relay.to_board - self._total)
+                twice = max(0, line.to_board - self._total)
             boots = self._words(self._look())
         except MpotaError as error:
             findings.append(str(error))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mpota.errors import MpotaError, UsageError
 from mpota.push.update import HealthCheck, Options, Package
@@ -88,10 +88,23 @@ RunBoard = Callable[..., Run]
 Send = Callable[[Package], Coroutine[Any, Any, object]]
 
 
-class Way:
-    """One way; a context manager while it is open. ``relay`` counts, None: nothing is counted."""
+class Line(Protocol):
+    """What an update comes over: it counts, and breaks where it is told to."""
 
-    relay: Relay | None = None
+    to_board: int  # bytes that have gone there since `restart`
+
+    @property
+    def taken(self) -> int:
+        """Bytes that have arrived there."""
+
+    def restart(self, break_at: int | None = None) -> None:
+        """Count from 0; break once, after ``break_at`` bytes."""
+
+
+class Way:
+    """One way; a context manager while it is open. ``line`` counts, None: nothing is counted."""
+
+    line: Line | None = None
     can_force = True  # to take again what has failed on the board
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
@@ -123,7 +136,7 @@ class ByServer(Way):
     def __init__(self, site: Site, run: RunBoard) -> None:
         self._site = site
         self._run = run
-        self.relay: Relay = site.relay
+        self.line = site.relay
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         put(self._site.directory, offer)
@@ -152,7 +165,8 @@ class ByDdi(Way):
     def __init__(self, state: State, relay: Relay, run: RunBoard) -> None:
         self._state = state
         self._run = run
-        self.relay: Relay = relay
+        self._port = relay.port
+        self.line = relay
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         state = self._state
@@ -163,7 +177,7 @@ class ByDdi(Way):
             state.assign(state.publish("former", "1", {"1": b"1"}), state.add_target("another"))
         target = state.add_target(_NAME, _SECRET)
         state.assign(state.publish(offer.path, offer.version, {offer.path: offer.data}), target)
-        url = f"http://{LOOPBACK}:{self.relay.port}"
+        url = f"http://{LOOPBACK}:{self._port}"
         call = _DDI.format(url=url, id=_NAME, token=_SECRET)
         return _told(self._run(_UPDATE.format(call=call)))
 
@@ -199,11 +213,11 @@ def _told(run: Run) -> Played:
 class BySending(Way):
     """The desk sends to a board that listens: over TCP, or over Bluetooth."""
 
-    def __init__(self, run: RunBoard, script: str, send: Send, relay: Relay | None) -> None:
+    def __init__(self, run: RunBoard, script: str, send: Send, line: Line) -> None:
         self._run = run
         self._script = script
         self._send = send
-        self.relay = relay
+        self.line = line
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         runs: list[Run] = []
@@ -387,7 +401,7 @@ def _by_ble(setting: Setting) -> Iterator[Way]:
             update = Update.of(package)
             return await ble.push(_NAME, update, _OPTIONS, timeout_s=2, backend=backend)
 
-        yield BySending(setting.run, _PERIPHERAL.format(name=_NAME, secret=_SECRET), send, None)
+        yield BySending(setting.run, _PERIPHERAL.format(name=_NAME, secret=_SECRET), send, radio)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ _PDU_SIZE = 251
 _BUFFER_COUNT = 24
 _ENCRYPTED = 0x1000  # flags of a characteristic: extmod/modbluetooth.h
 _AUTHENTICATED = 0x2000
+_EVENT_HEADER = struct.Struct("<HH")  # of a write: connection and attribute
 _ATT_HEADER_SIZE = 3  # opcode and handle
 _L2CAP_HEADER_SIZE = 4
 _LINK_HEADER_SIZE = 10  # preamble, access address, header, CRC: Core Specification, 6.B.2.1
@@ -112,6 +113,8 @@ class Radio:
         self.passkey = passkey
         self.shown: list[int] = []
         self.traffic = Traffic()
+        self.to_board = 0  # bytes of values that have arrived there since `restart`
+        self.break_at: int | None = None
         self.port = 0
         self._random = random.Random(self.noise.seed)
         self._loop = asyncio.new_event_loop()
@@ -156,6 +159,24 @@ class Radio:
         return type("BumbleClient", (_Client,), attributes), type(
             "BumbleScanner", (_Scanner,), attributes
         )
+
+    @property
+    def taken(self) -> int:
+        """Bytes that have arrived at the board: all that were counted."""
+        return self.to_board
+
+    def restart(self, break_at: int | None = None) -> None:
+        """Count ``to_board`` from 0; the link breaks once, when it comes to ``break_at``."""
+        self.to_board = 0
+        self.break_at = break_at
+
+    def count_to_board(self, size: int) -> bool:
+        """So many bytes more arrive; whether that breaks the link."""
+        self.to_board += size
+        is_broken = self.break_at is not None and self.to_board >= self.break_at
+        if is_broken:
+            self.break_at = None
+        return is_broken
 
     def break_link(self) -> None:
         """The two are out of reach of each other, for a moment."""
@@ -237,6 +258,7 @@ class _Peripheral:
         self._waiting = 0  # writes that the board has not taken yet
         self._held: list[bytes] = []
         self._passkeys: dict[int, asyncio.Future[int]] = {}
+        self._breaking: asyncio.Future[None] | None = None
         assert isinstance(device.host, Host)
         link = next(c for c in radio._link.controllers if c.name == "board" and c.host)
         self.controller = link
@@ -300,7 +322,7 @@ class _Peripheral:
 
         def write(connection: Any, value: bytes) -> None:
             self._radio.traffic.count(len(value))
-            event = struct.pack("<HH", connection.handle, handle) + value
+            event = _EVENT_HEADER.pack(connection.handle, handle) + value
             if is_lossy:
                 self._take_command(event)
             else:
@@ -350,6 +372,8 @@ class _Peripheral:
     def _deliver(self, event: bytes) -> None:
         self._waiting += 1
         self._send("W", event)
+        if self._radio.count_to_board(len(event) - _EVENT_HEADER.size):
+            self._breaking = asyncio.ensure_future(self.disconnect_all())
 
     def _send(self, kind: str, payload: bytes) -> None:
         self._writer.write(struct.pack("<HB", 1 + len(payload), ord(kind)) + payload)
