@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mpota.virtual import board as virtual_board
-from mpota.virtual import flash, micropython
+from mpota.virtual import flash, micropython, standins
 from mpota.virtual.board import Board
 from mpota.virtual.micropython import cache_dir
 
@@ -22,7 +21,6 @@ from tests.support.browser import Chromium
 from tests.support.cuts import Cuts
 from tests.support.esp_web_tools import NEEDS_SCRIPT
 from tests.support.mqtt_clients import NEEDS_CLIENT
-from tests.support.ota_package import compile_all
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 from tests.support.services import NEEDS_SERVICE, need
 
@@ -30,7 +28,6 @@ from tests.support.services import NEEDS_SERVICE, need
 # mpremote's patience.
 WHOLE_SUITE = "about 15 minutes on two cores"
 WORKERS_PER_CORE = 1
-STANDIN_SOURCES = virtual_board.STANDIN
 CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.
@@ -133,10 +130,8 @@ def flashes_of_this_run() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_standins() -> None:
-    """Boards load what stands in for their C code compiled: a third less time for every boot."""
-    virtual_board.STANDIN = once.directory(
-        "standin", lambda target: compile_all(STANDIN_SOURCES, target, "")
-    )
+    """In the cache that all tests see."""
+    standins.directory()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -28,8 +28,8 @@ from mpota.rehearse.subject import Subject
 from mpota.rehearse.ways import WAYS, Played, Setting, Way
 from mpota.release.ota_package import package
 from mpota.storage.file import FileImage
-from mpota.virtual import micropython
-from mpota.virtual.board import STANDIN, Board, End, Run
+from mpota.virtual import micropython, standins
+from mpota.virtual.board import Board, End, Run
 from mpota.virtual.cuts import CutPoint, Outcome, Recording, Verdict, record_changes, try_points
 from mpota.virtual.flash import CutMode, Effect, VirtualFlash, total_ms
 
@@ -177,7 +177,7 @@ class Stage:
     ) -> Callable[[], None]:
         root = self._scratch / "root"
         root.mkdir()
-        folders = (STANDIN, *([frozen] if frozen else []))
+        folders = (standins.directory(), *([frozen] if frozen else []))
         return Cage(root, interpreter.command, folders).close
 
     # --- running the board

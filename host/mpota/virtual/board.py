@@ -33,13 +33,11 @@ from mpota.formats.micropython import parse_release
 from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
-from mpota.virtual import micropython
+from mpota.virtual import micropython, standins
 from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
 from mpota.virtual.terminal import Terminal
-
-STANDIN = Path(__file__).with_name("standin")
 
 # What a board without PSRAM has for MicroPython's heap after it has grown.
 DEFAULT_HEAP_SIZE = 120 * KiB
@@ -435,8 +433,8 @@ class _Process:
                 # First of all what the program is to have: standin/boot_app.py.
                 f"heap = bytearray({own_size}); import boot_app; boot_app.start{fds}",
             ],
-            cwd=STANDIN,
-            env={"MICROPYPATH": str(STANDIN)},
+            cwd=standins.directory(),
+            env={"MICROPYPATH": str(standins.directory())},
             pass_fds=fds,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
@@ -623,7 +621,7 @@ class _Process:
             self._print("MPY: soft reboot\n")
             raise _Reset(ResetCause.SOFT)
         # On a board the functions of the stand-ins are C code, which no traceback shows.
-        own = tuple(f'  File "{path.stem}.py"' for path in STANDIN.glob("*.*py"))
+        own = tuple(f'  File "{path.stem}.py"' for path in standins.SOURCES.glob("*.py"))
         lines = traceback.splitlines(keepends=True)
         self.traceback = "".join(line for line in lines if not line.startswith(own))
         self._print(self.traceback)
