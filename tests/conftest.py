@@ -112,11 +112,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Apps that a test brings to boards are kept for no other; what is fetched is for all."""
+    """Apps and channels that a test has seen are kept for no other; what is fetched is for all."""
     own = next(caches)
     (own / "mpota").mkdir(parents=True)
     for entry in CACHE.iterdir() if CACHE.is_dir() else ():
-        if entry.name != "apps":
+        if entry.name not in ("apps", "channels.json"):
             (own / "mpota" / entry.name).symlink_to(entry)
     monkeypatch.setenv("XDG_CACHE_HOME", str(own))
 
