@@ -19,7 +19,7 @@ from mpota.formats.otadata import OtaRecord, OtaState
 from mpota.formats.partition_csv import table_to_csv
 from mpota.formats.partition_table import APP, DATA, OTA_0, Partition, PartitionTable
 from mpota.storage.file import FileImage
-from mpota.units import MiB
+from mpota.units import SECTOR_SIZE, MiB
 
 from tests.support.firmware_files import (
     FACTORY_APP,
@@ -53,11 +53,21 @@ def assert_only_asked_for(old: bytes, new: bytes, before: Firmware, after: Firmw
     base, start = before.flash.base, before.chip.bootloader_offset
     digest = start + before.bootloader.body_size
     free = [(start + 3, start + 4), (digest, digest + 32), (0x8000, 0x8C00)]
-    changed = [base + i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+    changed = [base + place for place in places_that_differ(old, new)]
     assert [i for i in changed if not any(first <= i < end for first, end in free)] == []
     assert new[start + 3 - base] & 0xF == old[start + 3 - base] & 0xF
     if before.flash_size == after.flash_size:
         assert changed == []
+
+
+def places_that_differ(old: bytes, new: bytes) -> list[int]:
+    return [
+        at
+        for start in range(0, len(old), SECTOR_SIZE)
+        if old[start : start + SECTOR_SIZE] != new[start : start + SECTOR_SIZE]
+        for at in range(start, min(start + SECTOR_SIZE, len(old)))
+        if old[at] != new[at]
+    ]
 
 
 def check_resize(source: Path, size: int, tmp_path: Path, *options: object) -> Firmware:
