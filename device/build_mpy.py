@@ -29,7 +29,7 @@ _COMMENT = re.compile(r"^\s*(?://.*|/\*.*\*/)$")
 
 
 def lists() -> dict[str, tuple[str, ...]]:
-    """The parts that each list of files has beside the core, by its name."""
+    """List of files -> the parts that it has beside the core."""
     found: dict[str, tuple[str, ...]] = {"package.json": ()}
     for part in part_names():
         found[f"{part}.json"] = (part,)
@@ -38,7 +38,7 @@ def lists() -> dict[str, tuple[str, ...]]:
 
 
 def write_lists(directory: Path, *, is_compiled: bool) -> None:
-    """Write them; their URLs are relative to them (mpremote 1.25 and later)."""
+    """Write the lists; their URLs are relative to the list (mpremote 1.25 and later)."""
     for old in directory.glob("*.json"):
         old.unlink()
     for list_name, parts in lists().items():
@@ -58,14 +58,14 @@ def page() -> bytes:
 
 
 def write_page(path: Path) -> None:
-    """Compressed. Left as it is if it has the page: zlib is not the same everywhere."""
+    """Write the page, compressed. A file with that content stays: zlib's output varies."""
     content = page()
     if not path.exists() or gzip.decompress(path.read_bytes()) != content:
         path.write_bytes(gzip.compress(content, 9, mtime=0))
 
 
 def build(directory: Path) -> None:
-    """The compiled package, and its lists."""
+    """Write the compiled package, and its lists of files."""
     directory.mkdir(exist_ok=True)
     for old in [*directory.glob("*.mpy"), *directory.glob("*.pack")]:
         old.unlink()

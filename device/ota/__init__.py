@@ -9,7 +9,7 @@ import os
 
 __version__ = "0.2.0"
 
-if __path__ == "ota":  # found by "" in sys.path: not to be lost when the directory changes
+if __path__ == "ota":  # found by "" in sys.path: keep it when the current directory changes
     __path__ = (os.getcwd() + "/ota").replace("//", "/")
 _home = __path__  # the directory of this package
 
@@ -29,7 +29,7 @@ def __getattr__(name):
         from .status import missing
 
         found = missing(error)
-        if found is error and name in str(error):  # not: one of its own imports
+        if found is error and name in str(error):  # the module lacks, not one that it imports
             raise AttributeError(name)
         raise found
     return globals()[name]

@@ -76,7 +76,7 @@ _NO_MEMORY = "not enough memory for %s: %s, %d bytes are free, not all in one pi
 
 
 class _NoRoom(SourceError):
-    """The error where there is no memory to make one: its text is made when somebody asks."""
+    """An OTAError where there is no memory to make one: its text is made when it is asked for."""
 
     purpose = wanted = free = None
 
@@ -89,7 +89,7 @@ _no_room.purpose = _no_room.wanted = _no_room.free = 0  # their place
 
 
 def no_memory(error, purpose, kind=OTAError):
-    """The OTAError ("memory") for a MemoryError: what was wanted, what for, what was free."""
+    """The OTAError ("memory") for a MemoryError: bytes wanted, ``purpose``, and bytes free."""
     gc.collect()
     try:
         return kind("memory", _NO_MEMORY % (purpose, error, gc.mem_free()))
@@ -125,7 +125,7 @@ def unload(*names):
     for name in names:
         sys.modules.pop(package + "." + name, None)
         attributes.pop(name, None)
-    gc.collect()  # else MicroPython takes more of ESP-IDF's heap, which the network needs
+    gc.collect()  # else MicroPython's heap grows into ESP-IDF's, which the network needs
 
 
 # --- who updates
@@ -150,7 +150,7 @@ def release_slot(holder):
         owner = None
 
 
-# --- notes in NVS: what can be done without, so that a full NVS is no reason to fail
+# --- notes in NVS: updates can do without them, so a full NVS is no reason to fail
 
 TRUST = ("trust", "trust-copy")  # keys.py
 # What NVS raises where there are none: ESP_ERR_NVS_NOT_INITIALIZED (no partition to use: nvs_open,
@@ -162,7 +162,7 @@ _TOO_LONG = const(-0x110C)  # ESP_ERR_NVS_INVALID_LENGTH
 
 
 def has_trust():
-    """Whether keys or a counter are stored (keys.py). What cannot be read counts as stored."""
+    """Whether keys or a counter are stored (keys.py); True as well if they cannot be read."""
     for name in TRUST:
         try:
             NVS("ota").get_blob(name, bytearray(1))
@@ -192,7 +192,7 @@ def recall(key, size):
 
 
 def note(key, data):
-    """Store a blob; whether that was possible. A power cut can lose old value and new: keys.py."""
+    """Store a blob; whether that worked. A power cut can lose old and new value: keys.py."""
     try:
         nvs = NVS("ota")
         nvs.set_blob(key, data)
@@ -203,7 +203,7 @@ def note(key, data):
 
 
 def forget_attempt():
-    """What the slot holds of an attempt is of no use. The latter keys are of version 0.1."""
+    """Forget what the slot holds of an earlier attempt. The last keys are version 0.1's."""
     forget("resume", "download", "payload")
 
 

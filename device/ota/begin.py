@@ -122,12 +122,12 @@ def _check_trust(intake, may_be_signed):
 
 
 def accept(app, image):
-    """The header of a NewApp has passed: the last word before the first erase."""
+    """Judge a NewApp by its header, before the first erase. Raises OTAError to refuse it."""
     from .image import refused
 
     if app.total and app.total > app.writer.limit:
         raise refused("too-long", app.total, "", app.writer.name, app.writer.limit)
-    if app.signed:  # a bare image has no counter: it is not to be older than what runs
+    if app.signed:  # a bare image has no counter: so its version may not be older than what runs
         desc = bytearray(4)
         Partition(Partition.RUNNING).readblocks(0, desc, 36)
         found, least = (int.from_bytes(data, "little") for data in (image.desc[4:8], desc))
@@ -142,14 +142,14 @@ def accept(app, image):
 
 
 def before_erase(app):
-    """What speaks of the slot's content ends with it.
+    """Remove otadata and notes that name the slot's content, which is about to be erased.
 
     Else a complete image that was then refused could be rolled back to as the former one
     (esp_ota_begin does the same: esp_ota_invalidate_inactive_ota_data_slot).
     """
     if app.failed:
         app.failed.save()
-    if app.writer.kept:  # what is noted of that still holds
+    if app.writer.kept:  # the notes of an earlier attempt still hold
         base.forget("download", "payload")
     else:
         base.forget_attempt()

@@ -53,10 +53,10 @@ _ON_CONTROL = const(0)  # kinds of records in the ring
 _ON_DATA = const(1)
 
 _MORE = const(0x80)  # head of a fragment: others follow; the rest counts them
-_MAX_PENDING = const(192)  # bytes of messages that wait, of one whose update it is not
+_MAX_PENDING = const(192)  # bytes of waiting messages of a client whose update it is not
 _MAX_CLIENTS = const(5)  # NimBLE has four, and one may still be on its way out
 _IDLE_MS = const(10000)  # for a connection that says nothing
-_FULL_MS = const(3000)  # or so much, when there is no room for another one
+_FULL_MS = const(3000)  # the same while all places are taken
 _PAIRING_MS = const(40000)  # somebody types: Core Specification, 3.H.3.4 has 30 s for it
 _HANG_UP_MS = const(500)  # for the last words to get through
 _RETRY_MS = const(200)
@@ -221,7 +221,7 @@ class Peripheral:
         try:
             self._ble.gap_advertise(_INTERVAL_US, self._advertised, resp_data=self._scan_response)
             self._is_advertising = True
-        except OSError:  # there is no room for another connection: who does least with its own?
+        except OSError:  # no room for another connection: the least useful one has to go
             self._advertise_in = _RETRY_MS
             client = min(self._clients, key=_Client.worth)
             if client.worth() < _IDLE_MS - _FULL_MS:
@@ -281,9 +281,9 @@ class _Client:
         self.peer = b""
         self.conn = None
         self.is_lost = False  # it has ended, and what came of it has not been looked at yet
-        self.is_starved = False  # an event came that there was no memory for
+        self.is_starved = False  # an event came for which there was no memory
         self.is_pairing = False
-        self.is_over = False  # nothing it says is of interest any more
+        self.is_over = False  # its messages are ignored from now on
         self.session = None
         self.mtu = _MIN_MTU
         self.left = self._pending = self._fragments = 0
@@ -319,7 +319,7 @@ class _Client:
             self.is_pairing = True
 
     def worth(self):
-        """ms that a place is worth which another client could have."""
+        """How long this client keeps its place if others want it, in ms."""
         if self.conn is None or self.is_over or self._is_active():
             return _PAIRING_MS
         return self.session.left if self.session else self.left
@@ -328,7 +328,7 @@ class _Client:
         return self.session is not None and self.session is self._peripheral.receiver.active
 
     def send_away(self):
-        """Another one needs the place."""
+        """End this connection: another client needs its place."""
         if self.session:
             self._peripheral.receiver.fail(self.session, busy())
         self.is_over = True
@@ -354,7 +354,7 @@ class _Client:
         self.left -= passed
         if self.left <= 0 and (self.is_over or not self._peripheral._has_services):
             self.is_over = True
-            self.left = _HANG_UP_MS  # if this does nothing, again
+            self.left = _HANG_UP_MS  # then try again
             try:
                 self._peripheral._ble.gap_disconnect(self.conn)
             except OSError:  # it is not connected any more
@@ -372,7 +372,7 @@ class _Client:
             pass
 
     def _give_up(self):
-        """There is no memory for what the client wants: end its session, and let it know why."""
+        """End the session of a client that needs more memory than there is, and tell it so."""
         if self._open():
             self._peripheral.receiver.fail(self.session, MemoryError("allocating up to 512 bytes"))
         self.is_starved = False
@@ -471,7 +471,7 @@ class _Ring:
         buf[at + 2] = kind
         buf[at + 3] = client
         buf[at + _RECORD_HEAD : at + size] = data
-        self._put = at + size  # last: from now on it is there
+        self._put = at + size  # last, since from now on the reader sees it
 
     def peek(self):
         """The next record, None if there is none; good until `drop`."""

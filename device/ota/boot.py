@@ -74,12 +74,12 @@ def read_record(part):
                     return None
             return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        pass  # there is none, or it is damaged
+        pass  # no record, or a damaged one
     return None
 
 
 def write_record(part, record):
-    """Exchange the record of an app partition: there is the old one or this one, never half."""
+    """Replace the record of an app partition: a power cut leaves the old one or this one."""
     from json import dump
 
     path = record_path(part)
@@ -111,7 +111,7 @@ def record_path(part):
 
 
 def _age(part, record):
-    """What to take while files are on trial, by the rules that the bootloader has for apps."""
+    """The release to use while files are on trial, by the bootloader's rules for apps."""
     import machine
 
     if record.get("tried"):
@@ -124,7 +124,7 @@ def _age(part, record):
     try:
         write_record(part, record)
     except OSError:
-        return record["now"]  # a trial that leaves no trace could go on for ever
+        return record["now"]  # a trial that cannot be recorded could go on for ever
     return record.get("next") or record["now"]
 
 
@@ -140,7 +140,7 @@ def give_up(record, is_power_cut):
         from .recovery import add_files
 
         add_files(record["failed"], is_power_cut)
-    except Exception:  # the record holds it: then it is not forgiven
+    except Exception:  # the record alone remembers it: then it is not forgiven
         pass
 
 

@@ -33,7 +33,7 @@ class DataWriter:
         self._writer = writer = SlotWriter(
             partition, self._passed, verify, head_size=HEAD_SIZE, buf=buf
         )
-        self._blank_end = 0  # of what `work` has erased
+        self._blank_end = 0  # end of the bytes that `work` has erased
         self._left_out = self._have = at
         if at < self._tail:
             writer.at = _HEAD_SIZE + at
@@ -46,7 +46,7 @@ class DataWriter:
         return size - min(size, _HEAD_SIZE)
 
     def _begin_head(self):
-        """What comes now belongs to the first two sectors, which `work` erases."""
+        """From now on bytes belong to the first two sectors, which `work` erases."""
         self._writer.at = 0
         self._writer.blank_end = _HEAD_SIZE
 
@@ -200,7 +200,7 @@ class Chain:
         return True
 
     def _jump(self, place):
-        """Go on where an earlier attempt ended."""
+        """Skip to where an earlier attempt ended."""
         piece = (place - 1) // _SECTOR
         if self._rest is not None:
             if piece == self._piece:
@@ -310,8 +310,8 @@ class Thin:
         self._due = _RECORD
         self._left = 0  # bytes of a file that come
         self._padding = 0
-        self._out = None  # what is to go on
-        self._file = None  # one that is taken
+        self._out = None  # bytes for the next stage
+        self._file = None  # the file of the tree in use that is copied
 
     def wanted(self):
         return min(self._left, self._sink.wanted()) if self._left else self._due - self._have

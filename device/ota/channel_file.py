@@ -98,7 +98,7 @@ def _error(text):
 
 
 def _renamed(error):
-    """What manifest.py says of the JSON, as it is of the channel."""
+    """An error of manifest.py about the JSON, renamed to one about the channel."""
     if error.code != "manifest":
         return error
     return _error(str(error))
@@ -206,7 +206,7 @@ def read_fresh(channel, data):
 
 
 def take(channel, data, by_hand, tag):
-    """What a file offers goes into ``channel``. Raises OTAError, and changes nothing then."""
+    """Take a channel file: its offer goes into ``channel``. On OTAError nothing has changed."""
     line, digest, key, facts = _verify(data, _MAX_LINE)
     fields = _parse(line, "channel")
     line = data = None
@@ -249,7 +249,7 @@ def take(channel, data, by_hand, tag):
 def _check_serial(state, serial, digest, trusted):
     """Raises ReleaseError for a file that is older than one that was accepted."""
     if not state or state[KEY:FRESH_KEY] not in trusted:
-        return  # the key that signed that is of no worth any more: it begins anew
+        return  # its key is no longer trusted: serials begin anew
     known = number(state, SERIAL)
     if serial < known:
         raise ReleaseError(
@@ -262,7 +262,7 @@ def _check_serial(state, serial, digest, trusted):
 
 
 def _store(channel, digest, key, numbers, fresh_key, tag):
-    """In one write, if anything changed that has to last."""
+    """Store the state in NVS, in one write, if it changed."""
     serial, issued, expires, poll = numbers
     state = channel.state
     offer = channel.offer

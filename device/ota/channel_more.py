@@ -29,8 +29,8 @@ _MAX_TAG = const(96)
 _MEMORY = "<IIBB"  # of `wake`: when the next poll is due, when all was read; failures; a mark
 _MEMORY_SIZE = const(10)
 _MARK = const(0xC5)
-_SOON = const(60)  # until the app is asked again that said "later"
-_CLOCK_SET = const(2025)  # a year before which no clock of a board stands that was ever set
+_SOON = const(60)  # seconds until an app that said "later" is asked again
+_CLOCK_SET = const(2025)  # an earlier year means that the clock was never set
 
 
 def checking(channel, by_hand, is_full):
@@ -75,7 +75,7 @@ def _reading(channel, by_hand):
 
 
 def _taking(channel, by_hand):
-    """A generator: the ETag of the channel file, which is taken."""
+    """A generator: fetch and take the channel file; returns its ETag."""
     data, tag = yield from channel._step("channel_more", "fetching", channel.url, _MAX_SIZE)
     channel._call("channel_file", "take", data, by_hand, tag)
     return tag
@@ -94,7 +94,7 @@ def _refreshing(channel, by_hand):
     except SourceError as error:
         if error.status not in (403, 404, 410):
             raise
-        problem = error  # the channel file may say that none is due any more
+        problem = error  # the channel file may no longer ask for a fresh file
     data = None
     if not channel.is_known or by_hand or not fresh or fresh[1] != channel.state[DIGEST:ISSUED]:
         tag_of_channel = yield from _taking(channel, by_hand)
@@ -162,7 +162,7 @@ def is_taken(channel):
     if counter < offer.counter:
         return False
     channel.offer = None
-    channel.is_known = False  # what comes after it is to be found
+    channel.is_known = False  # so that the next poll looks for the release after it
     channel.code, channel.reason = "current", "%s is installed" % offer.version
     return True
 
@@ -205,7 +205,7 @@ def until_offer(channel, pause):
     return pause
 
 
-# --- time, in boards that sleep as well
+# --- time, also of boards that sleep
 
 
 def seconds(time):

@@ -51,7 +51,7 @@ def begin(channel, url, name, word, options):
     channel.progress = options.pop("progress", None)
     channel.restart = options.pop("restart", None)
     channel.needs_clock = options.pop("needs_clock", False)
-    channel.log = options.pop("log", None) or bool  # which says nothing
+    channel.log = options.pop("log", None) or bool  # bool(text) does nothing
     channel.request = options  # of HttpSource
     channel.failures = 0  # polls that failed, in a row
     channel.fresh = 0  # until when the fresh file says that all is current; seconds since 2000
@@ -114,7 +114,7 @@ def _has_key():
 
 
 def file_url(channel):
-    """What polls ask for: the fresh file where there is to be one, else the channel file."""
+    """The URL that polls ask for: the fresh file if the channel has one, else the channel file."""
     if channel.state and channel.state[FRESH_KEY:SEEN] != NO_KEY:
         return channel.url[:-8] + ".fresh"
     return channel.url

@@ -61,7 +61,7 @@ _PAGE = const(0x1000)
 _MMU_PAGE = const(0x10000)
 _LEAST_MMU_PAGE = const(0x4000)  # of the ESP32-C2
 _C61_STACK = const(0x10000)  # above the loader's start, in every release: bootloader.ld
-# What of the loader an app may overwrite, where both are on one bus: it has done its work by then.
+# Bytes of the loader that an app may overwrite on a single bus: they have run by then.
 _LOADER_HEAD = const(16)
 
 

@@ -34,9 +34,9 @@ def confirm():
             forgive(bytes.fromhex(record["now"]["sha256"]))
         is_done = apply_trust(record["now"])
         path = base.package_path()
-        if path[:5] in ("/ota", "/.ota"):  # this package came with a release
+        if path[:5] in ("/ota", "/.ota"):  # the package came with a release
             finish_self_update(path)
-        if base.owner is not None:  # what an update has staged is in no record yet
+        if base.owner is not None:  # an update has staged files that no record names yet: keep them
             return
         sweep()
     if is_done and not (record and "next" in record):  # those are to be confirmed yet
@@ -88,7 +88,7 @@ def check_selected():
     """
     try:
         boots = Partition(Partition.BOOT).info()
-    except OSError:  # no otadata: it is the one app
+    except OSError:  # no otadata: the board has a single app
         return
     if boots[2] != Partition(Partition.RUNNING).info()[2]:
         from .base import StateError
@@ -101,7 +101,7 @@ def check_selected():
 
 
 def give_up_waiting():
-    """Another app boots next: if that fails, the one that runs comes back with what it has now."""
+    """Drop files on trial, since another app boots next: a rollback leads to what runs now."""
     part = Partition(Partition.RUNNING)
     record = boot.read_record(part)
     if record and "next" in record and "tried" not in record:
@@ -110,7 +110,7 @@ def give_up_waiting():
 
 
 def give_up_files():
-    """The files on trial had their chance: the next boot takes the former ones."""
+    """Give up the files on trial: the next boot takes the former ones."""
     part = Partition(Partition.RUNNING)
     record = boot.read_record(part)
     boot.give_up(record, False)
@@ -123,7 +123,7 @@ def give_up_files():
 
 
 def sweep(staged=()):
-    """Remove what belongs to no image any more: trees, certificates, records, halves of them."""
+    """Remove trees, certificates and records that belong to no image any more, whole or partial."""
     keep = set(staged)
     keep.update(("trees", "settled"))
     for part in Partition.find(Partition.TYPE_APP):
@@ -239,7 +239,7 @@ def _set_aside(path):
             os.rename(path, "%s/ota.old%d" % (HOME, number))
             return
         except OSError:
-            number += 1  # what a cut has left of one before
+            number += 1  # the name is taken by what a power cut left
             if number > 3:
                 raise
 
@@ -336,7 +336,7 @@ def zeros(buf, count):
 
 
 def header(buf, name, size, is_directory):
-    """That of a tar file, as the desk's ``mpota/formats/thin.py`` makes it."""
+    """Fill ``buf`` with a tar header, as the desk's ``mpota/formats/thin.py`` makes it."""
     if is_directory:
         name += b"/"
     out = zeros(buf, _BLOCK)

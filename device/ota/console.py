@@ -9,7 +9,7 @@ _SECTOR = const(4096)
 
 
 class _Lines:
-    """What is printed: a line that counts blocks ends before other text begins."""
+    """Prints, and ends a line that counts blocks before other text begins."""
 
     _is_open = False
 

@@ -129,13 +129,13 @@ class Client(Follower):
         return True
 
     def _rest(self):
-        """Nothing is asked for. What came to nothing last is still told."""
+        """Note that the server asks for nothing; the code of the last failure stays."""
         self.offer = None
         if " %s " % self.code not in _FAILURES:
             self.code, self.reason = "current", "there is nothing to do"
 
     def _set_sleep(self, text):
-        """``text``: HH:MM:SS. What makes no sense changes nothing."""
+        """Set the pause between polls from HH:MM:SS; another text changes nothing."""
         parts = text.split(b":" if isinstance(text, bytes) else ":")
         if len(parts) == 3 and all(part.isdigit() and len(part) < 4 for part in parts):
             seconds = (int(parts[0]) * 60 + int(parts[1])) * 60 + int(parts[2])

@@ -11,18 +11,18 @@ from .follow_more import check_answer
 
 KEY = "ddi"  # the origin of its trials; in NVS: whose actions they are of
 _WHOSE_SIZE = const(8)
-GONE = (404, 405, 410)  # what the server says of an action that is not open (any more)
+GONE = (404, 405, 410)  # statuses for an action that is not open (any more)
 
 
 def asking(client, method, path, body=None, limit=0):
-    """A generator: (status, body). Raises OTAError for what may pass, or is wrong with all."""
+    """A generator: send a request; (status, body). Raises OTAError as `checking`."""
     answer = yield from client._exchanging(make_ask(client, method, path, body), limit)
     yield from checking(client, *answer)
     return answer[0], answer[2]
 
 
 def checking(client, status, after, body):
-    """A generator: raise what an answer means for all requests to the server."""
+    """A generator: raise OTAError for an answer that would be the same for any request."""
     url = client.url
     is_answer = isinstance(status, int)
     check_answer(client, url, status, after if is_answer else body)
@@ -40,7 +40,7 @@ def checking(client, status, after, body):
 
 
 def _explaining(client):
-    """A generator: raises what is wrong with the certificate, which the full client can tell."""
+    """A generator: have the full client, which knows more, raise what is wrong with TLS."""
     from .pump import make_source
 
     source = make_source(client.url, max_failures=1, **client.request)
@@ -71,7 +71,7 @@ def owns(client, trial):
 
 
 def own(client):
-    """From now on it is."""
+    """Note that the trial is of an action of this server."""
     if bytes(base.recall(KEY, _WHOSE_SIZE)) != _whose(client):
         base.note(KEY, _whose(client))
 

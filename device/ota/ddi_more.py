@@ -72,7 +72,7 @@ def answering(client, status, after, body):
 
 
 def _report(client, trial):
-    """A generator: say how an action ended. What the server does not want to know is said too."""
+    """A generator: report how an action ended, also if the server has closed it."""
     finished, code = "failure", 1
     client.code, client.reason = "failed", "%s: %s" % (trial.version, trial.why)
     if trial.stage == REFUSED:
@@ -132,7 +132,7 @@ def _confirm(client, trial, is_mine, action):
 
 
 def _reading(client, trial, member, action):
-    """A generator: what is offered with an action; None: it is none (any more), or of no use."""
+    """A generator: the Offer of an action; None if it is closed, or cannot be used."""
     path = "/%sBase/%d" % (member, action)
     status, body = yield from asking(client, "GET", path, None, _MAX_DEPLOYMENT)
     if status in GONE:
@@ -151,7 +151,7 @@ def _reading(client, trial, member, action):
 
 
 def _refuse(client, trial, digest, version, action, why, how=refuse):
-    """Note that the action comes to nothing: it is reported next."""
+    """Note that the action is refused; the next poll reports it."""
     own(client)
     make_trial(trial, KEY, digest, version, action)
     how(trial, why)
@@ -163,7 +163,7 @@ def _refuse(client, trial, digest, version, action, why, how=refuse):
 def _deploy(client, trial, is_mine, action):
     """A generator: the server wants something installed."""
     is_it = is_mine and trial.tag == action
-    if trial.stage == SWITCHED:  # whatever it is: its end comes first
+    if trial.stage == SWITCHED:  # a trial under way comes to its end first
         _wait_for_boot(client, trial)
         return None
     if is_it and trial.stage in _OVER:  # the server asks once more
@@ -231,11 +231,11 @@ def reading_again(client):
 
 
 def downloaded(client):
-    """A generator: all has come, and is not to be installed now."""
+    """A generator: report that all has come, and is not to be installed now."""
     offer = client.offer
     client.code, client.reason = "window", "%s: %s" % (offer.version, _DOWNLOADED)
     yield from say(client, offer.action, "downloaded", "none", [client.reason])
-    wait(load(), _DOWNLOADED)  # only now: else it might never be said
+    wait(load(), _DOWNLOADED)  # after the report, so that a failed one is repeated
 
 
 def installed(client, is_restart_due):

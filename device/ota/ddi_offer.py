@@ -81,7 +81,7 @@ def _dict(value):
 
 
 def _action(client, href, name):
-    """The number in a link. The rest of it is not used: the server is the one that is known."""
+    """The action's number in a link, whose host is not believed: the server is known already."""
     text = href if isinstance(href, str) else ""
     number = text.partition("?")[0].rpartition("/%s/" % name)[2]
     if not number.isdigit() or len(number) > _DIGITS:
@@ -115,7 +115,7 @@ def read(client, data, action, member):
 
 
 def _choose(found):
-    """What is to be installed: the manifest, the bundle, or the one file that there is."""
+    """The artifact to install: the manifest, else the bundle, else the only file."""
     for end in (".json", ".bundle", ""):
         those = [one for one in found if str(one[1].get("filename")).endswith(end)]
         if len(those) == 1:
@@ -166,7 +166,7 @@ def _place(client, href):
 
 
 def _text(value, limit):
-    """Text that can be shown, "" for what is none."""
+    """``value`` if it is a text that can be shown, else ""."""
     if not isinstance(value, str):
         return ""
     return "".join([c if " " <= c <= "~" else "?" for c in value[:limit]])
@@ -176,7 +176,7 @@ def _text(value, limit):
 
 
 def attributes(client):
-    """What the server is told of this board: str -> str."""
+    """The attributes of this board for the server: str -> str."""
     from esp32 import Partition
 
     from . import __version__

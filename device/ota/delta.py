@@ -65,7 +65,7 @@ class Delta:
         self._copies_end = copies
         self._literal = copies + gaps + 2 * edits  # of the next literal
         self._end = end
-        self._left = 0  # bytes of the piece at hand
+        self._left = 0  # bytes left of the current piece
         self._place = at
         state = self._edits
         state[_GAP] = copies

@@ -252,7 +252,7 @@ class Line:
             count += self._in.readinto(memoryview(buf)[count:])
 
     def drain(self):
-        """Drop what still comes."""
+        """Read and drop bytes until the line is silent."""
         byte = bytearray(1)
         while self._poll.poll(_QUIET_MS):
             self._in.readinto(byte)
@@ -290,7 +290,7 @@ class LineSource:
         yield 0
 
     def pass_over(self, count):
-        """Leave bytes out."""
+        """Skip ``count`` bytes of the file."""
         self._at += count
 
     def _fill(self, view):
@@ -309,7 +309,7 @@ class LineSource:
         pass
 
     def _get(self, view):
-        """Ask for a piece; whether it has come undamaged."""
+        """Ask for a piece; whether it came undamaged."""
         size = len(view)
         held = "-"
         start = self._at - self._app_offset

@@ -7,7 +7,7 @@ from micropython import const
 
 from .base import ImageError, OTAError, SlotError, SourceError
 
-_NAMED = const(4)  # places of lost bytes that an error names
+_NAMED = const(4)  # lost bytes that an error names
 
 
 def explained(error, what):
@@ -94,7 +94,7 @@ _LOOKS = (
 
 
 def _describe(head):
-    """What bytes that are no image look like."""
+    """What a file that is no image seems to be, in words, by its first bytes."""
     head = bytes(head[:16])
     for magic, what in _LOOKS:
         if head.startswith(magic):

@@ -97,7 +97,7 @@ class _File:
         self._left = size
         self._file = open(path, "wb")
         self._sha = sha256()
-        self._check = None  # the same of what is read back
+        self._check = None  # SHA-256 over the bytes read back
         self._buf = None
 
     def wanted(self):
@@ -199,7 +199,7 @@ def free_size():
         stat = os.statvfs("/")
     except OSError as error:
         raise disk_error(error)
-    if not stat[2]:  # what MicroPython says of a root where nothing is mounted
+    if not stat[2]:  # nothing is mounted at the root
         raise ReleaseError("disk", "there is no file system at /")
     return stat[1] * stat[3] - _RESERVE
 
@@ -275,7 +275,7 @@ def attach(part, release, head):
 
 
 def carry_over(part, head):
-    """An app without files goes on with those that are in use."""
+    """Let an app that comes without files go on with those in use."""
     release = running()
     keys = ("tree", "disk", "certs", "name", "version")
     attach(part, {key: release[key] for key in keys if key in release}, head)
@@ -320,7 +320,7 @@ def _write_record(part, record):
 
 
 def _new_name(stem):
-    """A tree is never written over, though it be the same: what runs may have changed it."""
+    """A name that no tree has: one with the same content may have been changed by what runs."""
     name = stem
     number = 0
     while exists(boot.TREES + name) or exists(boot.TREES + name + ".part"):

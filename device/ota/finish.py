@@ -149,7 +149,7 @@ def _tidying(writer):
 
 
 def write_head(writer):
-    """Write the first bytes, which a SlotWriter left blank: now the image is one."""
+    """Write the first bytes, which a SlotWriter left blank: only now is there an image."""
     head = writer.head
     writer.write_flash(0, head, 0)
     place = writer.check[: len(head)]

@@ -1,4 +1,4 @@
-"""What follows something for the life of an app has in common: a channel, a server.
+"""What all followers have in common, which poll a channel or a server for the life of an app.
 
 This module stays in memory with the one that uses it (channel.py, ddi.py), and follow_ask.py
 between polls: all that asks the network in an idle one, a single request, without a file being
@@ -69,7 +69,7 @@ class Follower:
         return stepping(module, function, self, *args)
 
     def _call(self, module, function, *args):
-        """A function of a module that is loaded for it."""
+        """Call a function of a module that is loaded for it."""
         before = _loaded()
         try:
             return _find(module, function)(self, *args)
@@ -121,7 +121,7 @@ def _find(module, function):
 
 
 def _loaded():
-    """Which of the modules are loaded that a step needs for a moment."""
+    """Those of `_PASSING` that are loaded."""
     return [name for name in _PASSING.split() if _PACKAGE + name in modules]
 
 

@@ -12,12 +12,12 @@ from .follow import DAY, random
 
 _MAX_ATTEMPTS = const(8)
 _MAX_FAULTS = const(3)
-# What another attempt with the same release could change nothing of, from the judge (policy.py).
+# Codes of the judge (policy.py) that another attempt with the same release would get again.
 _FINAL = (
     " pin manifest format signature unsigned untrusted retired-key keys counter downgrade expired "
     "wrong-name wrong-chip wrong-board from-version too-long no-form no-chain no-partition "
 )
-# What is no fault of the release: it is taken up again later.
+# Codes that are no fault of the release: it is tried again later.
 _PASSING = " unconfirmed waiting busy memory clock part "
 _FIRST_FAULT = const(60)  # seconds
 _NO_NETWORK = const(10)
@@ -63,14 +63,14 @@ def begin(follower, origin, tag, by_hand=False):
 
 
 def switching(follower):
-    """All has come: what boots next is about to change."""
+    """Note that all has come, and that what boots next is about to change."""
     from .trial import load, switching
 
     switching(load())
 
 
 def end(follower, is_restart_due):
-    """It is installed. The restart, if it is due, is still to come."""
+    """Note that the offer is installed; the restart, if one is due, is still to come."""
     from .trial import load, switched
 
     offer = follower.offer
@@ -108,10 +108,10 @@ def _may_begin(follower, offer, by_hand):
 
 
 def account(follower, error):
-    """``error`` ended the installation: whose fault that was, and whether it is tried again."""
+    """Note that ``error`` ended the installation, and whether the release is tried again."""
     from .trial import fail, load, refuse
 
-    trial = load()  # which finds out whether it had been switched
+    trial = load()  # it finds out whether the switch had happened
     if isinstance(error, SourceError) or _is_among(error, _PASSING):
         return
     if error.code == "failed-version":
@@ -140,7 +140,7 @@ def make_context(follower):
     names = ("cafile", "cadata", "server_name", "insecure_tls")
     request = follower.request
     context = Trust(**{name: request[name] for name in names if name in request}).make_context()
-    context.verify_callback = None  # which would keep the module in memory
+    context.verify_callback = None  # it would keep tls_trust.py in memory
     return context
 
 

@@ -31,7 +31,7 @@ _FRAME_SIZE = const(4)
 _MAX_SIZE = const(0x3FFFFFFF)
 _MAX_TAIL = const(16)  # bytes of a frame that are read with the next one
 
-# A byte in a deflate block that is stored and not the last one.
+# The first byte of a stored deflate block that is not the last one.
 _STORED = b"\0\1\0\xfe\xff\0"
 
 
@@ -132,7 +132,7 @@ class Frames:
         return count
 
     def finish(self):
-        """No more bytes come."""
+        """Raises FrameError if bytes are missing: no more come."""
         if self.at != self.size:
             raise FrameError(
                 "truncated",
@@ -235,7 +235,7 @@ class Frames:
         raise _error("bytes behind its end")
 
     def _call(self, step, argument):
-        """One step of the decoder; what it stumbles over is damage."""
+        """One step of the decoder, whose own errors mean damage: they become a FrameError."""
         try:
             step(argument)
         except FrameError:
@@ -245,7 +245,7 @@ class Frames:
 
 
 class Buffered:
-    """What `Frames` needs of a sink, for a stage."""
+    """Makes a sink for `Frames` out of a stage."""
 
     def __init__(self, stage, buf=None):
         self._inlet = Inlet(stage, memoryview(buf or bytearray(SECTOR))[:SECTOR])

@@ -17,9 +17,9 @@ from micropython import const
 
 from .base import SourceError, no_memory, unload
 
-_POLL_MS = const(1)  # where nobody else waits
-_FAR = const(49152)  # bytes: about what comes in the time that a new connection takes
-_MOST_MS = const(1000)  # that count between two looks: for longer, the app was busy
+_POLL_MS = const(1)  # between two looks at the socket
+_FAR = const(49152)  # bytes that come in about the time that a new connection takes
+_MOST_MS = const(1000)  # counted between two looks at most: beyond that the app was busy
 # What is let go of when a body begins.
 _PARTS = ("http_ask", "http_connect", "http_resume", "tls_trust")
 
@@ -126,7 +126,7 @@ class Client:
         self.note(count)
         if left is not None and count is not None:
             if not count:
-                raise SourceError("short", "")  # http_resume.py has the words
+                raise SourceError("short", "")  # http_resume.py adds the words
             self.left = left - count
         self.came += count or 0
         return count

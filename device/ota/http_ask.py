@@ -13,7 +13,7 @@ _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_INTERIM = const(8)
 _MAX_HEADERS = const(96)
 _MAX_HEAD = const(32768)
-_MAX_KEPT = const(2048)  # of all headers that are of use
+_MAX_KEPT = const(2048)  # bytes of all headers that are of use
 _MAX_REASON = const(64)
 _REDIRECTS = (301, 302, 303, 307, 308)
 # Names between spaces.
@@ -84,7 +84,7 @@ def read_head(client):
 
 
 def _take_headers(client, lines, found, is_kept):
-    """What the answer says; how its body is delimited."""
+    """Take what the headers say, and how the body is delimited (RFC 9112, 6.3)."""
 
     def header(name):
         return _text(found.get(name, b""))
@@ -168,7 +168,7 @@ class Lines:
 
     def __init__(self):
         self.data = b""
-        self.size = 0  # of the line, with what is not kept
+        self.size = 0  # of the line, with the bytes that are not kept
         self.state = _SIZE
 
     def bound(self, most, limit, what):
@@ -213,7 +213,7 @@ class Lines:
                 return line
 
     def begin(self):
-        """A chunked body comes."""
+        """Begin a chunked body."""
         self.bound(_MANY, _MAX_FRAMING, "chunk")
 
     def next_chunk(self, client):

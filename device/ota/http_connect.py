@@ -1,4 +1,4 @@
-"""What leads to a server: the request, and the connection over TCP.
+"""The way to a server: the request, and the connection over TCP.
 
 Loaded for that, and let go of again: see http.py.
 """
@@ -14,7 +14,7 @@ from .base import SourceError
 from .pump import LIMIT, TIMEOUT_S, is_url, reason
 
 _MIN_RATE = const(256)  # bytes a second
-# What may go to an origin that the user did not name. Anything else may be a secret.
+# Headers that may go to an origin that the user did not name. Others may hold a secret.
 _HARMLESS = ("accept", "accept-language", "user-agent")
 _POLL_MS = const(5)  # how long to wait before looking again
 _MAX_ADDRESSES = const(4)  # of a host to try
@@ -50,7 +50,7 @@ def set_up_source(
     source.trail = trail
     source.sha = sha
     source.limits = max_failures, pause
-    source.log = log or bool  # which says nothing
+    source.log = log or bool  # bool(text) does nothing
     source.limit = limit or LIMIT
 
 
@@ -186,7 +186,7 @@ def split_url(url):
     is_ipv6 = host.startswith("[") and host.endswith("]")
     if is_ipv6:
         host = host[1:-1]
-    # Of a host's characters these would change the meaning of what it is put into.
+    # These characters in a host would change the meaning of the request.
     if (
         scheme not in ("http", "https")
         or not host

@@ -16,7 +16,7 @@ from .pump import reason
 
 _POLL_MS = const(5)
 _MAX_PAUSE_MS = const(60000)
-_PROGRESS = const(1024)  # new bytes after which a failure is not "in a row" with those before
+_PROGRESS = const(1024)  # new bytes that end a row of failures
 # A connection that brings less than this is too short-lived to go on with: `wait` lets so many
 # pass for each of the failures in a row that it would allow, and no more.
 _LEAST = const(8192)
@@ -132,7 +132,7 @@ def _is_temporary(error):
 
 
 def _counted(texts):
-    """The texts in order, those that follow each other unchanged only once."""
+    """The texts in order, with repeated ones in a row once and a count."""
     found = []
     for text in texts:
         if found and found[-1][0] == text:
@@ -176,13 +176,13 @@ def go_on(source, buf):
     elif status not in (206, 416):
         raise _refused(source)
     elif status == 206 and first is None and client.size == (source.size or -1) - at:
-        first = at  # it does not say so, but nothing else has this size
+        first = at  # it does not say so, but no other part has this size
     fits = source.is_same(total)
     if status == 206 and fits and first == at:
         source.is_joined = True
         return True
     if status == 416:
-        if fits and total == at:  # all of it is here, only its end had not been told
+        if fits and total == at:  # all of it has come, and only its end was missing
             source.size = total
             return True
         fits = False

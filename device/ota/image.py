@@ -25,7 +25,7 @@ _MMU_PAGE_OFFSET = const(180)  # in esp_app_desc_t
 _MMU_PAGE = const(0x10000)
 _NOTHING = const(0x3FFFFFFF)  # an offset that no byte has
 
-_FIRST_LOADED = const(0x10000000)  # below: padding, never loaded (should_load)
+_FIRST_LOADED = const(0x10000000)  # lower addresses are padding, never loaded (should_load)
 
 
 class Memory:
@@ -179,7 +179,7 @@ class AppImage:
         return None if self._at == _NOTHING else (self._at, memoryview(self._field)[: self._size])
 
     def parse_field(self):
-        """The field that `next_field` gave is filled. Raises ImageError as `write` does."""
+        """Judge the field that `next_field` gave, now filled. Raises ImageError as `write`."""
         self._parse()
 
     def _await(self, offset, size, parse):
@@ -295,7 +295,7 @@ class AppImage:
         return self.size is not None and self._end != self.size
 
     def finish(self):
-        """No more bytes come. Raises ImageError if the image is not whole, or is not all."""
+        """No more bytes come: raises ImageError if the image is not whole, or bytes follow it."""
         if self.is_complete:
             return
         if self._pos < _HEADER_SIZE:

@@ -49,7 +49,7 @@ class Trust:
         self.retired = []
         self.takes_images = False
         self.name = self.version = ""
-        self._at = 0  # which of TRUST counts
+        self._at = 0  # index in TRUST of the copy that counts
 
     def change(self, add, retire, by_hand=False):
         """Add and retire keys by their digests in hex.
@@ -91,7 +91,7 @@ class Trust:
             raise ReleaseError("key-store", "the keys cannot be stored: %s" % error)
 
     def _read(self, data, size):
-        """Take it from a blob of ``size`` bytes. Raises ValueError if that is damaged."""
+        """Parse a blob of ``size`` bytes. Raises ValueError if it is damaged."""
         number, self.counter, count, retired = struct.unpack_from(_HEAD, data)
         end = _HEAD_SIZE + _DIGEST_SIZE * (count + retired)
         is_whole = size > end if number == _FORMAT else number == 1 and size == end
@@ -105,7 +105,7 @@ class Trust:
 
 
 def load():
-    """What NVS holds. Raises ReleaseError if that cannot be read: it does not count as no keys."""
+    """The Trust that NVS holds. Raises ReleaseError if it is unreadable, which is not "no keys"."""
     problem = None
     data = bytearray(_USUAL_SIZE)
     for at, name in enumerate(TRUST):

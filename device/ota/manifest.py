@@ -91,7 +91,7 @@ def _take_chain(form, part, size):
 
 
 class Manifest:
-    """What `read` finds in one. ``forms``: all those of all payloads, in the order of a bundle."""
+    """A manifest, as `read` returns it. ``forms``: those of all payloads, in a bundle's order."""
 
 
 def read(data):
@@ -144,7 +144,7 @@ def _take(manifest, fields):
 
 
 def _take_simple(manifest, fields):
-    """The JSON of micropython-esp32-ota: one app."""
+    """Take the JSON of micropython-esp32-ota, which describes one app."""
     item = {
         "kind": "app",
         "size": fields.number("length", 1),

@@ -21,13 +21,13 @@ INSTALL = b"install"
 _MAX_COMMAND = const(72)  # bytes: a version
 _LOOK_AGAIN_MS = const(60000)  # a press that can mean nothing has the channel asked no more often
 _QUIET_MS = const(60000)  # after a failure of the client, unless it connects before
-_LOOK_MS = const(1000)  # how often it is looked whether a trial has ended: at a note in NVS
-_LOOKS = const(30)  # after so many at what takes reading files
+_LOOK_MS = const(1000)  # between two looks at the note in NVS, which a trial that ends removes
+_LOOKS = const(30)  # after so many looks also at records in files, which take longer to read
 _PROGRESS_MS = const(10000)
 _PROGRESS_STEP = const(5)  # percent
 _SEND_S = const(30)  # that a message may take; only `run` can tell
 _LOOP_MS = const(100)
-_SPIN = const(-1)  # percent that nobody knows
+_SPIN = const(-1)  # percent not known
 _WAITS = " later busy unconfirmed "
 _PROGRESS = b'{"in_progress": true, "update_percentage": %s}'
 
@@ -54,13 +54,13 @@ class Updates:
 
     auto = False
     _subscribe = None  # of the client, while it is connected
-    _is_new = False  # what has to be said once a connection is due
+    _is_new = False  # the greeting of a new connection is due
     _quiet = None  # ticks_ms() until which nothing is said, after a failure
     _is_stale = True  # the state may have changed
     _told = None  # CRC-32 of the state told last
     _percent = None  # of an installation, while there is one
     _told_percent = _told_at = 0
-    _press = _word = b""  # what came; what the poll under way is for
+    _press = _word = b""  # the last command; the one that the poll under way serves
     _kept = b""  # a press that waits: for the app, or a server
     _is_trial = False  # one is under way
     _is_noted = False  # in NVS, which only those of apps are
@@ -84,7 +84,7 @@ class Updates:
         self._quiet = None
 
     def message(self, topic, msg, *_):
-        """What came, of whatever topic. Takes note of a press, no more: nothing is published here.
+        """For each message of the client. Notes a press, and publishes nothing.
 
         ``install`` means what the channel offers, a version that one and no other. All else is
         passed over.
@@ -147,7 +147,7 @@ class Updates:
                 self._restart()
 
     async def _telling(self):
-        """Say what changes while something is installed."""
+        """Publish what changes while something is installed."""
         from asyncio import sleep_ms
 
         while self._is_working:
@@ -181,7 +181,7 @@ class Updates:
         channel.due = ticks_add(ticks_ms(), min(pause, 2 * DAY) * 1000)
 
     def _seen(self):
-        """What a state tells of the channel: an idle poll changes none of it, and reads no file."""
+        """The parts of the channel that a state shows; an idle poll changes none of them."""
         channel = self.channel
         reason = "" if channel.code == "spread" else channel.reason  # it has a number of seconds
         return channel.code, reason, channel.offer, str(channel.error)
@@ -196,7 +196,7 @@ class Updates:
         return word == INSTALL or (offer and word == offer.version.encode())
 
     def _note_restart(self):
-        """In place of the channel's ``restart``: there is something to say before."""
+        """Replaces the channel's ``restart``, to publish something before."""
         self._is_restart_due = True
 
     def _restart(self):
@@ -230,7 +230,7 @@ class Updates:
             self._send()
 
     def _send(self, steps=None):
-        """Say it, by a client that waits."""
+        """Publish by a client whose functions wait."""
         got = None
         try:
             for got in steps or self._due():
@@ -242,7 +242,7 @@ class Updates:
             raise TypeError("publish is a coroutine function: `run` takes it, `poll` does not")
 
     async def _sending(self, steps=None):
-        """Say it, by a client of either kind."""
+        """Publish by a client of either kind."""
         try:
             for got in steps or self._due():
                 if hasattr(got, "throw"):
@@ -253,13 +253,13 @@ class Updates:
             self._lost(error)
 
     def _lost(self, error):
-        """The client has failed. All is said anew when it has connected, or after a while."""
+        """The client has failed: all is published anew when it connects, or after a while."""
         self._is_new = True
         self._quiet = ticks_add(ticks_ms(), _QUIET_MS)
         self.channel.log("MQTT: %r" % error)
 
     def _due(self):
-        """A generator: say what is due. It yields what the client's functions return."""
+        """A generator: publish what is due. It yields what the client's functions return."""
         now = ticks_ms()
         if self._is_trial and ticks_diff(now, self._look_at) >= 0:
             self._look_at = ticks_add(now, _LOOK_MS)

@@ -1,4 +1,4 @@
-"""What runs, and what became of the last release: for mqtt_state.py, and let go of before it."""
+"""What runs, and what became of the last release: read for mqtt_state.py, then unloaded."""
 
 from esp32 import Partition
 

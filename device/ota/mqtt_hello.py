@@ -1,4 +1,4 @@
-"""What ota.mqtt.Updates (mqtt.py) says once a connection. Loaded for that.
+"""The messages that ota.mqtt.Updates (mqtt.py) publishes once a connection. Loaded for that.
 
 The payload of a discovery is that of Home Assistant's MQTT update entity, as of 2024.11 and later:
 one key that it does not know, and it refuses the device (its mqtt/schemas.py).
@@ -17,7 +17,7 @@ _MAX_URL = const(255)
 
 
 def greeting(channel, updates):
-    """What is said once a connection: messages as `publish` takes them."""
+    """The messages of a new connection, as `publish` takes them."""
     messages = []
     if updates.discovery is not None:
         topic = "%s/device/%s/config" % (updates.discovery.strip("/"), updates.id)

@@ -1,4 +1,4 @@
-"""Where there is no channel: the release that one manifest is of, for ota.mqtt.Updates.
+"""For ota.mqtt.Updates without a channel: the release of one manifest.
 
     source = ota.mqtt_manifest.Manifest("https://files.example.org/pump/manifest.json", name="pump")
     updates = ota.mqtt.Updates(client.publish, source, name="Pump")

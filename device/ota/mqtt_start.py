@@ -1,11 +1,11 @@
-"""What comes first of ota.mqtt.Updates (mqtt.py): its options. Loaded for that."""
+"""How ota.mqtt.Updates (mqtt.py) begins: its options. Loaded for that."""
 
 from micropython import const
 
 _MAX_ID = const(64)  # characters
 _MAX_NAME = const(64)
 _WORD = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
-# What may stand in `dev`: a key that is not known would have all of it refused.
+# The keys that `dev` may have: Home Assistant refuses the whole message for an unknown one.
 _DEVICE = "ids cns name mf mdl mdl_id sw hw sn cu"
 
 

@@ -43,7 +43,7 @@ def state(channel, updates, facts):
 
 
 def _describe(channel, version, word, why):
-    """What to say of it in words."""
+    """The release summary, in words."""
     offer = channel.offer
     code, error = channel.code, channel.error
     if word and not offer and (not error or code in ("failed", "refused")):

@@ -119,7 +119,7 @@ def check_app_confirmed():
 
 
 def unconfirmed(what):
-    """The StateError where ``what`` is unconfirmed: a failed update would end what it came from."""
+    """The StateError for unconfirmed ``what``: the update would overwrite what a rollback needs."""
     from .base import StateError
 
     return StateError(

@@ -64,7 +64,7 @@ def judge(manifest, known, place, bases, force):
 
 
 def _entry(manifest):
-    """What the record of an app partition says of the release (files.py)."""
+    """The entry for the release in the record of an app partition (files.py)."""
     entry = {"counter": manifest.counter}
     # No name has a manifest in the form of micropython-esp32-ota; one of keys alone changes none.
     if manifest.name and manifest.payloads:
@@ -102,7 +102,7 @@ def _check_counter(manifest, trusted, counter):
         )
     from .keys import load
 
-    load().change(manifest.add_keys, manifest.retire_keys)  # whether that is possible
+    load().change(manifest.add_keys, manifest.retire_keys)  # raises if that is not possible
     del load
     unload("keys")
 
@@ -171,7 +171,7 @@ def _is_usable(form, kind, bases):
 
 
 def _decodes():
-    """Whether the part of this package is there that takes encoded forms."""
+    """Whether the part `encoded` of this package is installed."""
     found = base.installed()
     return found is None or "frames" in found or "encoded.pack" in found
 
@@ -238,7 +238,7 @@ def _check_modules(manifest):
 def _check_time(expires):
     if expires is None:
         return
-    # With all of its places, so that it compares as text.
+    # With all of its digits, so that it compares as text.
     if "".join(["0" if c.isdigit() else c for c in expires]) != "0000-00-00T00:00:00Z":
         raise ReleaseError(
             "manifest", "manifest has expires '%s', not 2027-01-31T00:00:00Z" % expires

@@ -89,10 +89,10 @@ class Inlet:
     def __init__(self, stage, buf):
         self.stage = stage
         self._buf = buf
-        self._rest = buf[:0]  # of what was put there: what the stage has not got yet
+        self._rest = buf[:0]  # bytes that the stage has not got yet
 
     def fill(self, count):
-        """``count`` bytes stand in ``buf``."""
+        """Pass on the ``count`` bytes that now stand in ``buf``."""
         self._rest = self._buf[:count]
 
     def buffer(self):
@@ -140,7 +140,7 @@ def pumping(source, inlet, progress=None, done=0):
 
     ``progress(done, total)`` is called after each piece; ``done``: bytes that have come before.
     """
-    # A stream or a line waits by itself, and leaves nothing out.
+    # A stream or a line waits by itself, and cannot skip.
     read = getattr(source, "try_readinto", source.readinto)
     pass_over = getattr(source, "pass_over", None)
     while True:
@@ -205,7 +205,7 @@ class Progress:
 
 
 def translated(error, progress, what):
-    """What comes out for ``error``: an OTAError where it is not the app's own, nor an interrupt."""
+    """``error`` as an OTAError, but for an error of the app's own callback and for interrupts."""
     if progress and error is progress.error:
         return error
     try:

@@ -62,10 +62,10 @@ _BEGIN_HEAD_SIZE = const(41)
 _MAX_VERSION = const(64)
 _MIN_SECRET = const(16)
 _USUAL_KEYS = const(256)  # bytes of keys.py's blob
-_BEHIND = const(0x8000)  # a packet this far ahead of what is due, modulo 64 KiB, is an old one
+_BEHIND = const(0x8000)  # a packet this far ahead, modulo 64 KiB, is an old one
 _MAX_CREDIT = const(0x4000)
 
-_STEP_MS = const(1000)  # without progress: ask for what is missing; the most that one poll counts
+_STEP_MS = const(1000)  # without progress until the board asks again; the most that a poll counts
 _GREETING_MS = const(10000)  # until an update has begun: nobody may keep the others out
 _YOUNG_MS = const(500)  # a new session is given this long, whoever wants its place
 _VOUCH_MS = const(4000)  # and a push that no signature vouches for yet
@@ -73,7 +73,7 @@ _GIVE_UP_MS = const(5000)  # without memory for the last words
 _MAX_FAULTS = const(8)  # of one window
 _MAX_PEERS = const(8)
 _MAX_WRONG = const(5)
-_CALM_MS = const(600000)  # without a wrong proof: all is forgotten
+_CALM_MS = const(600000)  # without a wrong proof, after which all are forgotten
 
 _NO_MEMORY = b"\x85\x06memorythe board has not enough memory"  # an ERROR that takes none to make
 
@@ -89,7 +89,7 @@ _cleared = 0
 
 
 def keys_cleared():
-    """No key is trusted any more: who relies on keys stops. For keys.py, if this is loaded."""
+    """Shut the receivers that rely on keys: none is trusted any more. Called by keys.py."""
     global _cleared
     _cleared += 1
 
@@ -167,7 +167,7 @@ class Receiver:
         self._keep_ms = keep * 1000
         self._options = options
         self._sessions = []
-        self._wrong = {}  # peer -> wrong proofs; what has no place in it shares that of None
+        self._wrong = {}  # peer -> wrong proofs; peers beyond its size share the entry of None
         self._calm = self._keep = self._quiet = 0
         self._ticks = ticks_ms()
         self._update = self._window = self._last_words = None
@@ -208,7 +208,7 @@ class Receiver:
     # --- sessions
 
     def open(self, link):
-        """A client is there: its session. None if there is no place: tell it by `busy`."""
+        """The session of a new client; None if there is no place, which `busy` tells it."""
         if self.is_shut:
             return None
         if len(self._sessions) >= MAX_SESSIONS:
@@ -272,7 +272,7 @@ class Receiver:
             self._refuse(session, PushError("timeout", "nothing of use came for too long"))
 
     def _speak_up(self):
-        """Nothing has come for a second that the board waits for."""
+        """Ask again: nothing of what the board waits for has come for a second."""
         self._quiet = 0
         if self._is_receiving():
             self._tell(_AGAIN)
@@ -362,7 +362,7 @@ class Receiver:
         count = wrong[peer] = min(wrong.get(peer, 0) + 1, _MAX_WRONG)
         self._calm = _CALM_MS
         error = PushError("secret", "the client does not know this board's secret")
-        # The answer comes late, a right proof is never kept waiting.
+        # Only the answer to a wrong proof is delayed.
         self._refuse(session, error, 500 << count if count > 1 else 0)
         return False
 
@@ -489,7 +489,7 @@ class Receiver:
         self._tell(_AGAIN)
 
     def _store(self, size):
-        """Move a good window on, but for what the update does not want of it."""
+        """Pass a good window on, but for the bytes that the update skips."""
         start = self._position - size
         left_out = min(max(self._from - start, 0), size)
         size -= left_out
@@ -520,7 +520,7 @@ class Receiver:
         return self._has_work
 
     def _finish(self):
-        """A step of the end: checks, and the switch."""
+        """One step of the final checks and the switch."""
         for _ in self._finishing:
             return
         self._finished = self._wanted
@@ -557,7 +557,7 @@ class Receiver:
             self._tell(_AGAIN)
 
     def _break(self, error):
-        """The update cannot go on."""
+        """End an update that cannot go on."""
         self._drop()
         if self.active:
             self.fail(self.active, error)
@@ -726,7 +726,7 @@ def _greet(session, data, flags, chip, runs):
 
 
 def _check_wish(size, own, chip, version, accept):
-    """Raises OTAError if this board cannot take such an update, or the app does not want it."""
+    """Raises OTAError if the board cannot take such an update, or the app refuses it."""
     from esp import flash_size
 
     if not 0 < size <= flash_size():

@@ -1,4 +1,4 @@
-"""Before anything is asked for: is the board ready, and what does the slot hold already?
+"""Before the first request: whether the board is ready, and what its slot holds already.
 
 Loaded for that.
 """

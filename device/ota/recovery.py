@@ -41,7 +41,7 @@ _POLL_MS = const(100)
 
 
 def failure(error):
-    """What comes out for an OSError of the flash."""
+    """The error to raise for an OSError of the flash."""
     return StateError("otadata", "the flash of otadata or of an app fails: %s" % error)
 
 
@@ -256,7 +256,7 @@ def _store(entries):
 
 
 def settle(trial):
-    """``trial``, from NVS, has ended, unless its app was not started yet."""
+    """Judge ``trial``, from NVS, which has ended unless its app was not started yet."""
     running = Partition(Partition.RUNNING).info()[2]
     offset = struct.unpack_from("<I", trial)[0]
     if offset == running:  # confirmed
@@ -327,7 +327,7 @@ def _is_known(entries, digest, what):
         if entry[1:_DIGEST] == digest:
             if entry[0] == _FORGIVABLE:
                 entry[0] = _FORGIVEN
-                if not _store(entries):  # it could be forgiven for ever
+                if not _store(entries):  # unrecorded, it could be forgiven for ever
                     entry[0] = _FAILED
             if entry[0] == _FAILED:
                 _refuse(what)

@@ -43,8 +43,8 @@ _MAX_MANIFEST = const(8192)
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
 _THIN = ".thin"  # at the end of a member's name: chain.py
-_NUMBERS = const(3072)  # bytes that the numbers of a signature take
-_AT_THE_END = ("files", "boot", "confirm")  # modules that are of use then, and before
+_NUMBERS = const(3072)  # bytes of heap for the numbers of a signature
+_AT_THE_END = ("files", "boot", "confirm")  # modules that the end of an update needs as well
 
 
 class Release:
@@ -271,7 +271,7 @@ class Release:
                 source.close()
 
     def doubt(self, error):
-        """Let go of what the flash holds, if ``error`` may come from that."""
+        """Forget what the flash holds of an earlier attempt, if ``error`` may come from it."""
         if isinstance(error, (ImageError, FrameError)):
             base.forget_attempt()
 
@@ -321,7 +321,7 @@ class Release:
 
             yield from switching(self._app, lambda part, head: files.attach(part, entry, head))
         elif self._staged:
-            check_selected()  # once more: it may have come between
+            check_selected()  # once more: another update may have been selected meanwhile
             files.try_next(entry)
         else:  # nothing that could be on trial
             from .confirm import apply_trust
@@ -383,7 +383,7 @@ class _App:
         self._mark.note(at, at)
 
     def take(self, count):
-        """``count`` bytes stand in `buffer`: decoded ones."""
+        """Take the ``count`` decoded bytes that stand in `buffer`."""
         self._have += count
         self._app.take(count)
 
@@ -489,7 +489,7 @@ class Bundle:
         return self._tar.skip()
 
     def finish(self):
-        """No more bytes come: all of the payloads must have."""
+        """Raises ReleaseError unless all payloads have come."""
         self._tar.finish()
         if self._items is None:
             run(self._accepting())
@@ -743,10 +743,10 @@ class Mark:
                 struct.pack(
                     _RECORD, _KIND, offset, size, place_saved, at_saved, sha256, more_saved
                 ),
-            )  # a power cut may lose it: then the payload starts over
+            )  # a power cut may lose the note: then the payload starts over
         if self._next is None and self._saved + _STEP <= at <= self._last:
             self._next = at, place, more
 
     def forget(self):
-        """What the flash holds is of no use."""
+        """Forget the note: what the flash holds is of no use."""
         base.forget(self._key, _OLD_KEY)

@@ -69,9 +69,9 @@ class SlotWriter:
         self._head_size = head_size
         self.head = None
         self.at = at  # where the sector at hand begins: all before it is in the flash
-        self.kept = 0  # up to here it was there before, and is only read again
+        self.kept = 0  # end of the bytes of an earlier attempt, which are only read again
         self._fill = 0
-        self.blank_end = 0  # up to here what follows `at` is erased
+        self.blank_end = 0  # flash from `at` to here is erased
         self._is_due = False  # the sector at hand is full, and waits to be written
         self._erases_blocks = False if by_sectors else None  # unknown
         room = memoryview(buf or bytearray(ROOM))
@@ -108,7 +108,7 @@ class SlotWriter:
             view = view[count:]
 
     def work(self):
-        """Do what `take` has left over; whether there was anything."""
+        """Write the sector that `take` has filled; whether there was one."""
         if not self._is_due:
             return False
         if self.at >= self.blank_end:
@@ -155,7 +155,7 @@ class SlotWriter:
         self._fill = 0
 
     def _make_blank(self):
-        """See that the sector at hand is erased; whether it had to be. The first one always is."""
+        """Erase the sector at hand if it is not blank, or is the first; whether it was erased."""
         at = self.at
         always = self._head_size and not at
         is_block = (self.offset + at) % _BLOCK == 0 and at + _BLOCK <= self.limit

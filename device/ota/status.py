@@ -1,4 +1,4 @@
-"""What runs, what boots next, what the slots hold, the table and otadata."""
+"""The state of a board: what runs and boots next, what the slots hold, the table and otadata."""
 
 from esp32 import Partition
 

@@ -1,4 +1,4 @@
-"""Reads ustar as it streams by: the outside of a bundle, and the files in it."""
+"""Reads ustar as it streams by: a bundle, and the files payload in it."""
 
 from micropython import const
 
@@ -82,7 +82,7 @@ class TarReader:
         return count
 
     def finish(self):
-        """No more bytes come."""
+        """Raises ReleaseError if the file has not ended: no more bytes come."""
         if self._left:
             raise self._error(
                 "tar", "is truncated: %d bytes of '%s' are missing" % (self._left, self._name)

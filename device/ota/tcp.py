@@ -17,7 +17,7 @@ _MAX_TASKS = const(6)  # the sessions, and those that are on their way out
 
 
 class Server:
-    """All that its options are for is told by `Receiver`, and by those that are made of this."""
+    """A TCP server for one Receiver; `Receiver` and the subclasses describe the options."""
 
     _ready = None  # tells what has come
 
@@ -112,7 +112,7 @@ async def read(stream, buf):
 
 
 async def drop_rest(stream):
-    """Read on until the client hangs up: else the close takes back what it has not read yet.
+    """Read on until the client hangs up: closing before that would lose what it has not read.
 
     TCP resets a connection that is closed before all has been read: RFC 2525, 2.17.
     """

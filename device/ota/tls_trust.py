@@ -17,7 +17,7 @@ _END = b"-----END CERTIFICATE-----"
 _MAX_CERTIFICATE = const(16384)
 # MBEDTLS_ERR_X509_CERT_VERIFY_FAILED, MBEDTLS_ERR_SSL_CA_CHAIN_REQUIRED
 _REFUSED = (-0x2700, -0x7680)
-_CLOCK_SET = const(2024)  # a clock that says an earlier year has never been set (ESP32: 2000)
+_CLOCK_SET = const(2024)  # an earlier year means that the clock was never set (ESP32: 2000)
 _UTC_TIME = const(0x17)
 _CONTEXT_0 = const(0xA0)
 _EXTENSIONS = const(0xA3)
@@ -62,7 +62,7 @@ class Trust:
             raise self.explain(error, host)
 
     def end(self):
-        """The handshake is over. The socket keeps the context: let that keep nothing of this."""
+        """After the handshake: detach the context, which the socket keeps, from this object."""
         self._context.verify_callback = None
 
     def make_context(self):

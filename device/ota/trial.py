@@ -104,14 +104,14 @@ def offer(trial, origin, digest, version, tag=0):
 
 
 def start(trial):
-    """It is about to be installed."""
+    """Note that the release is about to be installed."""
     trial.attempts = min(trial.attempts + 1, 255)
     trial.stage, trial.why, trial.told, trial.offset = STARTED, "", 0, 0
     _save(trial)
 
 
 def wait(trial, why):
-    """It has come, and is not to be made what boots next yet."""
+    """Note that the release has come, and waits to be selected for the next boot."""
     trial.why, trial.offset = why, 0
     _save(trial)
 
@@ -126,12 +126,12 @@ def switching(trial):
 
 
 def refuse(trial, why):
-    """It cannot be installed, and did not get so far that anything changed."""
+    """Note that the release cannot be installed, and that nothing has changed."""
     _end(trial, REFUSED, why)
 
 
 def fail(trial, why):
-    """It is known to have failed on this board, though not in a trial that this module saw."""
+    """Note that the release has failed on this board, in a trial that this module did not see."""
     _end(trial, FAILED, why)
 
 
@@ -142,7 +142,7 @@ def _end(trial, stage, why):
 
 
 def switched(trial):
-    """It is installed: note what is to boot. One that needs no boot is confirmed with that."""
+    """Note that the release is installed, and what is to boot; without a boot it is confirmed."""
     trial.offset, trial.what = _find_waiting()
     trial.stage = SWITCHED if trial.what != _ANY else CONFIRMED
     trial.why, trial.told = "", 0
@@ -150,7 +150,7 @@ def switched(trial):
 
 
 def tell(trial):
-    """What has become of it has been reported."""
+    """Note that the outcome has been reported."""
     if not trial.told:
         trial.told = 1
         _save(trial)
@@ -211,7 +211,7 @@ def _find_waiting():
 
 
 def _find_out(trial):
-    """It was about to be made what boots next: was it?"""
+    """Find out whether a switch that was about to happen did happen."""
     before, trial.offset = trial.offset, 0
     if trial.what == _state():
         trial.what = _ANY
@@ -229,7 +229,7 @@ def _find_out(trial):
 
 
 def _state():
-    """32 bytes that are others once something else runs, is to boot next, or waits to."""
+    """32 bytes that change once something else runs, is selected to boot next, or waits for it."""
     from hashlib import sha256
 
     running = Partition(Partition.RUNNING)
@@ -297,7 +297,7 @@ def _files_ended(trial):
 
     record = read_record(Partition(Partition.RUNNING)) or {"now": {}}
     if "next" in record and _files_id(record["next"]) == trial.what:
-        return None  # they wait for their boot, or are in it
+        return None  # the files wait for their boot, or are in it
     return _files_id(record["now"]) == trial.what
 
 

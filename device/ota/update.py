@@ -155,7 +155,7 @@ class Intake:
             raise StateError("aborted", "the update was aborted")
 
     def pass_on(self, place):
-        """Bytes in `place`, the first ones or those of an image, go on."""
+        """Pass on the bytes in `place`: the first ones of a file, or those of an image."""
         self.have = 0
         if self.stage:
             self.stage.write(place)
