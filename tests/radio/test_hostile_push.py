@@ -553,17 +553,22 @@ async def _flood(client: Plain) -> None:
             await client.link.send(bytes((number & 3,)) + bytes(100))
 
 
-@pytest.mark.parametrize("stranger", [_silent, _only_greets, _flood, _wrong_proof])
-def test_four_strangers_that_stay_keep_nobody_out(stranger: Stranger) -> None:
+def test_four_strangers_that_stay_keep_nobody_out(hostile: Callable[..., None]) -> None:
     """NimBLE has four connections: while all are taken it does not advertise."""
-    with in_reach() as (radio, board):
-        powered = Powered(board, secret_peripheral())
-        lingering = Lingering(radio, 4, stranger)
-        push(radio, good(), secret=KEY, attempts=20, pause_s=0.3)
-        run = powered.wait()
-        lingering.end()
-    assert (run.labels, run.traceback) == (BOTH, "")
-    assert "Unhandled" not in run.output
+
+    def try_one(stranger: Stranger) -> None:
+        with in_reach() as (radio, board):
+            powered = Powered(board, secret_peripheral())
+            lingering = Lingering(radio, 4, stranger)
+            push(radio, good(), secret=KEY, attempts=20, pause_s=0.3)
+            run = powered.wait()
+            lingering.end()
+        assert (run.labels, run.traceback) == (BOTH, "")
+        assert "Unhandled" not in run.output
+
+    strangers = (_silent, _only_greets, _flood, _wrong_proof)
+    hostile(len(strangers) - 1)
+    side_by_side.run({stranger.__name__: stranger for stranger in strangers}, try_one)
 
 
 def test_who_says_nothing_is_disconnected_and_the_board_advertises_on() -> None:
@@ -592,7 +597,7 @@ def test_a_client_in_the_middle_of_its_update_is_not_disturbed_over_ble() -> Non
             for number, stranger in enumerate((_flood, _abort_with_a_wrong_proof, _wrong_proof)):
                 own = ble.Backend(*radio.stranger())
                 with contextlib.suppress(LostLinkError, AssertionError):
-                    async with ble.connect(NAME, timeout_s=1, backend=own) as other:
+                    async with ble.connect(NAME, timeout_s=0.3, backend=own) as other:
                         await stranger(Plain(other, KEY))
                 await mine.send(NEW[: 0x4000 + number * 0x1000], follow=True, wait=False)
             assert struct.unpack("<BIH", await mine.send(NEW, follow=True))[1] == len(NEW)

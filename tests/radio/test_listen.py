@@ -23,7 +23,7 @@ from mpota.virtual.board import End
 from tests.support import boards, ota_board, releases
 from tests.support.network import BOTH, free_port, listener, listening, push_tcp, stop
 from tests.support.protocol_client import BEGIN, DONE, HELLO, READY, WELCOME, Plain, code
-from tests.support.radio import LARGE_SIZE, SECRET, Powered, large_flash, update
+from tests.support.radio import LARGE_SIZE, LATER, SECRET, Powered, large_flash, update, with_clock
 
 NEW = update().data
 KEY = SECRET.encode()
@@ -258,8 +258,10 @@ async def _break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 async def _fall_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    nonce = bytes(16)
-    writer.write(b"\x12\0\0\x01\x02" + nonce)
+    writer.write(b"\x12\0\0\x01\x02" + bytes(16))
+    await _answer(reader)
+    with pytest.raises(RefusedError, match="does not want version later"):
+        await asyncio.to_thread(push_tcp, writer.get_extra_info("peername")[1], LATER)
     assert b"timeout" in await reader.read()
 
 
@@ -272,7 +274,7 @@ def test_after_every_hostile_client_the_board_takes_a_good_update(
             await client(reader, writer)
         writer.close()
 
-    with listening(f", secret={SECRET!r}, silence=1") as (powered, board, port):
+    with listening(script=lambda script: with_clock(script, 11)) as (powered, board, port):
         clients = (
             _send_noise,
             _send_a_huge_frame,

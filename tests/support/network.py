@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,15 +57,21 @@ def push_tcp(port: int, what: Update, **changes: Any) -> Pushed:
 
 @contextmanager
 def listening(
-    options: str = f", secret={SECRET!r}", content: bytes | None = None, trusts: str = ""
+    options: str = f", secret={SECRET!r}",
+    content: bytes | None = None,
+    trusts: str = "",
+    script: Callable[[str], str] = str,
 ) -> Iterator[tuple[Powered, Board, int]]:
-    """A board that listens by now; what it is left doing at the end fails the test."""
+    """A board that listens by now; what it is left doing at the end fails the test.
+
+    ``script``: what becomes of `listener`.
+    """
     port = free_port()
     with ota_board.updating_board(content) as board:
         if trusts:
             ota_board.output(board, f"import ota; ota.keys.add({trusts!r})")
         board.flash.restart_count()
-        powered = Powered(board, listener(port, options)).heard("listening")
+        powered = Powered(board, script(listener(port, options))).heard("listening")
         yield powered, board, port
         powered.wait()
 

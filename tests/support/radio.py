@@ -122,6 +122,33 @@ while rest:
 """
 
 
+_ACCEPT = "def accept(size, chip, version):\n"
+_LATER = """
+import time, ota.push_receiver
+ahead = due = 0
+def ticks():  # the receiver's; of one look it counts a second at most
+    global ahead, due
+    step = min(due, 1000)
+    due -= step
+    ahead += step
+    return time.ticks_add(time.ticks_ms(), ahead)
+ota.push_receiver.ticks_ms = ticks
+"""
+
+
+def with_clock(script: str, passing_s: int) -> str:
+    """A script that takes updates, where ``passing_s`` pass when one of version "later" comes."""
+    later = f"""    if version == "later":
+        global due
+        due = {passing_s * 1000}
+        return False
+"""
+    return _LATER + script.replace(_ACCEPT, _ACCEPT + later)
+
+
+LATER = Update("later", b"later", version="later")
+
+
 def stop(radio: Radio, **changes: Any) -> None:
     """Have the script of `peripheral` end."""
     for is_last in (False, True):
