@@ -307,24 +307,21 @@ def _decide(channel, entries, facts, serial, issued, by_hand):
         version = running().get("version", "")
     best = None
     why = (0, "current", "%s is the newest for this board" % (version or "what runs"))
+    boards = None, board, board.split(" with ")[0]
     for entry in entries:
-        if entry.chip not in (None, chip) or entry.board not in (
-            None,
-            board,
-            board.split(" with ")[0],
-        ):
+        if entry.chip not in (None, chip) or entry.board not in boards:
             continue
         if entry.counter <= facts.counter:
             if entry.state == "withdrawn" and entry.counter == facts.counter:
                 why = max(why, (1, "withdrawn", "%s, which runs, was withdrawn" % entry.version))
             continue
         digest = bytes.fromhex(entry.sha256)
-        bucket, start = _place(entry)
+        bucket, delay = _place(entry)
         code = text = None
         if entry.state == "withdrawn":
             code, text = "withdrawn", "was withdrawn"
             if trial.digest == digest and trial.stage == STARTED:
-                base.forget_attempt()  # what is loaded of it
+                base.forget_attempt()  # the slot holds a part of it, which is of no use now
         elif trial.has_failed(digest):
             code, text = "failed", "has failed on this board"
         elif trial.stage == REFUSED and trial.digest == digest and trial.tag == serial:
@@ -336,19 +333,13 @@ def _decide(channel, entries, facts, serial, issued, by_hand):
         elif entry.state == "paused":
             code, text = "paused", "is paused"
         elif bucket >= entry.share and not by_hand:
-            code, text = (
-                "share",
-                "is not for this board yet (part %d, share %d)"
-                % (
-                    bucket,
-                    entry.share,
-                ),
-            )
+            text = "is not for this board yet (part %d, share %d)" % (bucket, entry.share)
+            code = "share"
         if code:
             why = max(why, (1 + entry.counter, code, "%s %s" % (entry.version, text)))
         elif best is None or entry.counter > best.counter:
             best = entry
-            best.delay = start
+            best.delay = delay
     if best:
         channel.offer = _make_offer(channel, best, issued, serial)
     channel.code, channel.reason = ("", "") if best else why[1:]

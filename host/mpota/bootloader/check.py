@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from mpota.bootloader.boot import (
@@ -118,41 +119,21 @@ def check_flash(
     ``chip_revision`` and ``block_revision`` as in `boot`. ``flash`` is only read. No content raises
     anything.
     """
-    size = _flash_size(flash, flash_size)
-    memory = MemoryFlash(flash, size)
-    result = boot(
-        memory,
+    power_on = partial(
+        boot,
         table_offset=table_offset,
         chip_revision=chip_revision,
         block_revision=block_revision,
     )
+    size = _flash_size(flash, flash_size)
+    memory = MemoryFlash(flash, size)
+    result = power_on(memory)
     slots = tuple(_slots(memory, result))
     rollback = _rollback(result.bootloader, slots)
-    plain = result
-    if not rollback:
-        plain = boot(
-            MemoryFlash(flash, size),
-            table_offset=table_offset,
-            rollback=False,
-            chip_revision=chip_revision,
-            block_revision=block_revision,
-        )
+    plain = result if rollback else power_on(MemoryFlash(flash, size), rollback=False)
     if rollback is False:
         result = plain
-    of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
-    findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
-    elsewhere = (
-        find_table_hint(memory, memory.size)
-        if result.bootloader and not result.partitions
-        else None
-    )
-    if elsewhere is not None:
-        findings = [replace(f, remedy=elsewhere) for f in findings]
-    for slot in slots:
-        if not slot.is_blank or (slot.partition == result.selected and not result.starts):
-            findings += [
-                finding(f, slot.partition.label, is_app=slot.is_app) for f in slot.verdict.faults
-            ]
+    findings = [*_boot_findings(memory, result), *_slot_findings(slots, result)]
     if _label(plain) != _label(result):
         findings.append(_without_rollback(_label(plain)))
     if result.partitions:
@@ -172,6 +153,25 @@ def check_flash(
         rollback,
         _label(plain) if not rollback else None,
     )
+
+
+def _boot_findings(memory: MemoryFlash, result: BootResult) -> list[Finding]:
+    """What is wrong with bootloader, table and otadata."""
+    of_images = [id(fault) for _, verdict in result.verdicts for fault in verdict.faults]
+    findings = [finding(f, "boot") for f in result.faults if id(f) not in of_images]
+    if result.bootloader and not result.partitions:
+        hint = find_table_hint(memory, memory.size)
+        if hint is not None:
+            return [replace(f, remedy=hint) for f in findings]
+    return findings
+
+
+def _slot_findings(slots: tuple[Slot, ...], result: BootResult) -> Iterator[Finding]:
+    """What is wrong with the images; a blank slot matters only if it was selected in vain."""
+    for slot in slots:
+        if not slot.is_blank or (slot.partition == result.selected and not result.starts):
+            for fault in slot.verdict.faults:
+                yield finding(fault, slot.partition.label, is_app=slot.is_app)
 
 
 def check_app(data: bytes, against: Firmware | None = None, slot: Partition | None = None) -> Check:

@@ -102,7 +102,7 @@ def push_all(
     ``search`` gives them. Shows them first, and asks unless ``yes``. Exits with 1 if one of them
     did not take it. Raises MpotaError if there is none, UsageError where nobody can be asked.
     """
-    from mpota.push.deploy import DeployPlan, Target, deploy
+    from mpota.push.deploy import DeployPlan, PlannedBoard, deploy
     from mpota.push.update import Options
     from mpota.push.wire import Update, check_secret
 
@@ -118,7 +118,7 @@ def push_all(
     if wanted:
         _ask(f"send {package.name} to {len(wanted)} of them?", yes)
     targets = tuple(
-        Target(board.name, board.target, package, options, {}, (), None) for board in wanted
+        PlannedBoard(board.name, board.target, package, options, {}, (), None) for board in wanted
     )
     plan = DeployPlan(targets, _AT_A_TIME, stop_after=1)
     results = deploy(plan, (lambda line: None) if as_json else report.say) if targets else ()

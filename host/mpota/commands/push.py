@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,10 @@ from mpota.commands._sending import (
     settle_option,
 )
 from mpota.errors import UsageError
+
+if TYPE_CHECKING:
+    from mpota.push.known_apps import KnownApps
+    from mpota.push.update import Options, Package
 
 
 @click.command()
@@ -98,18 +103,14 @@ def command(
     With --json, one object on every exit: "outcome" tells them apart in words.
     """
     from mpota.push.known_apps import KnownApps
-    from mpota.push.outcome import pushed_to_json
-    from mpota.push.schemes import connect, has_repl
-    from mpota.push.update import HealthCheck, Options, Package
+    from mpota.push.schemes import has_repl
+    from mpota.push.update import HealthCheck, Options
 
     with outcomes(as_json):
         if has_all:
             if package or check or base or watch:
                 raise UsageError("--all finds the boards itself, and takes one file or directory")
-            is_project = Path(port).is_dir()
-            if keys and not is_project:
-                raise UsageError(f"--key is for directories, '{port}' is none")
-            wanted = make_package(Path(port), keys) if is_project else Package.open(port)
+            wanted = _package_for_all(port, keys)
             search = partial(find, addresses, only, timeout)
             push_all(search, wanted, secret, force=force, yes=yes, as_json=as_json)
             return
@@ -141,17 +142,37 @@ def command(
             force,
             find_base=known.find,
         )
-        source = Package.open(package)
-        if not as_json:
-            options = replace(options, tell=report.say)
-        with ExitStack() as stack:
-            with report.doing(f"connecting to the board on {port}"):
-                board = stack.enter_context(connect(port))
-            label = f"sending {source.name}"
-            progress = stack.enter_context(report.progress(label, len(source.data)))
-            done = board.push(source, replace(options, progress=progress))
-        known.add(source.app)
-        if as_json:
-            report.print_json(pushed_to_json(done))
-        else:
-            report.say(str(done), tone=report.Tone.GOOD)
+        _push_to_repl(port, package, options, known, as_json=as_json)
+
+
+def _package_for_all(name: str, keys: tuple[Path, ...]) -> Package:
+    from mpota.push.update import Package
+
+    if Path(name).is_dir():
+        return make_package(Path(name), keys)
+    if keys:
+        raise UsageError(f"--key is for directories, '{name}' is none")
+    return Package.open(name)
+
+
+def _push_to_repl(
+    port: str, package: str, options: Options, known: KnownApps, *, as_json: bool
+) -> None:
+    from mpota.push.outcome import pushed_to_json
+    from mpota.push.schemes import connect
+    from mpota.push.update import Package
+
+    source = Package.open(package)
+    if not as_json:
+        options = replace(options, tell=report.say)
+    with ExitStack() as stack:
+        with report.doing(f"connecting to the board on {port}"):
+            board = stack.enter_context(connect(port))
+        label = f"sending {source.name}"
+        progress = stack.enter_context(report.progress(label, len(source.data)))
+        done = board.push(source, replace(options, progress=progress))
+    known.add(source.app)
+    if as_json:
+        report.print_json(pushed_to_json(done))
+    else:
+        report.say(str(done), tone=report.Tone.GOOD)

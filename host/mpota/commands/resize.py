@@ -126,19 +126,25 @@ def command(
     target = output or beside(firmware, "-".join(("", *done)) + ".bin")
     if not dry_run:
         check_output(target, (firmware,), force=force)
+    data = _resize_file(firmware, edits, table_offset, keep_files=bool(keep_files))
+    if dry_run:
+        report.say("dry run: nothing written")
+        return
+    write_file(target, data)
+    report.written(target, f"{len(data):,} bytes")
+
+
+def _resize_file(firmware: Path, edits: Edits, table_offset: int, *, keep_files: bool) -> bytes:
+    """The bytes of the changed firmware; what changes is printed."""
     old = Firmware.open(firmware, table_offset)
-    change = resize(old, edits, keep_files=bool(keep_files))
+    change = resize(old, edits, keep_files=keep_files)
     data = apply_to_file(old, change)
     report.say(f"{firmware.name}: {old.chip.title}, {change.summary}")
     rows = report.difference_rows(change.differences)
     report.print_table(report.DIFFERENCE_COLUMNS, rows)
     for text in change.notes:
         report.note(text)
-    if dry_run:
-        report.say("dry run: nothing written")
-        return
-    write_file(target, data)
-    report.written(target, f"{len(data):,} bytes")
+    return data
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -113,6 +113,19 @@ def command(
         raise UsageError("--key and --ca are for --follow")
     if flash.is_dir():
         raise UsageError(f"'{flash}' is a directory", "--fleet N runs boards that are in it")
+    _run_board(flash, firmware, flash_size, chip, link, follow, keys, ca)
+
+
+def _run_board(
+    flash: Path,
+    firmware: Path | None,
+    flash_size: int | None,
+    chip: str | None,
+    link: str | None,
+    follow: str | None,
+    keys: tuple[Path, ...],
+    ca: Path | None,
+) -> None:
     from mpota.virtual.board import Board
     from mpota.virtual.cable import find_chip, mac_of, open_flash, plugged_in, powered_alone
 

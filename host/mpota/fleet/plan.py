@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mpota.errors import MpotaError
 from mpota.fleet.row import BoardStage, Row
-from mpota.push.deploy import DeployPlan, Target
+from mpota.push.deploy import DeployPlan, PlannedBoard
 from mpota.push.repl import Session
 from mpota.push.scan import STATES, FoundBoard, ask, parse_address
 from mpota.push.schemes import has_repl
@@ -30,7 +30,7 @@ class PlanSource:
 
     every_s = _EVERY_S
 
-    def __init__(self, name: str, targets: tuple[Target, ...]) -> None:
+    def __init__(self, name: str, targets: tuple[PlannedBoard, ...]) -> None:
         self.name = name
         self._targets = targets
         self._known: dict[str, Row] = {}
@@ -47,7 +47,7 @@ class PlanSource:
             self._known |= {row.board: row for row in rows}
         return list(self._known.values())
 
-    def _row(self, target: Target) -> Row:
+    def _row(self, target: PlannedBoard) -> Row:
         now = datetime.now(timezone.utc)
         former = self._known.get(target.name, Row(target.name, BoardStage.NEW, source=self.name))
         try:
@@ -59,7 +59,7 @@ class PlanSource:
         return replace(found, since=now, heard=now, source=self.name)
 
 
-def _wanted(target: Target) -> str | None:
+def _wanted(target: PlannedBoard) -> str | None:
     """The version of the release, or of MicroPython in a bare app; None: nothing, or a URL."""
     package = target.package
     if package is None or package.url is not None:
@@ -69,7 +69,7 @@ def _wanted(target: Target) -> str | None:
     return package.version
 
 
-def _at_repl(target: Target) -> Row:
+def _at_repl(target: PlannedBoard) -> Row:
     with Session(target.port) as session:
         status = Status.read(session)
     slot = status.slot(status.running)
@@ -86,7 +86,7 @@ def _at_repl(target: Target) -> Row:
     return _told(target, stage, str(runs))
 
 
-def _by_network(target: Target) -> Row:
+def _by_network(target: PlannedBoard) -> Row:
     scheme, _, address = target.port.partition("://")
     if scheme != "tcp":
         return Row(
@@ -98,7 +98,7 @@ def _by_network(target: Target) -> Row:
     return _of_answer(target, found[0])
 
 
-def _of_answer(target: Target, board: FoundBoard) -> Row:
+def _of_answer(target: PlannedBoard, board: FoundBoard) -> Row:
     stage = _STAGES.get(board.state or "", BoardStage.CURRENT)
     runs = (board.release or "").rpartition(" ")[2] or board.runs
     wanted = _wanted(target)
@@ -107,6 +107,6 @@ def _of_answer(target: Target, board: FoundBoard) -> Row:
     return _told(target, stage, runs)
 
 
-def _told(target: Target, stage: BoardStage, runs: str | None) -> Row:
+def _told(target: PlannedBoard, stage: BoardStage, runs: str | None) -> Row:
     wanted = _wanted(target)
     return Row(target.name, stage, runs, None if wanted == runs else wanted)

@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Target:
+class PlannedBoard:
     """One board, and what it is to have."""
 
     name: str
@@ -81,7 +81,7 @@ class Target:
 
 @dataclass(frozen=True)
 class DeployPlan:
-    targets: tuple[Target, ...]
+    targets: tuple[PlannedBoard, ...]
     parallel: int
     stop_after: int
 
@@ -167,7 +167,7 @@ def deploy(
     """
     progress = _Progress(plan.stop_after)
 
-    def run(target: Target) -> Result:
+    def run(target: PlannedBoard) -> Result:
         def tell(text: str) -> None:
             with progress.lock:
                 say(f"{target.name}: {text}")
@@ -189,7 +189,7 @@ def deploy(
             raise
 
 
-def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
+def _bring_up(target: PlannedBoard, tell: Callable[[str], object]) -> Result:
     changes: list[str] = []
     version = ""
     start = time.monotonic()
@@ -215,7 +215,7 @@ def _bring_up(target: Target, tell: Callable[[str], object]) -> Result:
     return Result(target.name, target.port, outcome, version, tuple(changes), seconds, message)
 
 
-def _equip(session: Session, target: Target) -> list[str]:
+def _equip(session: Session, target: PlannedBoard) -> list[str]:
     """Give a board all but the firmware; what has changed."""
     parts = target.package.parts if target.package else ()
     done = install(session, target.keys, target.ca, (*parts, *target.parts))
@@ -293,7 +293,7 @@ _BOARD_KEYS = frozenset(
 )
 
 
-def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Target:
+def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> PlannedBoard:
     own = {"port": board} if isinstance(board, str) else board
     if not isinstance(own, dict):
         raise UsageError(f"{top.name}: boards.{name} is neither a port nor a table")
@@ -311,7 +311,7 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
         table.number("settle", 3, 0.05, 86400),
         secret=read_secret(table.path(secret) if secret else None),
     )
-    target = Target(
+    target = PlannedBoard(
         name,
         table.take("port", str, ""),
         table.source.package(firmware) if firmware else None,
@@ -335,7 +335,7 @@ def _target(top: _Table, name: str, shared: Mapping[str, Any], board: Any) -> Ta
     return target
 
 
-def _check_listening(target: Target, name: str) -> None:
+def _check_listening(target: PlannedBoard, name: str) -> None:
     """Raises UsageError for what only a board at its REPL can be given."""
     from mpota.push.wire import Update, check_secret  # with asyncio
 
@@ -367,7 +367,7 @@ def _board_path(table: _Table, path: str) -> str:
     return path
 
 
-def _check_ports(targets: tuple[Target, ...], name: str) -> None:
+def _check_ports(targets: tuple[PlannedBoard, ...], name: str) -> None:
     owners: dict[str, str] = {}
     for target in targets:
         if target.port in owners:
