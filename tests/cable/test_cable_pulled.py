@@ -69,9 +69,6 @@ class Story:
         return sorted({0, 1, last // 2, last, *touching})
 
 
-OTA_4M = ("-f", "4M", "--layout", "ota", "-y")
-
-
 @pytest.fixture
 def story(plug_in, mpota):
     flashes = []

@@ -185,7 +185,7 @@ def _effects(row: Difference) -> str:
 DIFFERENCE_COLUMNS = ("Name", "Before", "After", "")
 
 
-def flash_map(partitions: PartitionTable, table_offset: int, flash_size: int) -> list[str]:
+def flash_map(partitions: PartitionTable, flash_size: int) -> list[str]:
     """The flash drawn to scale: a line of cells, a line of names below the partitions' starts.
 
     Every partition gets at least one cell, however small it is.

@@ -47,7 +47,7 @@ else:
     _IntType = click.ParamType  # generic since click 8.2 only
 
 
-class _Count(_IntType):
+class _CountOrAll(_IntType):
     name = "N|all"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -69,7 +69,7 @@ class _Count(_IntType):
     metavar="PORT|FLASH|FIRMWARE",
     help="The board on this port, a dump or backup of it, or a firmware that is installed first.",
 )
-@click.option("--cuts", type=_Count(), default=100, help="Power cuts: how many, or 'all'.")
+@click.option("--cuts", type=_CountOrAll(), default=100, help="Power cuts: how many, or 'all'.")
 @click.option("--breaks", type=click.IntRange(0, 1000), default=5, help="Broken connections.")
 @click.option("--by", "way", type=click.Choice(_WAYS), help="How the update comes (default http).")
 @check_option

@@ -93,7 +93,7 @@ def _print_description(facts: Description) -> None:
         return
     report.print_table(report.PARTITION_COLUMNS, report.partition_rows(facts.table))
     size = (facts.header.flash_size if facts.header else None) or facts.table.end
-    for line in report.flash_map(facts.table, facts.table_offset, size):
+    for line in report.flash_map(facts.table, size):
         report.say(line)
 
 

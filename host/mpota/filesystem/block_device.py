@@ -50,8 +50,8 @@ class BlockDevice:
         """These hold something: two neighbours are never erased in one go, they may be a pair."""
         self._live.update(blocks)
 
-    def flush(self) -> int:
-        """Write what was programmed, and only where it differs; the number of blocks written."""
+    def flush(self) -> None:
+        """Write what was programmed, and only where it differs."""
         log = self._log
         self.discard()
         changed = []
@@ -61,7 +61,6 @@ class BlockDevice:
                 self._stored[block] = data
         for block, data in self._joined(changed):
             self._write(self._offset + block * BLOCK_SIZE, data)
-        return len(changed)
 
     def _joined(self, changed: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         """Unused blocks that follow each other in the list and on the flash as one."""

@@ -275,12 +275,11 @@ class FileSystem:
 class Writer:
     """Operations on a mounted littlefs. Each raises MpotaError, and then has changed nothing."""
 
-    def __init__(self, mounted: Any, device: _Device, region: BlockDevice) -> None:
+    def __init__(self, mounted: Any, device: _RegionContext, region: BlockDevice) -> None:
         self._mounted = mounted
         self._device = device
         self._region = region
         self._is_broken = False
-        self.blocks_written = 0
 
     def write(self, path: str, data: bytes, attrs: Mapping[int, bytes] | None = None) -> None:
         """A file with this content, new or in place of the one that is there."""
@@ -343,7 +342,7 @@ class Writer:
         try:
             yield _encodable(path)
             self._device.check()
-            self.blocks_written += self._region.flush()
+            self._region.flush()
         except BaseException as error:
             self._is_broken = True
             self._region.discard()
@@ -418,7 +417,7 @@ def mtime_attrs(path: Path) -> dict[int, bytes]:
     return {MTIME: (path.stat().st_mtime_ns & (1 << 64) - 1).to_bytes(8, "little")}
 
 
-class _Device:
+class _RegionContext:
     """The C library's view of a region: its context, which must never raise.
 
     Every program is one whole block, as prog_size says. So a commit never adds to the block of
@@ -459,10 +458,12 @@ class _Device:
             self._error = error
 
 
-def _config(region: BlockDevice, block_count: int, disk_version: int) -> tuple[LFSConfig, _Device]:
+def _config(
+    region: BlockDevice, block_count: int, disk_version: int
+) -> tuple[LFSConfig, _RegionContext]:
     from littlefs import LFSConfig
 
-    device = _Device(region)
+    device = _RegionContext(region)
     config = LFSConfig(
         device,
         block_size=BLOCK_SIZE,

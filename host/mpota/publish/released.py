@@ -117,13 +117,13 @@ def take_apart(bundle: Bundle, bases: Iterable[bytes]) -> Iterator[Published]:
         if content is None:
             raise MpotaError(f"the {payload.kind} of the release is there as a difference only")
         if not KINDS[payload.kind].may_chain:
-            published = _with_plain(published, _member(payload, bundle), content)
+            published = _with_plain(published, _member(payload), content)
         if payload.kind == APP:
             published = _with_deltas(published, content, bases)
         yield published
 
 
-def _member(payload: Payload, bundle: Bundle) -> str:
+def _member(payload: Payload) -> str:
     """The name of its content, without what encodings add."""
     name = payload.forms[-1].member or payload.kind
     return name.removesuffix(".deflate")

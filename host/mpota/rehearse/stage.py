@@ -34,7 +34,6 @@ from mpota.virtual.cuts import CutPoint, Outcome, Recording, Verdict, record_cha
 from mpota.virtual.flash import CutMode, Effect, VirtualFlash, total_ms
 
 UPDATE, FIRST_BOOT, SECOND, ROLL_BACK = "update", "first-boot", "second", "roll-back"
-SCENARIOS = (UPDATE, FIRST_BOOT, SECOND, ROLL_BACK)
 NETWORK = "network"  # not a scenario: connections that break
 
 _LIMIT_S = 90.0  # for an update and what it boots, beside what the confirmation may take
@@ -266,7 +265,7 @@ class Stage:
         for name in (UPDATE, FIRST_BOOT):
             self._stable[name] = _kept(self._start, after)
         if not findings:
-            findings = self._check_health(after, recording)
+            findings = self._check_health(recording)
         first = Passage(FIRST_BOOT, self._words(after), findings=findings)
         if boundary < len(recording.effects):
             self.recordings[FIRST_BOOT] = recording.part(FIRST_BOOT, boundary)
@@ -344,7 +343,7 @@ class Stage:
             return (f"the file system is damaged: {after.damage}",)
         return (played.error,) if played.error else ()
 
-    def _check_health(self, after: Sight, recording: Recording) -> tuple[str, ...]:
+    def _check_health(self, recording: Recording) -> tuple[str, ...]:
         check = self.plan.check
         if not check.source or self.plan.way == "push":  # that has checked it
             return ()

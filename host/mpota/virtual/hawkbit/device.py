@@ -188,7 +188,7 @@ def feedback(state: State, action: Action, said: Feedback) -> None:
         _note(state, action, "finished", said)
         action.active = False
         action.status = "finished"
-        _install(state, action)
+        _install(action)
 
 
 def _check_open(action: Action, said: Feedback) -> None:
@@ -204,7 +204,7 @@ def _note(state: State, action: Action, type: EntryType, said: Feedback) -> None
     state.note(action, type, *said.details, code=said.code, timestamp=said.timestamp)
 
 
-def _install(state: State, action: Action) -> None:
+def _install(action: Action) -> None:
     """The device's timestamp is believed: one not later than the last changes nothing."""
     target = action.target
     stamp = action.entries[-1].timestamp

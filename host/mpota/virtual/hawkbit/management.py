@@ -26,11 +26,11 @@ from mpota.virtual.hawkbit.state import (
     Action,
     Artifact,
     DistributionSet,
-    Entry,
     ForceType,
     Module,
     Refusal,
     State,
+    StatusEntry,
     Target,
 )
 
@@ -636,7 +636,7 @@ def _interval_ms(state: State) -> int:
     return 1000 * (hours * 3600 + minutes * 60 + seconds)
 
 
-def _entry_json(number: int, entry: Entry) -> dict[str, Any]:
+def _entry_json(number: int, entry: StatusEntry) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": number,
         "type": entry.type,

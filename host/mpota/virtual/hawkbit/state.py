@@ -107,7 +107,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StatusEntry:
     """What was said of an action. ``timestamp``: by the device's clock if it told one."""
 
     type: EntryType
@@ -133,7 +133,7 @@ class Action:
     window: bool | None = None
     status: ActionStatus = "running"
     active: bool = True
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[StatusEntry] = field(default_factory=list)
     code: int | None = None  # of the last entry that had one
 
     @property
@@ -318,7 +318,7 @@ class State:
             pieces.append(f"Device reported status code: {code}")
             action.code = code
         stamp = now if timestamp is None else timestamp
-        action.entries.append(Entry(type, tuple(pieces), stamp, now, code))
+        action.entries.append(StatusEntry(type, tuple(pieces), stamp, now, code))
 
     # --- what is asked of it
 
