@@ -5,7 +5,9 @@ What is expected here is what ports/esp32 of MicroPython and ESP-IDF do; the fun
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mpota.formats.partition_table import Partition
 from mpota.virtual.board import Board, End, ResetCause
 from mpota.virtual.call_faults import CallFault
 from mpota.virtual.flash import FlashError, Operation, VirtualFlash
+from mpota.virtual.request import Request
 
 from tests.support import boards
 from tests.support.boards import OTA_0, OTA_1, OTADATA, VFS
@@ -805,3 +808,9 @@ def test_memory_of_the_rtc_keeps_what_is_in_it_as_long_as_there_is_power(board):
     output(board, f"with open('main.py', 'w') as file: file.write({main!r})")
     for _ in range(2):
         assert board.run().output == "b''\nb'x'\nb'xx'\nbuffer too long\n"
+
+
+def test_both_ends_of_the_line_know_the_same_requests():
+    source = files("mpota.virtual").joinpath("standin", "link.py").read_text(encoding="utf-8")
+    asked = {name: ord(kind) for name, kind in re.findall(r'^(\w+) = ord\("(.)"\)', source, re.M)}
+    assert asked == {request.name: request.value for request in Request}

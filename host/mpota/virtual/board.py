@@ -37,6 +37,7 @@ from mpota.virtual import micropython, standins
 from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
+from mpota.virtual.request import Request
 from mpota.virtual.terminal import Terminal
 
 # What a board without PSRAM has for MicroPython's heap after it has grown.
@@ -510,7 +511,7 @@ class _Process:
             return True  # the process has ended
         kind, argument, size, *reads = _REQUEST.unpack(header)
         self.reads = (reads[0], reads[1])
-        result, payload = self._perform(chr(kind), argument, _read_exactly(request_fd, size))
+        result, payload = self._perform(Request(kind), argument, _read_exactly(request_fd, size))
         if self._is_idle and not self._lives_on():
             return True
         try:
@@ -526,77 +527,75 @@ class _Process:
             return True
         return limits.wait_at_idle and self._is_resettable
 
-    def _perform(self, kind: str, argument: int, payload: bytes) -> tuple[int, bytes]:
-        """One request of ``standin/link.py``: the result and the payload of the answer."""
+    def _perform(self, request: Request, argument: int, payload: bytes) -> tuple[int, bytes]:
+        """Carry a request out: the result and the payload of its answer."""
         faults = self._board.call_faults
-        if faults and (error := find_error(faults, kind, argument, payload, self._partitions)):
+        if faults and (error := find_error(faults, request, argument, payload, self._partitions)):
             return error, b""
-        match kind:
-            case "E":
+        match request:
+            case Request.ERASE:
                 (size,) = struct.unpack("<I", payload)
                 self._check_region_safe(argument, size)
                 self._flash.erase(argument, size)
-                return ota_ops.ESP_OK, b""
-            case "W":
+            case Request.WRITE:
                 self._check_region_safe(argument, len(payload))
                 self._flash.write(argument, payload)
-                return ota_ops.ESP_OK, b""
-            case "B":
+            case Request.SET_BOOT:
                 return self._set_boot(argument), b""
-            case "V":
+            case Request.MARK_VALID:
                 return ota_ops.mark_app_valid(self._flash, self._partitions), b""
-            case "P":
+            case Request.BOOT_PARTITION:
                 selected = ota_ops.boot_partition(self._flash, self._partitions)
                 return (-1 if selected is None else selected.offset), b""
-            case "O":
-                return self._nvs.open(payload), b""
-            case "N":
-                namespace, key, value = payload.split(b"\0", 2)
-                return self._nvs.set(namespace, key, argument, value), b""
-            case "G":
-                namespace, key = payload.split(b"\0")
-                return self._nvs.get(namespace, key, argument)
-            case "K":
-                namespace, key = payload.split(b"\0")
-                return self._nvs.erase(namespace, key), b""
-            case "M":
-                return self._nvs.commit(), b""
-            case "H":
+            case Request.HEAP:
                 free = argument * 4 // self._board.interpreter.word_size
                 self.least_free = min(free, self.least_free or free)
-                return 0, b""
-            case "D":
+            case Request.WATCHDOG:
                 self.watchdog = time.monotonic() + argument / 1000
-                return 0, b""
-            case "Z":
+            case Request.SLEEP:
                 self._sleep(argument / 1000)
-                return 0, b""
-            case "R":
+            case Request.RESET:
                 raise _Reset(ResetCause(argument))
-            case "X":
-                if not argument:
-                    return 0, self.rtc_memory
+            case Request.RTC_MEMORY if argument:
                 self.rtc_memory = payload
-                return 0, b""
-            case "C":
+            case Request.RTC_MEMORY:
+                return 0, self.rtc_memory
+            case Request.CONFIG:
                 return 0, json.dumps(self._config()).encode()
-            case "S":
+            case Request.SCRIPT:
                 return 0, (self._start.script or "").encode()
-            case "T" if self._terminal is not None:
-                self._drain_output()
-                self._terminal.send(payload)
-                return 0, b""
-            case "Y" if self._terminal is not None:
-                self._terminal.set_interrupt_char(argument)
-                return 0, b""
-            case "A" if self._terminal is not None:
-                self._terminal.is_raw = bool(argument)
-                return 0, b""
-            case "I":
+            case Request.IDLE:
                 self._drain_output()
                 self._idle(argument, payload.decode("utf-8", "replace"))
-                return 0, b""
-        raise FlashError(f"the board asked for '{kind}', which is nothing")
+            case Request.SEND | Request.INTERRUPT_CHAR | Request.RAW_MODE:
+                self._tell_terminal(request, argument, payload)
+            case _:
+                return self._perform_nvs(request, argument, payload)
+        return ota_ops.ESP_OK, b""
+
+    def _perform_nvs(self, request: Request, argument: int, payload: bytes) -> tuple[int, bytes]:
+        """As `_perform`, for NVS; ``argument`` is the type of the value."""
+        if request is Request.NVS_OPEN:
+            return self._nvs.open(payload), b""
+        if request is Request.NVS_COMMIT:
+            return self._nvs.commit(), b""
+        namespace, key, *value = payload.split(b"\0", 2)
+        if request is Request.NVS_GET:
+            return self._nvs.get(namespace, key, argument)
+        if request is Request.NVS_ERASE:
+            return self._nvs.erase(namespace, key), b""
+        return self._nvs.set(namespace, key, argument, value[0]), b""
+
+    def _tell_terminal(self, request: Request, argument: int, payload: bytes) -> None:
+        if self._terminal is None:
+            raise FlashError(f"the board asked for a terminal ({request.name}): there is none")
+        if request is Request.SEND:
+            self._drain_output()
+            self._terminal.send(payload)
+        elif request is Request.INTERRUPT_CHAR:
+            self._terminal.set_interrupt_char(argument)
+        else:
+            self._terminal.is_raw = bool(argument)
 
     def _sleep(self, duration_s: float) -> None:
         """Let time pass without waiting for it."""

@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mpota.formats.partition_table import Partition
+from mpota.virtual.request import Request
 
-# What calls can fail, by the request that stands for each: standin/link.py.
+# The calls that can fail, by the request that stands for each.
 _CALLS = {
-    "E": "erase",
-    "W": "write",
-    "B": "set_boot",
-    "V": "mark_valid",
-    "O": "nvs_open",
-    "N": "nvs_set",
-    "G": "nvs_get",
-    "K": "nvs_erase",
-    "M": "nvs_commit",
+    Request.ERASE: "erase",
+    Request.WRITE: "write",
+    Request.SET_BOOT: "set_boot",
+    Request.MARK_VALID: "mark_valid",
+    Request.NVS_OPEN: "nvs_open",
+    Request.NVS_SET: "nvs_set",
+    Request.NVS_GET: "nvs_get",
+    Request.NVS_ERASE: "nvs_erase",
+    Request.NVS_COMMIT: "nvs_commit",
 }
 _AT_OFFSET = ("erase", "write", "set_boot")
 _WITH_KEY = ("nvs_set", "nvs_get", "nvs_erase")
@@ -31,7 +32,7 @@ class CallFault:
     ``set_boot`` (to the partition ``where``), ``mark_valid``, ``nvs_open`` (of the namespace
     ``where``), ``nvs_set``, ``nvs_get`` or ``nvs_erase`` (of the key ``where``), or ``nvs_commit``.
     Without ``where`` each such call fails. ``times`` is how many calls may still fail, None: all;
-    failed calls count it down, but reads, which do not come by here, do so anew in each boot.
+    each failed call counts it down. Reads are counted by the stand-ins, anew in each boot.
     """
 
     call: str
@@ -46,13 +47,13 @@ class CallFault:
 
 def find_error(
     faults: Iterable[CallFault],
-    kind: str,
+    request: Request,
     argument: int,
     payload: bytes,
     partitions: Sequence[Partition],
 ) -> int:
-    """What the request of this ``kind`` fails with, 0 if it does not; counts it."""
-    call = _CALLS.get(kind)
+    """The ``esp_err_t`` that ``request`` fails with, 0 if it does not; counts it."""
+    call = _CALLS.get(request)
     if call is None:
         return 0
     for fault in faults:

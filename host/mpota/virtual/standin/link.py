@@ -15,6 +15,7 @@ import struct
 
 from micropython import const
 
+# The kinds of requests: request.py has the same for the host process.
 CONFIG = ord("C")  # -> JSON
 SCRIPT = ord("S")  # -> source text of the script to run instead of main.py
 ERASE = ord("E")  # argument: flash offset, payload: u32 size
