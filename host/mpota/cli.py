@@ -174,7 +174,7 @@ def main(args: list[str] | None = None) -> None:
         try:
             sys.exit(build().main(arguments, prog_name="mpota", standalone_mode=False))
         finally:
-            sys.stdout.flush()  # a full disk is told of here, not when the interpreter ends
+            sys.stdout.flush()  # so that a full disk is an error here, not when the interpreter ends
     except MpotaError as error:
         _fail(str(error), error.hint, error.exit_code, error.details, again)
     except Exit as request:
@@ -192,7 +192,7 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        # Commands turn those of files and ports into errors of theirs: what is left is output.
+        # Commands turn errors of files and ports into MpotaError: only output is left.
         with suppress(OSError):
             sys.stdout.close()
         _fail(f"reading or writing failed: {error}", None, 1)
@@ -204,7 +204,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _goes_on(arguments: list[str]) -> bool:
-    """Whether what was interrupted goes on when it is started again."""
+    """Whether the interrupted command goes on where it stopped when it is run again."""
     return bool(arguments) and (
         arguments[0] in _GOES_ON or tuple(arguments[:2]) in _GOES_ON_IN_PARTS
     )
@@ -223,7 +223,7 @@ def _fail(
     for line in details:
         say(f"  {line}", error=True)
     if hint:
-        # What may be pasted is not broken.
+        # A command to paste stays on one line.
         say(hint, head="  hint: ", tone=Tone.HINT, is_whole=hint.startswith("mpota "), error=True)
     if isinstance(hint, Again):
         say(again, head="  next: ", tone=Tone.HINT, is_whole=True, error=True)

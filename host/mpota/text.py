@@ -1,4 +1,4 @@
-"""Text of others, made fit to be shown.
+"""Foreign text, made safe to show.
 
 Labels, names, versions and messages come out of files, boards, radios and servers that may be
 hostile: on a terminal they could move the cursor, forge lines, reverse the order of letters or type

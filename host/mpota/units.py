@@ -47,7 +47,7 @@ def format_flash_size(size: int) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """Of a digest in hex, what tells apps apart for people: the same everywhere."""
+    """The first characters of a hex digest, by which people tell apps apart."""
     return digest[:16]
 
 

@@ -97,11 +97,11 @@ _DATA_USAGE = {
 
 @dataclass(frozen=True)
 class BootResult:
-    """What one power-on came to.
+    """How one power-on ended.
 
     ``starts`` is the app partition whose image runs, None if none does and the chip resets for
     ever; ``selected`` the one that otadata, or its absence, picked first. ``verdicts`` holds the
-    images that were tried, in order. ``lines`` is all that ROM and bootloader say at log level
+    images that were tried, in order. ``lines`` is all that ROM and bootloader print at log level
     info, ``faults`` the causes of the error lines. ``otadata`` is the partition, ``otadata_after``
     its two records of 32 bytes as they were left; both None if no table names one.
     """
@@ -201,7 +201,7 @@ def boot(
 
 @dataclass
 class _State:
-    """bootloader_state_t: of two entries of a kind the last counts, of slots all count."""
+    """bootloader_state_t. Each ``ota_N`` counts; of two factory or otadata entries the last."""
 
     ota_info: Partition | None = None
     factory: Partition | None = None
@@ -210,7 +210,7 @@ class _State:
     app_count: int = 0
 
     def partition(self, index: int) -> Partition | None:
-        """index_to_partition. None also for one of size 0, which is passed over silently."""
+        """index_to_partition. None also for a partition of size 0: it is skipped silently."""
         found = self.factory
         if index != _FACTORY_INDEX:
             is_slot = 0 <= index < min(OTA_SLOTS, self.app_count)
@@ -272,7 +272,7 @@ class _PowerOn:
         end = self.table_offset if self.table_offset > offset else self.flash.size
         try:
             image = Image.from_bytes(self.flash.read(offset, min(end, self.flash.size) - offset))
-        except MpotaError as error:  # what a ROM says of it depends on what it then loads
+        except MpotaError as error:  # each ROM has other words for it, so the text is ours
             self.rom_fault(Cause.BOOTLOADER_CORRUPT, str(error), offset=offset)
             return None
         return self.rom_load(image, offset, revisions)
@@ -280,7 +280,7 @@ class _PowerOn:
     def rom_load(
         self, image: Image, offset: int, revisions: tuple[int | None, int | None]
     ) -> BootloaderInfo | None:
-        """The ROM demands the checksum. A digest that does not fit is mentioned by newer chips."""
+        """The ROM refuses a wrong checksum. Newer chips report a wrong digest, and start it."""
         header, is_esp32 = image.header, image.chip.name == "esp32"
         mode = FLASH_MODES[header.spi_mode] if header.spi_mode < len(FLASH_MODES) else "SLOW_READ"
         self.log.rom(f"mode:{mode}, clock div:{1 if header.spi_speed == 0xF else 2}")
@@ -344,8 +344,8 @@ class _PowerOn:
         if count is None:
             self.log.error("boot", "Failed to verify partition table")
             return False
-        # Counted without the MD5 entry, but read from the first on: entries behind an MD5 entry
-        # shift the last one out.
+        # The count leaves out the MD5 entry, wherever it stands, but reading starts at the first
+        # row: so an MD5 entry that is not the last costs the last partition.
         self.partitions = tuple(map(Partition.from_bytes, _entries(table[: count * ENTRY_SIZE])))
         self.log.info("boot", "Partition Table:")
         self.log.info("boot", "## Label            Usage          Type ST Offset   Length")
@@ -409,7 +409,7 @@ class _PowerOn:
         return False
 
     def note_partition(self, partition: Partition) -> str:
-        """Keep what counts of an entry; what the bootloader calls it."""
+        """Remember an entry that takes part in booting; returns the bootloader's words for it."""
         state, subtype = self.state, partition.subtype
         if partition.type == APP:
             if subtype == FACTORY:
@@ -506,7 +506,8 @@ class _PowerOn:
                 self.log.error("bootloader_flash", text)
                 error = _ESP_FAIL
             else:
-                # Only a misplaced record reaches into a sector that was not erased.
+                # NOR flash only clears bits, which shows where a misplaced otadata partition lets
+                # the record reach into the next sector, which was not erased.
                 there = self.flash.read(offset, RECORD_SIZE)
                 data = bytes(old & new for old, new in zip(there, record.to_bytes(), strict=True))
                 self.flash.write(offset, data)
@@ -572,7 +573,7 @@ class _PowerOn:
         self.log.info("boot", "Disabling RNG early entropy source...")
         self.starts = partition
         if info.memory.is_one_bus:
-            return  # DROM and IROM are one range there, and nothing is said
+            return  # DROM and IROM are one range: these bootloaders do not warn
         segments = self.verdicts[-1][1].segments
         mapped = {
             name: [s for s in segments if s.load_addr in region]
@@ -590,7 +591,7 @@ class _PowerOn:
     # What is left behind
 
     def find_otadata(self) -> Partition | None:
-        """The otadata of a table that was refused: its records are as they were."""
+        """The otadata partition of a table that was refused, whose records nobody has changed."""
         rows = _entries(self.read(self.table_offset, TABLE_SIZE))
         entries = [Partition.from_bytes(row) for row in rows if row[:2] == ENTRY_MAGIC]
         return next((entry for entry in entries if entry.is_otadata), None)

@@ -39,7 +39,7 @@ from mpota.storage.file import FileImage
 from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, MiB, align_up
 
-_ALONE_OFFSET = BLOCK_SIZE  # where an image without a firmware is taken to stand
+_ALONE_OFFSET = BLOCK_SIZE  # flash address assumed for an image that comes without a firmware
 _MAX_SLOT = 16 * MiB
 _MAX_BOOTLOADER_END = 0x20000
 
@@ -76,9 +76,9 @@ class Check:
     """The verdict: ``boots`` is the label of the app that would start, None if none would.
 
     ``console`` are the bootloader's error lines, ``otadata_after`` the two records as it leaves
-    them. ``rollback`` tells whether the bootloader was built with app rollback, None where nothing
-    tells: then all this holds with it, and ``boots_without_rollback`` without it. ``is_ok`` is
-    False for contents that do not boot, or boot by luck.
+    them. ``rollback`` tells whether the bootloader was built with app rollback, None if nothing
+    tells: then the verdict assumes that it was, and ``boots_without_rollback`` that it was not.
+    ``is_ok`` is False for contents that do not boot, or boot by luck.
     """
 
     boots: str | None
@@ -247,7 +247,7 @@ def likely_bootloader(data: bytes) -> BootloaderInfo:
         try:
             return bootloader_info(data)
         except MpotaError:
-            pass  # not even a whole bootloader
+            pass  # its own bootloader is cut short
     header = ImageHeader.from_bytes(data[:HEADER_SIZE])
     return known_bootloader(header.chip, header.min_revision)
 
@@ -300,7 +300,7 @@ def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
         verdict = verdicts.get(partition.offset) or verify_image(
             flash, partition.offset, partition.size, result.bootloader
         )
-        # A damaged segment may say that the image has gigabytes.
+        # A damaged segment header may claim gigabytes.
         size = min(max(verdict.image_size, APP_DESC_OFFSET + APP_DESC_SIZE), partition.size)
         size = max(0, min(size, flash.size - partition.offset))
         yield Slot(partition, verdict, flash.read(partition.offset, size))
@@ -309,7 +309,7 @@ def _slots(flash: MemoryFlash, result: BootResult) -> Iterator[Slot]:
 def _damage(
     flash: FlashContents, memory: MemoryFlash, result: BootResult, table_offset: int
 ) -> Finding | None:
-    """Damage that the bootloader does not see: its own digest, and digests that a header lost."""
+    """Damage that the bootloader overlooks: in itself, or a header that lost ``hash_appended``."""
     found = find_bootloader(memory)
     if found is None:
         return None
@@ -325,7 +325,7 @@ def _damage(
 
 
 def _collisions(data: bytes, info: BootloaderInfo, slot: Slot) -> Iterator[Finding]:
-    """What else the bootloader would refuse an image for that is no app."""
+    """Segments of an image that is no app which the bootloader would refuse as well."""
     try:
         segments = Image.from_bytes(data).segments
     except MpotaError:

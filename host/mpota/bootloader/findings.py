@@ -10,7 +10,7 @@ from mpota.formats.chips import find_chip
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be: where, why, and what to do about it."""
+    """A problem: where it is, its cause, and what to do about it."""
 
     where: str
     cause: str
@@ -21,7 +21,7 @@ EXTRACT = "write the app image alone: `mpota extract FIRMWARE` takes it out of a
 DOWNLOAD = "download or build the file again and compare its SHA-256"
 TABLE = "write a table that validates: `mpota table` checks it, `mpota resize` makes one"
 
-# Cause in plain words and remedy; the numbers of the fault fill the braces.
+# For each cause its plain words and the remedy; the numbers of the fault fill the braces.
 _WORDS = {
     Cause.BOOTLOADER_MISSING: (
         "there is no bootloader at {offset:#x}",

@@ -49,8 +49,8 @@ _WORD = 0xFFFFFFFF
 _MIN_C2_PAGE_SIZE = 0x4000
 _PAGE_SIZES = (0x2000, 0x4000, 0x8000, 0x10000)  # mmu_types.h: those that these chips have
 
-# What of the loader's code an app may overwrite unpunished: real bootloaders of C6, C61 and H2
-# boot an app that covers its first 16 bytes, which have done their work by then.
+# Bytes of the loader's code that an app may overwrite: real bootloaders of C6, C61 and H2 boot an
+# app that covers their first 16 bytes, which have run by then and are not needed again.
 _LOADER_HEAD = 16
 
 _STACK_HEADROOM = 32768  # esp_image_format.c: STACK_LOAD_HEADROOM
@@ -143,7 +143,7 @@ NEVER_RETURNS = (Cause.OVERWRITES_LOADER, Cause.OVERWRITES_ROM_DATA, Cause.MMU_P
 class Fault:
     """A cause, the words on the console, and their numbers by name; sizes in bytes.
 
-    Of a cause in `NEVER_RETURNS` the text is ours: the console stays silent.
+    For a cause in `NEVER_RETURNS` the text is mpota's own: the console stays silent.
     """
 
     cause: Cause
@@ -159,12 +159,12 @@ class Log:
         self.faults: list[Fault] = []
 
     def fail(self, cause: Cause, tag: str, text: str, **values: int) -> None:
-        """An error line with its cause."""
+        """Record an error line with its cause."""
         self.error(tag, text)
         self.faults.append(Fault(cause, f"{tag}: {text}", values))
 
     def note(self, cause: Cause, tag: str, text: str, **values: int) -> None:
-        """A cause of which the console says nothing."""
+        """Record a cause that the console does not mention."""
         self.faults.append(Fault(cause, f"{tag}: {text}", values))
 
     def error(self, tag: str, text: str) -> None:
@@ -324,12 +324,14 @@ def bootloader_info(
 
 
 def _has_texts(image: bytes) -> bool:
-    """A bootloader built to log nothing, or in binary (v6), does not show its rules."""
+    """Whether the rules can be read off the log texts, which a silent build or v6's binary log
+    lacks.
+    """
     return b"invalid segment length" in image
 
 
 def _rules_of(image: bytes) -> Rules:
-    """The rules that a bootloader was built with, by what it says when they are broken."""
+    """The rules that a bootloader was built with, told by the error texts in its image."""
     style = "full"
     if b"chip revision check failed" in image:
         style = "required"

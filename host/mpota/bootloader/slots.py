@@ -51,13 +51,13 @@ def slot_states(firmware: Firmware, flash_size: int) -> tuple[SlotState, ...]:
 
 
 def boots_next(firmware: Firmware, flash_size: int) -> Partition | None:
-    """What the bootloader starts at the next reset, by its model; None: nothing."""
+    """The app that the bootloader starts at the next reset, by its model; None: nothing."""
     flash = MemoryFlash(firmware.flash, flash_size)
     return boot(flash, table_offset=firmware.table_offset).starts
 
 
 def place_of_next(firmware: Firmware, flash_size: int) -> tuple[int, int]:
-    """Where the app stands that starts at the next reset: (start, end), (0, 0) if nothing does."""
+    """Flash addresses (start, end) of the app that starts at the next reset; (0, 0) if none."""
     running = boots_next(firmware, flash_size)
     if running is None:
         return (0, 0)
@@ -68,10 +68,10 @@ def place_of_next(firmware: Firmware, flash_size: int) -> tuple[int, int]:
 
 
 def next_slot(firmware: Firmware, flash_size: int) -> Partition:
-    """The slot for an update: behind the one with the app to rely on, so that this stays whole.
+    """The slot for an update: the one behind the app that is proven, which is never overwritten.
 
     As esp_ota_ops.c: esp_ota_get_next_update_partition; but an app that has not confirmed itself
-    is nothing to rely on. Raises MpotaError if the table has no otadata, or no slot is free.
+    does not count as proven. Raises MpotaError if the table has no otadata, or no slot is free.
     """
     slots = firmware.table.counted_slots
     if firmware.table.slots and not slots:
@@ -95,7 +95,7 @@ def next_slot(firmware: Firmware, flash_size: int) -> Partition:
 
 
 def _proven_app(firmware: Firmware, flash_size: int) -> Partition | None:
-    """What boots next if an update that is not confirmed yet is rolled back."""
+    """The app that boots if an update that is not confirmed yet is rolled back."""
     partition, records = firmware.table.otadata, firmware.otadata
     active = active_record(records) if records else None
     if partition is not None and records is not None and active is not None:

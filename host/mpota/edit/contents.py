@@ -49,7 +49,7 @@ def extract(firmware: Firmware, name: str | None = None) -> bytes:
 
 
 def _new_bootloader(firmware: Firmware, data: bytes) -> Image:
-    """A bootloader to put in place of the firmware's, set to the firmware's flash size."""
+    """``data`` as the firmware's new bootloader, its header set to the firmware's flash size."""
     image = Image.from_bytes(data)
     if signature_size(data, image.size):
         raise MpotaError(

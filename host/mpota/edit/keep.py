@@ -18,9 +18,9 @@ from mpota.units import SECTOR_SIZE, align_down
 
 
 class Kept(NamedTuple):
-    """Contents for partitions of the new table by label, and changes for what it has no entry for.
+    """Contents for partitions of the new table by label, and changes for places without an entry.
 
-    ``labels`` are the places in which files are kept, ``whole`` those that are kept as they are.
+    ``labels`` are the file systems whose files are kept, ``whole`` partitions kept as they are.
     """
 
     contents: Mapping[str, bytes] = MappingProxyType({})
@@ -29,7 +29,7 @@ class Kept(NamedTuple):
     whole: frozenset[str] = frozenset()
 
     def tell(self, rows: Iterable[Difference]) -> tuple[Difference, ...]:
-        """The rows of `mpota.firmware.changes.differences`, with what becomes of what is kept."""
+        """``rows`` of `mpota.firmware.changes.differences`, with what is kept added to them."""
         return tuple(self._told(row) for row in rows)
 
     def _told(self, row: Difference) -> Difference:
@@ -44,10 +44,10 @@ class Kept(NamedTuple):
 
 
 def kept_on_board(firmware: Firmware, layout: Layout, board_size: int, *, keep_files: bool) -> Kept:
-    """What has to be written so that a board goes on as it was, as far as ``layout`` lets it.
+    """What has to be written so that a board keeps its files, its nvs where that fits, and the
+    app that boots, as far as ``layout`` allows.
 
-    ``board_size`` are the bytes of its flash chip. Beside its files it keeps its nvs, where that
-    fits, and which app boots. Raises MpotaError as `kept_files` does.
+    ``board_size`` are the bytes of its flash chip. Raises MpotaError as `kept_files` does.
     """
     files = kept_files(firmware, layout, board_size, keep_files=keep_files)
     nvs = _kept_nvs(firmware, layout)
@@ -61,10 +61,10 @@ def kept_files(firmware: Firmware, layout: Layout, flash_size: int, *, keep_file
     ``flash_size`` is what MicroPython will see. A file system goes where its label goes, and the
     one that MicroPython puts behind a table without ``vfs`` counts as such. Raises MpotaError if
     one of them is no intact littlefs, or if its files do not fit. Without ``keep_files`` they
-    become blank, also the one that no entry of the table tells of.
+    become blank, the one that the table has no entry for as well.
     """
     if not keep_files and firmware.flash.end <= firmware.table.end:
-        return Kept()  # the table's own are blanked by the change of the table
+        return Kept()  # partitions that move are blanked by the change of the table anyway
     from mpota.filesystem.block_device import MemoryDevice, is_blank
 
     contents: dict[str, bytes] = {}
@@ -91,7 +91,7 @@ def _hint(error: MpotaError) -> str | None:
     from mpota.filesystem.littlefs import FAT, OtherContentError
 
     if isinstance(error, OtherContentError) and error.kind == FAT:
-        return error.hint  # MicroPython mounts it: nobody is told to drop what is in it
+        return error.hint  # MicroPython mounts it: no advice to give its files up
     return "--drop-files makes the file system blank"
 
 
@@ -134,7 +134,7 @@ def _otadata_for(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
     index = next((i for i, s in enumerate(slots) if layout.sources.get(s.label) == app), None)
     has_factory = any(p.is_app and p.slot is None for p in layout.table)
     if index is None or (index == 0 and not has_factory):
-        return {}  # what boots without a record is the app
+        return {}  # the same app boots with blank otadata
     return {otadata.label: OtaRecord.selecting(index + 1, OtaState.VALID).to_bytes()}
 
 
@@ -152,6 +152,9 @@ def _kept_nvs(firmware: Firmware, layout: Layout) -> dict[str, bytes]:
 
 
 def _nvs_fits(data: bytes, size: int) -> bool:
-    """Its pages are independent of each other, and it needs a blank one: nvs_pagemanager.cpp."""
+    """Whether the used pages fit, and a blank one, which NVS needs (nvs_pagemanager.cpp).
+
+    Pages are independent of each other, so the rest may be cut off.
+    """
     pages = (data[start : start + SECTOR_SIZE] for start in range(0, size, SECTOR_SIZE))
     return len(data) <= size and any(not page.strip(b"\xff") for page in pages)

@@ -74,7 +74,7 @@ def resize_on_board(
 
 
 def _check_oversized(firmware: Firmware, layout: Layout) -> None:
-    """Raises MpotaError for an app that did not fit its partition and does not fit it now."""
+    """Raises MpotaError for an app that overran its partition before, and still does."""
     for label, old in layout.sources.items():
         if old in firmware.oversized and layout.table[label].size < firmware.app(old).size:
             firmware.check_fits(old)

@@ -41,7 +41,7 @@ BLANK, FAT, NO_FILE_SYSTEM = "blank", "FAT", "no file system"
 
 
 class OtherContentError(MpotaError):
-    """A region holds no littlefs of MicroPython's: ``kind`` says in a word or two what it does."""
+    """A region holds no littlefs of MicroPython's; ``kind`` is what it holds, in a word or two."""
 
     def __init__(self, message: str, hint: str, kind: str) -> None:
         super().__init__(message, hint)
@@ -307,7 +307,7 @@ class Writer:
 
         with self._operation(path) as name:
             for kind, value in attrs.items():
-                if value:  # littlefs-python cannot set an empty one
+                if value:  # littlefs-python cannot set an empty attribute
                     lfs.setattr(self._mounted, name, kind, value)
 
     def remove(self, path: str) -> None:
@@ -472,7 +472,7 @@ def _config(
         prog_size=BLOCK_SIZE,
         cache_size=BLOCK_SIZE,
         lookahead_size=512,
-        block_cycles=-1,  # what is written from a desk wears nothing out: move no directories
+        block_cycles=-1,  # no wear levelling: a desk writes seldom, so directories stay in place
         inline_max=_INLINE_MAX,
         disk_version=disk_version,
     )
@@ -521,8 +521,8 @@ _REACHED_BY = {
 
 
 def find_kind(start: bytes) -> str | None:
-    """What the first two blocks hold that is no littlefs 2, a key of `_REACHED_BY`, or None."""
-    for sector in (start, start[BLOCK_SIZE:]):  # behind a first one that ESP-IDF's levelling keeps
+    """What the first two blocks hold in place of a littlefs 2: a key of `_REACHED_BY`, or None."""
+    for sector in (start, start[BLOCK_SIZE:]):  # ESP-IDF's wear levelling may keep the first one
         names = (sector[54:62], sector[82:90], sector[3:11])  # FAT12/16, FAT32, exFAT
         if sector[510:512] == b"\x55\xaa" and any(b"FAT" in name for name in names):
             return FAT

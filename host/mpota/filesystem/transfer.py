@@ -113,7 +113,7 @@ def remove(file_system: FileSystem, paths: Iterable[str], *, recursive: bool = F
                 raise UsageError(f"'{path}' is a directory", "use -r to remove it")
             below = [p for p, _ in file_system.volume.walk(entry, path)] if entry.is_dir else []
             doomed.update(dict.fromkeys([*reversed(below), path]))
-    # What is inside a directory goes first, whichever pattern named it.
+    # A directory's contents go before it, whichever pattern named them.
     gone = sorted(doomed, key=lambda path: path.count("/"), reverse=True)
     with file_system.writing() as writer:
         for path in gone:

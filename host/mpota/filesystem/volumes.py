@@ -87,7 +87,7 @@ class Volumes:
 
     @property
     def disk_version(self) -> int:
-        """Of a new littlefs: what the firmware makes itself, 2.0 where nothing tells it."""
+        """The version for a new littlefs: the one that the firmware makes, 2.0 if that is unknown."""
         return disk_version(self._firmware.release if self._firmware else None)
 
     def partition(self, label: str | None = None) -> Partition:
@@ -123,7 +123,7 @@ class Volumes:
         return f"{name_release(release)} mounts a partition '{VFS}': mpota resize --add {VFS}=fat:0"
 
     def check(self, label: str) -> tuple[str, ...]:
-        """All that is wrong with a littlefs, and why MicroPython does not mount an intact one."""
+        """What is wrong with a littlefs, or why MicroPython does not mount it though it is intact."""
         file_system = self.file_system(label)
         problems = file_system.check()
         release = self._firmware.release if self._firmware else None
@@ -214,12 +214,12 @@ def open_volumes(
     data = read_file(path)
     image, volumes, flash = _in_file(data, path.name, table_offset)
     yield volumes
-    # As long as it was, or up to the last byte written.
+    # The file keeps its length, or grows to the last byte written.
     changed = flash.read(image.base, max(image.end, flash.written_end) - image.base)
     if output is not None:
         write_file(output, changed)
     elif changed != data:
-        if not os.access(path, os.W_OK):  # a rename would replace it all the same
+        if not os.access(path, os.W_OK):  # else the rename would replace a read-only file
             raise UsageError(f"'{path}' is read-only", "write another file: -o OUT")
         write_file(path, changed)
 

@@ -129,7 +129,7 @@ def apply(data: bytearray, base: int, changes: Iterable[Change]) -> None:
     """Make the changes in ``data``, which stands at flash address ``base``; it grows as needed."""
     for change in changes:
         start = change.offset - base
-        # A file ends where its contents end: what is erased behind that needs no bytes.
+        # A file ends where its contents end: flash that is erased behind that adds no bytes.
         size = min(change.size, max(len(change.data), len(data) - start))
         if size <= 0:
             continue
@@ -142,7 +142,7 @@ def _partition_changes(
     source: Source, layout: Layout, contents: Mapping[str, bytes]
 ) -> Iterable[Change]:
     sources = layout.sources
-    # Contents are read before anything is written: a move may overwrite where it comes from.
+    # Read all contents before writing any: a move may overwrite its own source.
     for new in layout.table:
         old = sources.get(new.label)
         if new.label in contents:
@@ -150,7 +150,7 @@ def _partition_changes(
         elif new.is_otadata or old is None or _is_reset(old, new):
             yield _write(new, b"")
         elif old.offset != new.offset or new.size != old.size:
-            # Grown where it is: its bytes stand there, unless its app ran over the end.
+            # It grows in place: its bytes are there already, unless its app ran over the end.
             content = source.content(old)
             if len(content) > new.size:
                 raise MpotaError(

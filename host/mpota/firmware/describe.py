@@ -57,8 +57,9 @@ class AppFacts:
 
 
 class BrokenApp(NamedTuple):
-    """An app partition that holds something else than an intact app: why, and what can be read of
-    it. ``whole_segments`` of ``segments`` that its header announces are there; (0, 0) without one.
+    """An app partition without an intact app: why, and what can be read of it.
+
+    ``whole_segments`` of the ``segments`` that its header announces are there; 0 without a header.
     """
 
     partition: Partition
@@ -206,7 +207,7 @@ def _otadata_problems(firmware: Firmware) -> Iterator[MpotaError]:
 
 
 def _cut_before_apps(flash: FileImage, name: str, table_offset: int) -> MpotaError | None:
-    """What is wrong with a file whose bootloader is whole, and that ends before its table does."""
+    """What is wrong with a file that ends before its table does, though its bootloader is whole."""
     if flash.end >= table_offset + TABLE_SIZE or _bootloader(flash, table_offset) is None:
         return None
     with suppress(MpotaError):
@@ -214,7 +215,7 @@ def _cut_before_apps(flash: FileImage, name: str, table_offset: int) -> MpotaErr
             return None
     is_before = flash.end <= table_offset
     if is_before and find_table_hint(flash, flash.end) is not None:
-        return None  # it stands elsewhere
+        return None  # the table stands at another offset
     return MpotaError(
         f"{name}: the file ends at flash offset {flash.end:#x}, {'before' if is_before else 'in'} "
         f"the partition table, which stands at {table_offset:#x}"
@@ -289,7 +290,7 @@ def _describe_parts(
 
 
 def _bytes_of(flash: FlashContents, partition: Partition) -> bytes:
-    """As far as the flash, or the file, reaches."""
+    """The partition's bytes, as far as the flash or the file reaches."""
     size = max(0, min(partition.size, flash.end - partition.offset))
     return flash.read(partition.offset, size)
 

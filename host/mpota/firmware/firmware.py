@@ -47,8 +47,8 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, align_up
 _MAX_CSV_SIZE = 64 * KiB
 _DOWNLOAD = "download the file itself: the link led to a page about it, or to an error"
 _MISPLACED_END = 0x8000
-_TEXTS_SIZE = 512 * KiB  # of an app: its read-only data, with MicroPython's version, comes first
-_TABLE_SEARCH_END = 0x20000  # a table further up is for the user to point out
+_TEXTS_SIZE = 512 * KiB  # an app starts with its read-only data, MicroPython's version in it
+_TABLE_SEARCH_END = 0x20000  # tables behind it are not searched for: the user names the offset
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Firmware:
 
     @property
     def is_dump(self) -> bool:
-        """The contents begin in front of the bootloader, or reach the end of the flash."""
+        """Whether the contents begin before the bootloader, or reach the end of the flash."""
         return self.flash.base < self.chip.bootloader_offset or self.flash.end >= self.flash_size
 
     def read(self, partition: Partition) -> bytes:
@@ -156,8 +156,9 @@ class Firmware:
         return self.flash.read(partition.offset, partition.size)
 
     def content(self, partition: Partition) -> bytes:
-        """What is in a partition: the app, or all bytes up to the blank end; of an app that does
-        not fit all of it, and nothing of what it runs into.
+        """The app in a partition, else all bytes up to the blank end.
+
+        An app that overruns its partition is given whole; the partition that it runs into is empty.
         """
         if self._is_run_into(partition):
             return b""
@@ -169,7 +170,7 @@ class Firmware:
             try:
                 return App.from_bytes(data).to_bytes()
             except MpotaError:
-                pass  # not an app, or half of one: its bytes are all there is to keep
+                pass  # no app, or half of one: keep the bytes as they are
         return data.rstrip(b"\xff")
 
     def layout(self) -> Layout:
@@ -186,9 +187,9 @@ class Firmware:
 
     @cached_property
     def release(self) -> Release | None:
-        """MicroPython's release in the app that this firmware is about; None: nothing tells it.
+        """MicroPython's release in the app that this firmware is about; None if it is unknown.
 
-        Of a board's flash no more is read than up to where that text stands.
+        A board's flash is read only as far as that text.
         """
         for partition in self._candidates():
             if self.flash.read(partition.offset, 1) == bytes([IMAGE_MAGIC]):
@@ -208,13 +209,13 @@ class Firmware:
     def unlisted_vfs(self, flash_size: int) -> Partition | None:
         """The file system that MicroPython adds behind the table: `mpota.firmware.layout`."""
         found = unlisted_vfs(self.table, flash_size, None)
-        # The release, which takes a board seconds to tell, decides only where none is there yet.
+        # Reading the release takes seconds on a board, and matters only if there is none yet.
         if found is None or is_littlefs(self.flash.read(found.offset, 2 * SECTOR_SIZE)):
             return found
         return unlisted_vfs(self.table, flash_size, self.release)
 
     def is_blank(self, partition: Partition) -> bool:
-        """Nothing is written in the partition, as far as the contents reach."""
+        """Whether the partition is erased, as far as the contents reach."""
         size = min(partition.size, max(0, self.flash.end - partition.offset))
         return self.flash.read(partition.offset, size).count(0xFF) == size
 
@@ -223,7 +224,7 @@ class Firmware:
         if partition in self._apps:
             return self._apps[partition]
         try:
-            # Where a file ends early its app is truncated, not full of 0xFF.
+            # Where a file ends early, its app is truncated, not filled up with 0xFF.
             known = max(0, min(partition.size, self.flash.end - partition.offset))
             if not known:
                 raise MpotaError(f"the file ends at flash offset {self.flash.end:#x}, before it")
@@ -334,7 +335,7 @@ class Firmware:
             self._check_tail(partition.label, partition.offset, size, partition.size)
 
     def _check_tail(self, name: str, offset: int, size: int, room: int) -> None:
-        """Blank is the rest of the last sector, and the place where a digest would be."""
+        """Raises MpotaError unless the rest of the last sector, and a digest's place, are blank."""
         end = offset + size
         rest = max(align_up(size, SECTOR_SIZE), align_up(size + DIGEST_SIZE, 16)) - size
         tail = self.flash.read(end, max(0, min(rest, room - size)))
@@ -359,8 +360,8 @@ class Firmware:
 
 
 def boot_order(table: PartitionTable) -> list[Partition]:
-    """The app partitions in the order in which the bootloader would start them, by a blank otadata;
-    those that it never starts at the end.
+    """The app partitions in the order in which the bootloader tries them while otadata is blank;
+    those that it never starts come last.
     """
     order = [p for p in table.apps if p.subtype == FACTORY]
     # bootloader_utility.c: index_to_partition knows no slot from the number of slots on.
@@ -385,7 +386,7 @@ def find_base(data: bytes, name: str = "file") -> int:
             base = header.chip.bootloader_offset
         except MpotaError as error:
             raise MpotaError(f"{name}: {error}", error.hint) from None
-        # As long as a flash, and too long to stand where the chip has its bootloader.
+        # A file as long as a whole flash: it would not fit behind the bootloader's offset.
         if base and len(data) in FLASH_SIZES and base + len(data) > (header.flash_size or 0):
             _check_place(FileImage(0, data), name)
         return base
@@ -403,7 +404,7 @@ def find_base(data: bytes, name: str = "file") -> int:
 
 
 def is_app_image(data: bytes) -> bool:
-    """``data`` starts with an app image, intact or not, instead of a bootloader."""
+    """Whether ``data`` starts with an app image, intact or not, rather than a bootloader."""
     return is_app(data)
 
 
@@ -435,9 +436,8 @@ def _read_table(flash: FlashContents, name: str, table_offset: int) -> Partition
     data = flash.read(table_offset, TABLE_SIZE)
     try:
         table = PartitionTable.from_bytes(data)
-        # A damaged table may speak of gigabytes. What the header declares is no limit: it may be
-        # what has to be mended.
-        # Tables that break other rules boot: what is odd in them is for `oddities` to say.
+        # A damaged table may claim gigabytes. The flash size in the header is no limit here: it
+        # may be what has to be mended. Tables that break other rules boot: see `oddities`.
         table.check_readable(FLASH_SIZES[-1])
     except MpotaError as error:
         hint = error.hint
@@ -448,7 +448,7 @@ def _read_table(flash: FlashContents, name: str, table_offset: int) -> Partition
 
 
 def find_table_hint(flash: Reader, end: int = _TABLE_SEARCH_END) -> str | None:
-    """What to do about a table that stands elsewhere, None if none is found below ``end``."""
+    """The advice where a table stands at another offset, None if none is found below ``end``."""
     for offset in range(0, min(_TABLE_SEARCH_END, end), SECTOR_SIZE):
         try:
             PartitionTable.from_bytes(flash.read(offset, TABLE_SIZE))
@@ -514,11 +514,11 @@ def read_table(
 
 
 def is_table(data: bytes) -> bool:
-    """``data`` is a partition table alone, valid or not: binary, or text."""
+    """Whether ``data`` is a partition table alone, valid or not: binary, or text."""
     return data[:2] == ENTRY_MAGIC or _text(data) is not None
 
 
-_OTHER_FILES = (  # how they start, what they are, what to do; in small letters
+_OTHER_FILES = (  # start of the file in lower case, what it is, what to do
     (b"<!doctype html", "a web page", _DOWNLOAD),
     (b"<html", "a web page", _DOWNLOAD),
     (b"<?xml", "a web page or another XML file", _DOWNLOAD),
@@ -533,7 +533,7 @@ _OTHER_FILES = (  # how they start, what they are, what to do; in small letters
 
 
 def check_no_other(data: bytes, name: str) -> None:
-    """What people have beside firmware, and what a failed download leaves under its name."""
+    """Raises MpotaError for files that are often taken for firmware, and for failed downloads."""
     if is_esp8266(data):
         raise MpotaError(
             f"{name} is an image for the ESP8266, not for an ESP32",
@@ -560,8 +560,8 @@ _ESP8266_MAGICS = (0xE9, 0xEA)  # esptool: ESP8266ROMFirmwareImage, ESP8266V2Fir
 
 
 def is_esp8266(data: bytes) -> bool:
-    """``data`` starts with an image for the ESP8266: behind 8 bytes of header stands the first
-    segment's address, where an ESP32's header has pins.
+    """Whether ``data`` starts with an image for the ESP8266: behind 8 bytes of header it has the
+    first segment's address, where an ESP32's header has pins.
     """
     if len(data) < 16 or data[0] not in _ESP8266_MAGICS or not 1 <= data[1] <= 16:
         return False
@@ -572,7 +572,7 @@ def is_esp8266(data: bytes) -> bool:
 
 
 def _looks_encrypted(data: bytes) -> bool:
-    """A page where the bootloader should be holds nearly all byte values, about evenly."""
+    """Whether the bootloader's place holds nearly all byte values, about evenly."""
     if any(_has_header(data, at) for at in (0, *(chip.bootloader_offset for chip in CHIPS))):
         return False
     for start in (0x1000, 0x2000, 0):
@@ -583,7 +583,7 @@ def _looks_encrypted(data: bytes) -> bool:
 
 
 def _has_header(data: bytes, offset: int) -> bool:
-    """An image of a known chip may start at ``offset``."""
+    """Whether an image of a known chip may start at ``offset``."""
     raw = data[offset : offset + HEADER_SIZE]
     if len(raw) < HEADER_SIZE or raw[0] != IMAGE_MAGIC:
         return False
@@ -610,7 +610,7 @@ def _check_place(flash: FlashContents, name: str) -> None:
 
 
 def _text(data: bytes) -> str | None:
-    """The text that ``data`` is, None if it is binary. gen_esp32part.py: get_encoding."""
+    """``data`` decoded as text, None if it is binary. gen_esp32part.py: get_encoding."""
     if len(data) > _MAX_CSV_SIZE:
         return None
     is_utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

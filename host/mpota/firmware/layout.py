@@ -32,7 +32,7 @@ from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up,
 
 LAYOUTS = ("single", "ota", "romfs")
 ROMFS_SUBTYPE = 0x8F  # MicroPython: ports/esp32/partitions-4MiB-romfs.csv
-FAT_SUBTYPE = 0x81  # what MicroPython's own tables give its file system, whatever is in it
+FAT_SUBTYPE = 0x81  # MicroPython's own tables say "fat" for its file system, littlefs too
 
 MIN_FILE_SYSTEM = 64 * KiB
 # MicroPython gives its apps this much where the flash has room for it:
@@ -42,7 +42,7 @@ _ROOMY_APP = 0x270000
 _USUAL_APP = 0x180000  # ports/esp32/partitions-4MiB-ota.csv
 _ROMFS_SIZE = 0x20000
 
-# Subtypes for names that do not say theirs, as in mp-image-tool-esp32's table strings.
+# Subtypes of labels that are no subtype's name, as in mp-image-tool-esp32's table strings.
 _USUAL_SUBTYPES = {"otadata": "ota", "vfs": "fat", "phy_init": "phy", "romfs": "0x8f"}
 
 
@@ -365,7 +365,7 @@ class Edits(NamedTuple):
     def apply(self, layout: Layout) -> Layout:
         """The edited layout, checked. Raises MpotaError or UsageError, as the edits do."""
         if self.arrange or self.table:
-            # The new table need not hold what the old one does in a smaller flash.
+            # In a smaller flash only the new table has to fit, not the old one that it replaces.
             layout = replace(layout, flash_size=self.flash_size or layout.flash_size)
         elif self.flash_size is not None:
             layout = layout.resize_flash(self.flash_size)

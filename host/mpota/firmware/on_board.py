@@ -1,4 +1,4 @@
-"""The firmware on a board: its flash is told what its places are called."""
+"""The firmware on a board, whose flash learns the names of its places for progress lines."""
 
 from __future__ import annotations
 

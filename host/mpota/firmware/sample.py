@@ -59,7 +59,7 @@ _LEAST_CODE = 0x100
 _MMU_PAGE_BITS = 16  # 64 KiB
 _STARTUP_SIZE = 0x2800  # iram_seg of bootloader.memory.ld.in, right below iram_loader_seg
 _BOOTLOADER_BSS_SIZE = 0x120
-# Noise is drawn from so many words of so many bytes: zlib makes two thirds of it, as of firmware.
+# Noise repeats this many words of this many bytes: zlib packs it to two thirds, as firmware.
 _WORDS, _WORD_SIZE = 16384, 4
 # What a bootloader without its info lines still says; check reads the release's habits off these.
 _BOOTLOADER_TEXTS = (

@@ -39,7 +39,7 @@ _DIRECTORY_END = struct.Struct("<4s4H2IH")
 _LOCATOR_64 = b"PK\x06\x07"
 _LOCATOR_64_SIZE = 20
 _SAMPLES = 8  # sectors of a write that tell whether it is of this board
-# What zipfile and json raise for bytes that are not theirs.
+# What zipfile and json raise for damaged or foreign bytes.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -57,8 +57,8 @@ _DAMAGE = (
 class Backup:
     """``mac`` in hex and ``flash_size`` tell the board, ``change`` what was done to it in words.
 
-    ``areas`` are all the places that got another use, ``writes`` what of them, (offset, size), was
-    really written, in order.
+    ``areas`` are all the places that got another use, ``writes`` the parts of them, (offset, size),
+    that were really written, in order.
     """
 
     chip: str
@@ -200,7 +200,7 @@ def load_journal(board: BoardFlash, unfinished: Path, change: str) -> Backup:
             f"run that again, or take it back: mpota restore {unfinished} {board.name}",
         )
     strange = [step for step in backup.steps if not _is_known(board, step)]
-    if len(strange) > 1:  # one may have been cut off
+    if len(strange) > 1:  # a single one may be the write that a power cut interrupted
         raise MpotaError(
             f"{board.name}: the flash at {strange[0].offset:#x} ({strange[0].what}) holds nothing "
             f"that {unfinished} knows of: the board was changed since",
@@ -297,7 +297,7 @@ def _check_directory(file: BinaryIO, size: int) -> None:
 
 
 def _check_places(what: str, places: Sequence[tuple[int, int]], flash_size: int) -> None:
-    """Whole sectors in the flash, altogether no more than it has."""
+    """Raises MpotaError unless all are whole sectors in the flash, together no more than it has."""
     if not 0 < flash_size <= _MAX_FLASH_SIZE:
         raise ValueError(f"a flash of {flash_size:#x} bytes")
     for offset, size in places:
@@ -329,9 +329,9 @@ def _read(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _is_known(board: BoardFlash, step: Step) -> bool:
-    """Whether most of what stands there is what the change found or made, by some of its sectors.
+    """Whether most sectors of a sample hold what the change found or made there.
 
-    The program on the board may have run meanwhile, and have changed a little.
+    Not all, since the program on the board may have run meanwhile, and have changed a little.
     """
     count = step.size // SECTOR_SIZE
     starts = [index * count // min(count, _SAMPLES) * SECTOR_SIZE for index in range(_SAMPLES)]

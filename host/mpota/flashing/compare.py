@@ -68,7 +68,7 @@ def _kinds(expected: bytes, found: bytes, ranges: tuple[tuple[int, int], ...]) -
     shift = _find_shift(expected, found, first)
     wrong = b"".join(found[start:end] for start, end in ranges)
     erased, zeroed = wrong.count(0xFF), wrong.count(0)
-    # Bytes that happen to be right do not end a truncation: all behind its start is filler.
+    # A truncation goes on over bytes that are right by chance: all behind its start is filler.
     for value, word in ((0xFF, "erased"), (0, "zeroed")):
         tail = found[first:]
         if tail.count(value) == len(tail) and first == 0:
@@ -116,7 +116,7 @@ def _only_flips(expected: bytes, found: bytes, ranges: tuple[tuple[int, int], ..
 
 def _find_shift(expected: bytes, found: bytes, first: int) -> tuple[int, int] | None:
     """Where a shift starts, and by how many bytes what follows is too late (or, below 0, early)."""
-    # The first wrong byte may be behind the true start, where neighbours happen to be alike.
+    # The shift may begin before the first wrong byte, where neighbours are alike by chance.
     for start in range(max(0, first - 4), min(first + 4 * _PROBE_SIZE, len(expected)), 4):
         probe = expected[start : start + _PROBE_SIZE]
         if len(probe) < _PROBE_SIZE or len(set(probe)) < _PROBE_SIZE // 8:

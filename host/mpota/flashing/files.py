@@ -91,7 +91,7 @@ def moved_files(lost: Iterable[LostFiles]) -> Mapping[str, bytes]:
 
 def back_up(files: LostFiles, mac: str, folder: Path) -> Path:
     """Write a file system to a file of its own, which `mpota fs` reads; none is overwritten."""
-    label = re.sub(r"[^A-Za-z0-9_-]", "_", files.old.label)  # the board's word
+    label = re.sub(r"[^A-Za-z0-9_-]", "_", files.old.label)  # a label may hold any bytes
     stem = f"mpota-files-{mac}-{label}"
     names = (folder / f"{stem}{f'-{number}' if number else ''}.bin" for number in range(10_000))
     path = next(name for name in names if not os.path.lexists(name))

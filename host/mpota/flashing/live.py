@@ -166,7 +166,7 @@ def check_flashable(board: BoardFlash, firmware: Firmware, *, force: bool = Fals
         block_revision=board.block_revision,
     )
     if not check.is_ok and not force:
-        # What is wrong with an app tells more than that none boots.
+        # An app's own fault says more than "nothing boots".
         causes = sorted(check.findings, key=lambda found: found.where == "boot")
         cause = causes[0].cause if causes else "nothing boots"
         raise MpotaError(
@@ -195,7 +195,7 @@ def _app_changes(firmware: Firmware) -> Iterator[Change]:
 def _data_changes(
     board: BoardFlash, firmware: Firmware, old: Firmware | None, *, keeps_data: bool
 ) -> Iterator[Change]:
-    """What the file has bytes for; blanks where the board holds something that does not belong."""
+    """Writes of what the file has bytes for; erases where the board holds anything foreign."""
     for partition in _data_partitions(firmware, board.size):
         data = firmware.flash.read(partition.offset, partition.size).rstrip(b"\xff")
         is_kept = keeps_data and not partition.is_otadata and _is_kept(board, partition, old)
@@ -214,7 +214,7 @@ def _fixed_changes(firmware: Firmware) -> Iterator[Change]:
 
 
 def _data_partitions(firmware: Firmware, flash_size: int) -> Iterator[Partition]:
-    """All that is no app, and the file system that MicroPython makes where no entry has one."""
+    """All partitions but the apps, and the file system that MicroPython adds behind the table."""
     yield from (p for p in firmware.table if p.type == DATA)
     unlisted = firmware.unlisted_vfs(flash_size)
     if unlisted is not None:
@@ -223,13 +223,13 @@ def _data_partitions(firmware: Firmware, flash_size: int) -> Iterator[Partition]
 
 def _is_kept(board: BoardFlash, partition: Partition, old: Firmware | None) -> bool:
     if old is None:
-        # After a `flash` that was interrupted the table may be gone, but not the data.
+        # An interrupted `flash` may have cost the table, and left the data whole.
         return _holds_own_content(board, partition)
     return partition in _data_partitions(old, board.size)
 
 
 def _holds_own_content(board: BoardFlash, partition: Partition) -> bool:
-    """Whether what stands there looks like an nvs or a file system made for this partition."""
+    """Whether the board holds an nvs or a file system there that was made for this partition."""
     head = board.read(partition.offset, SECTOR_SIZE)
     if (partition.type, partition.subtype) == (DATA, DATA_NVS):
         return int.from_bytes(head[:4], "little") in LOADED_STATES

@@ -1,7 +1,7 @@
 """Changes to the flash of a live board: in which order, and what a power cut would leave.
 
-What is said of power cuts is not a rule of thumb: the bootloader's model is let loose on the flash
-as a cut in each step would leave it.
+What a plan says of power cuts is computed: the bootloader's model boots the flash as a cut in each
+step would leave it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def kept_size(self) -> int:
-        """Bytes of the changes that are there already, blank sectors not counted."""
+        """XX"""
         return sum(
             SECTOR_SIZE
             for area in self.areas
@@ -130,7 +130,7 @@ def _area(flash: ReadOnlyFlash, change: Change) -> Step:
 
 
 def _differing(area: Step) -> Iterator[Step]:
-    """The sectors that differ from what is there, neighbours together.
+    """The sectors that differ from the flash, neighbours joined.
 
     In large places gaps are written as well: whole blocks erase faster than their sectors.
     """
@@ -149,7 +149,7 @@ def _differing(area: Step) -> Iterator[Step]:
 
 
 def _cuts(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """What cuts within these steps can leave: the first sector erased, or all, or all but one."""
+    """What power cuts in these steps can leave: the first sector erased, or all, or all but one."""
     first, last = steps[0], steps[-1]
     yield [_erased(first, 0, SECTOR_SIZE)]
     yield [_erased(step, 0, step.size) for step in steps]

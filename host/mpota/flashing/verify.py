@@ -107,7 +107,7 @@ def find_regions(
         if region.name == wanted:
             return [region]
     if firmware.table.find(partition) is None:
-        # A slot that only the board's table has: it was updated with this file's app.
+        # The app may be in a slot that only the board's table has: an update brought it there.
         app = firmware.app(firmware.app_partition).to_bytes()
         return [Expected(partition, _offset_of(board, partition, table_offset), app)]
     raise MpotaError(f"{name} has nothing in partition '{partition}'")
@@ -116,7 +116,7 @@ def find_regions(
 def _app_region(
     board: BoardFlash, data: bytes, name: str, partition: str | None, table_offset: int
 ) -> Expected:
-    with suppress(MpotaError):  # of a file that is damaged all is compared
+    with suppress(MpotaError):  # a damaged file is compared whole
         data = read_app(data, name).to_bytes()
     if partition is not None:
         return Expected(partition, _offset_of(board, partition, table_offset), data)

@@ -82,7 +82,7 @@ def find_bootloader_desc(image: bytes | memoryview) -> BootloaderDesc | None:
     if len(data) < BOOTLOADER_DESC_SIZE or data[0] != BOOTLOADER_DESC_MAGIC:
         return None
     _, version, idf_ver, date_time = _BOOTLOADER_DESC.unpack_from(data)
-    # An app may start with the same byte: the description also names its ESP-IDF release.
+    # An app may start with the same byte, so the ESP-IDF release has to be there as well.
     if not _text(idf_ver).isprintable() or not _text(idf_ver):
         return None
     return BootloaderDesc(version, _text(idf_ver), _text(date_time))

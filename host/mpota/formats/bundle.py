@@ -27,11 +27,11 @@ from mpota.formats.thin import SUFFIX, make_thin
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
 
-_MAX_CONTENT = 64 * 1024 * 1024  # of an encoded payload: no board that MicroPython has holds more
+_MAX_CONTENT = 64 * 1024 * 1024  # bytes decoded from a payload: no board of MicroPython has more
 
 
 def is_bundle(data: bytes) -> bool:
-    """Does a file that starts with ``data`` look like a bundle? Its first member's name tells."""
+    """Whether a file that starts with ``data`` looks like a bundle, by its first member's name."""
     return data.startswith(MANIFEST_NAME.encode() + b"\0")
 
 

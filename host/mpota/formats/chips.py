@@ -25,7 +25,7 @@ _FREQ_48 = MappingProxyType({0xF: "48m", 0x0: "24m", 0x1: "16m", 0x2: "12m"})
 
 
 class EfuseField(NamedTuple):
-    """Bits of a register: its ``address`` in the eFuse controller, as its read registers lie."""
+    """Bits of an eFuse register; ``address`` is the register's offset in the eFuse controller."""
 
     address: int
     shift: int

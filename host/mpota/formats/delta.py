@@ -39,10 +39,10 @@ MAX_UNPACKED = 4608
 
 _HEAD = struct.Struct("<HHHH")
 _FAR = 255
-# So many bytes that differ, with few equal ones between them, are better given than edited.
+# Where this many bytes differ, with few equal ones between them, literals are smaller than edits.
 _CLUSTER = re.compile(rb"[^\0](?:\0?[^\0]){11,}")
 _NEVER = re.compile(rb"(?!)")
-_FEW = 100  # edits that need no thought
+_FEW = 100  # edits in a sector up to which no other encoding is tried
 _DIFFERENT = re.compile(rb"[^\0]")
 _EDIT_SIZE = 3  # bytes, if it is near the former one
 _FAR_SIZE = 3  # more, if not
@@ -51,7 +51,7 @@ _PIECE_SIZE = 8  # at most
 
 @dataclass(frozen=True)
 class Piece:
-    """``size`` bytes of the content: the base's from ``place`` on, or ``literal``."""
+    """``size`` bytes of the content: the base's from offset ``place`` on, or ``literal``."""
 
     size: int
     place: int
@@ -64,7 +64,7 @@ class Piece:
 
 @dataclass
 class _Code:
-    """What a frame, or a part of one, holds. ``start``: of the frame in the content."""
+    """The code in a frame, or in a part of one. ``start``: the frame's offset in the content."""
 
     start: int
     sectors: int = 0
@@ -261,7 +261,7 @@ def _describe(
         high = max(min(stretch.end, len(old) - stretch.distance), low)
         found = differences(old[low + stretch.distance : high + stretch.distance], new[low:high])
         spans = [(low + m.start(), low + m.end()) for m in literal.finditer(found)]
-        # What the old image does not reach is given as well.
+        # Behind the end of the old image there are only literals.
         outer = [(stretch.start, low), *spans, (high, stretch.end), (stretch.end, stretch.end)]
         at = stretch.start
         for start, stop in outer:

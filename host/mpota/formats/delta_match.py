@@ -1,4 +1,4 @@
-"""Where the parts of a new firmware stand in an old one, give or take some bytes.
+"""Finds the parts of a new firmware in an old one, where some of their bytes may differ.
 
 A build that changes little moves most of the code: the same instructions stand some bytes further
 on, but for addresses in them, which change every few bytes. So what is looked for is not equal
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from zlib import crc32
 
 _SEED = 6  # bytes that two places must have in common to be compared
-_STEP = 2  # places of the old image that are in the table: instructions start at even ones
-_PROBE = 32  # bytes that are compared
+_STEP = 2  # every second place of the old image is in the table: instructions are aligned to 2
+_PROBE = 32  # bytes that are compared at a place
 _GAIN = 8  # more of them must be equal than at the present distance (bsdiff's rule)
 _LEAST = 16  # equal bytes of a probe that make an alignment
-_PLACES = 16  # with the same seed, that are compared
+_PLACES = 16  # of the places with one seed this many are compared
 _RECENT = 12  # distances to try first
 _CHUNK = 1 << 15
 _BACK = 32  # bytes before the place where an alignment fails that may belong to the next one
@@ -73,7 +73,7 @@ class _Finder:
         self._old = old
         self._new = new
         self._recent = [0]
-        self.searched = 0  # bytes that the last search has passed
+        self.searched = 0  # bytes that the last search has skipped
         # The last place for each sum of a seed, and the one before for each place.
         places = len(old) // _STEP + 1
         self._mask = (1 << places.bit_length()) - 1

@@ -39,7 +39,7 @@ WINDOW_BITS = 12
 MAX_PACKED = 6656
 MAX_PACKED_DELTA = 4640
 MAX_SIZE = (1 << 30) - 1
-MAX_CONTENT = 32 * MiB  # that the desk holds at once: the largest flash that tables are made for
+MAX_CONTENT = 32 * MiB  # bytes decoded at once on the desk: the largest flash with a table
 
 _HEADER = struct.Struct("<4sBBBBI")
 _BASE = struct.Struct("<I32s")

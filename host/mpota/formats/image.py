@@ -141,7 +141,7 @@ class Image:
         fewer bytes than the segments announce. Says nothing of checksum and digest: see `check`.
         """
         header = ImageHeader.from_bytes(bytes(data[:HEADER_SIZE]))
-        header.chip  # noqa: B018 - raises for a chip that nobody knows
+        header.chip  # noqa: B018 - raises for an unknown chip
         if not 1 <= header.segment_count <= MAX_SEGMENTS:
             raise MpotaError(
                 f"image has segment count {header.segment_count}, allowed are 1 to {MAX_SEGMENTS}"
@@ -204,7 +204,7 @@ class Image:
             )
         if self.digest not in (None, self.computed_digest):
             stored, computed = self.data[self.body_size :].hex(), self.computed_digest.hex()
-            if stored[:16] == computed[:16]:  # those that are shown: it is behind them
+            if stored[:16] == computed[:16]:  # the message shows the bytes that differ
                 stored, computed = f"...{stored[-48:]}", f"...{computed[-48:]}"
             else:
                 stored, computed = f"{stored[:16]}...", f"{computed[:16]}..."
@@ -230,7 +230,7 @@ class Image:
         )
 
     def _with_body(self, body: bytes) -> Image:
-        """The digest behind these bytes made to fit, where there is one."""
+        """The image with ``body``, and with the digest of it where the header has one."""
         digest = hashlib.sha256(body).digest() if self.header.hash_appended else b""
         return replace(self, data=body + digest)
 

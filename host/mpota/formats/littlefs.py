@@ -24,7 +24,7 @@ BLOCK_SIZE = SECTOR_SIZE
 MAGIC = b"littlefs"
 MTIME = 1  # user attribute: ns since 1970, 8 bytes (MicroPython, extmod/vfs_lfs.c)
 MAX_NAME_SIZE = 255
-_MAX_PROBLEMS = 1000  # that are said
+_MAX_PROBLEMS = 1000  # that are listed: a damaged disk may have no end of them
 MAX_DEPTH = 100  # of directories: a limit of this module, for damage that nests without end
 DISK_VERSIONS = (0x20000, 0x20001)  # what MicroPython >= 1.22 mounts
 
@@ -130,7 +130,7 @@ class Entry:
 
 @dataclass
 class _Record:
-    """What the log says of one id: its name, where its content is, its attributes."""
+    """An id in the log: its name, where its content is, its attributes."""
 
     name: tuple[int, bytes] | None = None
     content: tuple[int, bytes] | None = None
@@ -259,7 +259,7 @@ class Volume:
                 continue
             try:
                 if not all(self._own(block, shown(path)) for block in self._chain(entry)):
-                    continue  # one shared block says enough
+                    continue  # one shared block is enough for a problem
             except MpotaError as error:
                 self.problems.append(f"{shown(path)}: {error}")
             if len(self.problems) > _MAX_PROBLEMS:
@@ -268,7 +268,7 @@ class Volume:
 
     @property
     def has_orphans(self) -> bool:
-        """A power cut left work that littlefs does before it writes the next time."""
+        """Whether a power cut left orphans, which littlefs mends before its next write."""
         return bool(self._gstate[0] >> 31)
 
     @property

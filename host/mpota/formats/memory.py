@@ -31,7 +31,7 @@ class Region:
         return self.start <= address < self.end
 
     def holds(self, other: Region) -> bool:
-        """The first and the last byte of ``other`` lie inside."""
+        """Whether the first and the last byte of ``other`` lie inside."""
         return other.start in self and other.end - 1 in self
 
     def overlaps(self, other: Region) -> bool:
@@ -80,7 +80,7 @@ class Memory:
 
     @property
     def is_one_bus(self) -> bool:
-        """Data and code have one address each, as on the newer RISC-V chips."""
+        """Whether RAM has one address for data and code, as on the newer RISC-V chips."""
         return self.dram == self.iram
 
     def is_mapped(self, address: int) -> bool:
@@ -344,10 +344,10 @@ def memory_map(chip: str, min_chip_rev: int = 0) -> Memory:
 
 
 def is_app(data: bytes | memoryview) -> bool:
-    """``data`` starts with an app image, intact or not: no bootloader, and so no merged firmware.
+    """Whether ``data`` starts with an app image, intact or not, and not with a bootloader.
 
-    An app says so by its description, which other frameworks leave out; or it has a segment that
-    flash is mapped for: bootloaders run from RAM alone.
+    An app has an app description, which other frameworks leave out, or a segment that is mapped
+    from flash: bootloaders run from RAM alone.
     """
     if len(data) < HEADER_SIZE or data[0] != IMAGE_MAGIC:
         return False

@@ -24,7 +24,7 @@ ENTRIES_OFFSET = 64
 STATES_PER_WORD = 16
 MAX_DATA_SIZE = (ENTRY_COUNT - 1) * ENTRY_SIZE  # of a string, and of one chunk of a blob
 MAX_KEY_SIZE = 15
-VERSION = 0xFE  # counts down; 0xFF knows no blobs in chunks
+VERSION = 0xFE  # of a page, counts down; version 0xFF has no blobs in chunks
 NAMESPACES = 0  # number of the namespace whose U8 items give names to the other numbers
 NO_CHUNK = 0xFF  # chunk_index of what is not BLOB_DATA
 CHUNK_STARTS = (0, 0x80)  # a blob's next value takes the other half of the chunk indices
@@ -150,7 +150,7 @@ class Item:
 
     @property
     def identity(self) -> tuple[int, bytes, int]:
-        """What no two items share, but for an old and a new value: the hash of HashList."""
+        """What HashList hashes: no two items share it, but for an old and a new value."""
         return self.namespace, self.key, self.chunk_index
 
     @property
@@ -192,7 +192,7 @@ class Item:
 
 
 def span_of(data_size: int) -> int:
-    """Entries that a head and so many bytes of data take."""
+    """Entries that an item with this many bytes of data takes, its head included."""
     return 1 + align_up(data_size, ENTRY_SIZE) // ENTRY_SIZE
 
 
@@ -212,7 +212,7 @@ def states_word(states: Sequence[EntryState], number: int) -> bytes:
 
 
 def _header_crc(header: bytes) -> int:
-    return _crc(header[4:28])  # the state is not covered
+    return _crc(header[4:28])  # without the state, which changes
 
 
 def _item_crc(item: bytes) -> int:

@@ -65,7 +65,7 @@ class OtaRecord(NamedTuple):
 
     @property
     def is_invalid(self) -> bool:
-        """bootloader_common_ota_select_invalid: blank, or given up. The CRC has no say here."""
+        """bootloader_common_ota_select_invalid: blank, INVALID or ABORTED. It ignores the CRC."""
         return self.ota_seq == _BLANK_WORD or self.ota_state in (
             OtaState.INVALID,
             OtaState.ABORTED,

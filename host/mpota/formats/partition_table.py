@@ -131,7 +131,7 @@ class Partition:
 
     @property
     def is_primary(self) -> bool:
-        """The bootloader or the table itself: it may stand in front of the table's end."""
+        """Whether it is the bootloader or the table itself, which lie below the table's end."""
         return self.type in (BOOTLOADER, TABLE) and self.subtype == 0
 
     @property
@@ -289,13 +289,13 @@ class PartitionTable:
 
     @property
     def is_ota_capable(self) -> bool:
-        """There is otadata, and a slot beside the one that runs: two slots, or factory and one."""
+        """Whether there is otadata, and two slots, or a factory app and one slot."""
         slots = self.counted_slots
         return self.otadata is not None and bool(slots) and len(slots) + self.has_factory > 1
 
     @property
     def ota_trouble(self) -> str | None:
-        """Why updates over the air will not do what the table's slots promise; None: they will."""
+        """Why updates over the air fail in spite of the table's slots; None if they work."""
         slots = self.slots
         if not slots:
             return None
@@ -364,7 +364,7 @@ class PartitionTable:
         return tuple(found)
 
     def check_readable(self, flash_size: int) -> None:
-        """Raises MpotaError if the table speaks of more than ``flash_size`` bytes of flash."""
+        """Raises MpotaError if a partition lies beyond ``flash_size`` bytes of flash."""
         for partition in self:
             if partition.end > flash_size:
                 raise MpotaError(

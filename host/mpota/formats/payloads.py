@@ -24,7 +24,7 @@ class PayloadKind:
 
     @property
     def is_checked_whole(self) -> bool:
-        """There is more to say of a content than that its digest is right."""
+        """Whether content has rules of its own, besides its digest: see `check`."""
         return self.has_tree
 
     def check(self, content: bytes) -> None:
@@ -33,7 +33,7 @@ class PayloadKind:
             read_tree(content)
 
     def disk_size(self, content: bytes) -> int | None:
-        """Bytes of file system that it takes; None where the manifest does not tell."""
+        """Bytes of file system that ``content`` takes; None for a kind without field ``disk``."""
         return disk_size(read_tree(content)) if self.has_tree else None
 
 

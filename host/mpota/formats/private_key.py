@@ -80,7 +80,7 @@ def _is_jwk(data: bytes) -> bool:
 
 
 def _is_der(data: bytes) -> bool:
-    """By the first elements of the sequence that all of a file is."""
+    """Whether ``data`` is as a whole one DER sequence with the first elements of a key."""
     outer = _element(data)
     if outer is None or outer[0] != _SEQUENCE or outer[2].strip(b"\0\r\n"):
         return False

@@ -176,7 +176,7 @@ class EcdsaBlock:
         if data[1] != _VERSION_ECDSA:
             raise MpotaError(f"signature block has version {data[1]}, ECDSA is {_VERSION_ECDSA}")
         curve = next((c for c in CURVES if c.hash_number == data[2]), None)
-        at = 4 + (curve.size if curve else 0)  # the digest is as long as a number
+        at = 4 + (curve.size if curve else 0)  # digest and numbers are equally long
         if curve is None or data[at] != curve.number:
             raise MpotaError(
                 f"signature block has hash {data[2]} and curve {data[at]}: "

@@ -135,7 +135,7 @@ def _parse_header(header: bytes, what: str) -> tuple[str, int, bool]:
 
 
 def _compose_header(member: Member) -> bytes:
-    import tarfile  # for those who write only
+    import tarfile  # slow to import, and not needed to read
 
     info = tarfile.TarInfo(member.name)
     info.size = len(member.data)

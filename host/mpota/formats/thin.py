@@ -32,7 +32,7 @@ _COMES, _TAKEN, _DIRECTORY = b"+", b"=", b"/"
 
 
 def file_id(name: str, data: bytes) -> bytes:
-    """What a file goes by when a board tells which it has."""
+    """The id by which a board tells that it has this file, 8 bytes."""
     return hashlib.sha256(name.encode() + b"\0" + data).digest()[:ID_SIZE]
 
 

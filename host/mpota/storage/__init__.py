@@ -9,15 +9,15 @@ class Reader(Protocol):
     """Bytes at flash addresses."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``; 0xFF where nothing is known."""
+        """``size`` bytes from flash address ``offset``; 0xFF where the contents are unknown."""
 
     @property
     def chip_revision(self) -> int | None:
-        """Of the chip that the flash belongs to, major * 100 + minor; None: no chip is known."""
+        """The revision of the flash's chip, major * 100 + minor; None if no chip is known."""
 
     @property
     def block_revision(self) -> int | None:
-        """Of that chip's eFuse block 2, in the same form; None: not known, or it has none."""
+        """The revision of its eFuse block 2, in the same form; None: unknown, or it has none."""
 
 
 class FlashContents(Reader, Protocol):
@@ -25,15 +25,15 @@ class FlashContents(Reader, Protocol):
 
     @property
     def base(self) -> int:
-        """The first flash address that there is something known of."""
+        """The first flash address whose content is known."""
 
     @property
     def end(self) -> int:
-        """The first flash address behind all that is known."""
+        """The first flash address behind the known contents."""
 
 
 class ReadOnlyFlash(Reader, Protocol):
-    """A flash chip as the bootloader takes it."""
+    """A flash chip that is only read, as by the bootloader's checks."""
 
     @property
     def size(self) -> int:

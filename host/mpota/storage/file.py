@@ -28,11 +28,11 @@ class FileImage:
 
     @property
     def chip_revision(self) -> None:
-        """A file belongs to no chip."""
+        """None: a file belongs to no chip."""
 
     @property
     def block_revision(self) -> None:
-        """Nor to a chip's eFuses."""
+        """None, as for `chip_revision`."""
 
     @property
     def end(self) -> int:
@@ -107,7 +107,7 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """With its parents, where it is not there yet. Raises UsageError if that cannot be."""
+    """Make a directory and its parents, if it is missing. Raises UsageError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -26,7 +26,7 @@ def is_port(text: str | os.PathLike[str]) -> bool:
     """Whether ``text`` names a serial port rather than a file; a file of that name wins."""
     name = os.fspath(text)
     try:
-        return stat.S_ISCHR(os.stat(name).st_mode)  # not /dev/stdin where that is a file
+        return stat.S_ISCHR(os.stat(name).st_mode)  # /dev/stdin may be a file
     except OSError:
         pass
     if name.startswith("/dev/"):
