@@ -174,7 +174,7 @@ def main(args: list[str] | None = None) -> None:
         try:
             sys.exit(build().main(arguments, prog_name="mpota", standalone_mode=False))
         finally:
-            sys.stdout.flush()  # so that a full disk is an error here, not when the interpreter ends
+            sys.stdout.flush()  # else a full disk shows only when the interpreter ends
     except MpotaError as error:
         _fail(str(error), error.hint, error.exit_code, error.details, again)
     except Exit as request:

@@ -210,8 +210,8 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
 
 
 def require_app(data: bytes, what: str, against: Firmware, slot: Partition) -> None:
-    """Raises MpotaError, in the bootloader's words, if ``data`` would not boot from ``slot``, or
-    says what it is that is no image."""
+    """Raises MpotaError if ``data`` would not boot from ``slot``, in the bootloader's words, or if
+    it is no image, saying what it is."""
     check_no_other(data, f"the file for {what}")
     check = check_app(data, against, slot)
     if not check.is_ok:
@@ -221,7 +221,7 @@ def require_app(data: bytes, what: str, against: Firmware, slot: Partition) -> N
 
 
 def update_slot(firmware: Firmware) -> Partition:
-    """The slot that an update would be written to: the one behind the running app's, else it.
+    """The slot that an update is written to: the one after the running app's, if there is another.
 
     esp_ota_ops.c: esp_ota_get_next_update_partition.
     """

@@ -129,7 +129,7 @@ class _Telling:
         report.say(_INDENT + text, hang=len(_INDENT) + 2)
 
     def verdict(self, text: str, runs: str) -> None:
-        """``runs``: which app runs at the end of the chapter."""
+        """Print how the chapter ended; ``runs``: which app runs then."""
         report.say(text, head=f"{_INDENT}ok: ", tone=Tone.GOOD, hang=len(_INDENT) + 4)
         self.rows.append((f"{len(self.rows) + 1}. {self._title}", text, runs))
 
@@ -174,7 +174,7 @@ class _Console:
     def take(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            # What was overwritten in its line is not to be seen on a terminal, either.
+            # As on a terminal, text before a carriage return is overwritten.
             report.say(line.rstrip("\r").rpartition("\r")[2], head=f"{_INDENT}| ", is_whole=True)
 
 
@@ -233,7 +233,10 @@ class _Story:
         return _running(self.play(None, label))
 
     def play(self, script: str | None, *labels: str) -> Run:
-        """Power on with ``script`` at the prompt; ``labels`` are the apps that must boot."""
+        """Power on with ``script`` at the prompt.
+
+        ``labels`` are the apps that must boot, in order.
+        """
         run = self.board.run(script)
         _expect(run.labels == labels, f"boots were {', '.join(labels)}", str(run.labels))
         self.boots += len(run.boots)

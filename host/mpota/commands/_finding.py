@@ -45,8 +45,8 @@ def where_options(command: _Command) -> _Command:
 def find(addresses: tuple[str, ...], only: str | None, timeout_s: float) -> list[FoundBoard]:
     """The boards that answer or advertise, each by a name of its own.
 
-    By default all ways are gone, and one that is not there is a note; with addresses it is the
-    network alone. Raises MpotaError where there is none.
+    By default network and Bluetooth are tried, and one that this computer lacks is only noted;
+    with addresses it is the network alone. Raises MpotaError if no board is found.
     """
     from mpota.push import scan, tcp
 
@@ -97,10 +97,11 @@ def push_all(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send a package to all boards, but to those that run it, confirmed, only with ``force``.
+    """Send a package to all boards that ``search`` finds.
 
-    ``search`` gives them. Shows them first, and asks unless ``yes``. Exits with 1 if one of them
-    did not take it. Raises MpotaError if there is none, UsageError where nobody can be asked.
+    Boards that run it, confirmed, are left out unless ``force``. Shows the boards first, and asks
+    unless ``yes``. Exits with 1 if one of them did not take it. Raises MpotaError if there is none,
+    UsageError if nobody can be asked.
     """
     from mpota.push.deploy import DeployPlan, PlannedBoard, deploy
     from mpota.push.update import Options

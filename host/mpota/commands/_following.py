@@ -43,13 +43,13 @@ def _is_ours():
 
 
 def find(url: str, keys: tuple[Path, ...], ca: Path | None) -> Followed:
-    """The channel at ``url``. Raises UsageError for what is none, or none by one of ``keys``."""
+    """The channel at ``url``. Raises UsageError if there is none that one of ``keys`` signed."""
     if not keys:
         raise UsageError("--follow needs --key: the public key that signs the channel")
     if ca is not None:
         from mpota.push.install import read_certificates
 
-        read_certificates(ca)  # says what is wrong with it
+        read_certificates(ca)  # raises if they cannot be used
     return find_channel(url, read_public_keys(keys), ca)
 
 

@@ -1,4 +1,4 @@
-"""What the commands have in common that talk to a hawkBit server."""
+"""What the commands that talk to a hawkBit server have in common."""
 
 from __future__ import annotations
 

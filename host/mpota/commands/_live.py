@@ -49,8 +49,8 @@ def looking(
 ) -> Iterator[BoardFlash]:
     """The board on ``port``, for a command that only looks.
 
-    To be looked at it is reset, which ends a trial boot. Where the REPL tells of one, that is asked
-    about before; where only the loader can tell, afterwards, and nothing is started unasked.
+    Looking resets the board, which ends a trial boot. If the REPL tells of one, the user is asked
+    before; if only the loader can tell, afterwards, and nothing is started unasked.
     """
     from mpota.push.trial import find_trial
 
@@ -76,7 +76,7 @@ def _ask_to_look(port: str, trial: Trial) -> None:
 
 
 def _give_back(board: BoardFlash, table_offset: int, *, yes: bool) -> None:
-    """A trial boot that is spent becomes one that is still to come: PENDING_VERIFY to NEW."""
+    """Give the app the trial boot that looking has cost it: PENDING_VERIFY becomes NEW."""
     from mpota.bootloader.slots import boots_next, mark_slot
     from mpota.formats.otadata import OtaState, active_record
 
@@ -117,7 +117,7 @@ def opened(
     *,
     yes: bool,
 ) -> Iterator[Firmware]:
-    """The firmware in a file, or on the board if ``source`` is a port; to be looked at."""
+    """The firmware to look at: in a file, or on the board if ``source`` is a port."""
     if not is_port(source):
         yield Firmware.open(source, table_offset)
         return
@@ -133,9 +133,10 @@ def change_board(
     yes: bool,
     write: Callable[[], object] | None = None,
 ) -> bool:
-    """Show what is about to happen, ask where somebody sits, and do it.
+    """Show what is about to happen, ask if somebody is at the terminal, and do it.
 
-    ``write`` carries the plan out in another way. False: a dry run, or nothing had to be done.
+    ``write`` replaces the usual way to carry the plan out. Returns False for a dry run, and if
+    nothing had to be done.
     """
     print_change(board.name, change)
     if not change.plan.steps:
@@ -156,7 +157,7 @@ def change_board(
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Raises MpotaError if somebody sits there and says no, UsageError if nobody does."""
+    """Raises MpotaError if the user says no, UsageError if nobody is there to be asked."""
     if yes:
         return
     if not sys.stdin.isatty():

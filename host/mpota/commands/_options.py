@@ -54,7 +54,7 @@ def complete_files(
 def complete_ports(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """For the shell: the ports that are plugged in, else files: a virtual board's are links."""
+    """For the shell: the ports that are plugged in, else files, as a virtual board's ports are."""
     found = [name for name in ("auto", *usb_ports()) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in found] or complete_files(ctx, param, incomplete)
 

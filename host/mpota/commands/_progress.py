@@ -1,6 +1,6 @@
-"""What happens now: one line at the bottom of the terminal, gone when it is done.
+"""Progress: one line at the bottom of the terminal, which goes when the work is done.
 
-It is on standard error, and nowhere if that is no terminal.
+It is printed to standard error, and not at all if that is no terminal.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _SPEED_WIDTH = 12
 
 
 class Advance(Protocol):
-    """Takes bytes done, and of how many if that has changed."""
+    """Takes the bytes done, and their total if that has changed."""
 
     def __call__(self, done: int, total: int | None = None, /) -> object: ...
 
 
 _lock = threading.RLock()
-_tasks: list[_Task] = []  # the last one is shown
+_tasks: list[_Task] = []  # nested; the innermost is shown
 _drawn = 0  # characters of it on the terminal
 
 
 class _Task:
-    """``done`` of ``total`` bytes; 0: nobody knows how many."""
+    """``done`` of ``total`` bytes; ``total`` 0: unknown."""
 
     def __init__(self, label: str, total: int = 0) -> None:
         self.label = shown(label)
         self.total = total
         self.done = 0
-        self._first: tuple[float, int] | None = None  # what was there before has no rate
+        self._first: tuple[float, int] | None = None  # bytes that were done before have no rate
         self._drawn_at = 0.0
 
     def update(self, done: int, total: int | None = None) -> None:
@@ -132,7 +132,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def doing(description: str) -> Iterator[None]:
-    """Show what takes a while, without knowing how long."""
+    """Show ``description`` while something takes a while, nobody knows how long."""
     with _shown(_Task(description)) as task:
         with _lock:
             _draw(task)
@@ -141,7 +141,7 @@ def doing(description: str) -> Iterator[None]:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """While lines are printed the one at the bottom is away."""
+    """Hide the line at the bottom while other lines are printed."""
     with _lock:
         was_drawn = _drawn > 0
         _clear()

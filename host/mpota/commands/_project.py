@@ -1,4 +1,4 @@
-"""``mpota push PORT DIR``: the daily loop of who writes the program."""
+"""``mpota push PORT DIR``: the daily loop of somebody who writes a program."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class _Loop:
         return done
 
     def watch(self, project: Project) -> None:
-        """Push, and again on each save, until Ctrl-C. What goes wrong is told, and not the end."""
+        """Push, and again on each save, until Ctrl-C. Errors are printed, and the watch goes on."""
         from mpota.push.loop import saves
 
         changes = saves(project)

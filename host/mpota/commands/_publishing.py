@@ -117,7 +117,7 @@ def read_public_keys(paths: tuple[Path, ...]) -> tuple[PublicKey, ...]:
 def read_keys(
     keys: tuple[Path, ...], trust: tuple[Path, ...], *, signs: bool
 ) -> tuple[Keys, tuple[PublicKey, ...]]:
-    """Keys to sign with (none where nothing is signed), and all whose signatures are good."""
+    """(keys to sign with, none unless ``signs``; all keys whose signatures are trusted)."""
     own = Keys(read_private_keys(keys) if signs else ())
     public = own.public if signs else read_public_keys(keys)
     return own, (*public, *read_public_keys(trust))
@@ -126,7 +126,7 @@ def read_keys(
 def finish(
     store: Store, plan: Publication, keys: Keys, unsigned: Path | None, *, dry_run: bool
 ) -> None:
-    """Carry a plan out, or show what would be done, or write what is to be signed for it.
+    """Carry a plan out, or show what it would do, or write the files that are to be signed for it.
 
     Raises MpotaError if it follows on a channel that is older than what this desk has seen.
     """
@@ -149,7 +149,7 @@ def finish(
 
 
 def publish(store: Store, plan: Publication, signatures: Signatures) -> None:
-    """Carry a plan out, and remember the channel that it made."""
+    """Carry a plan out, and note its channel among those that this desk has seen."""
     carry_out(store, plan, signatures, say_step)
     seen().note(store, plan.channel)
     say_channel(plan.channel)
@@ -180,7 +180,7 @@ def hardware(entry: ChannelEntry) -> str:
 
 
 def describe(entry: ChannelEntry) -> str:
-    """Who gets it, and when."""
+    """Which boards get the release of an entry, and when, in words."""
     if entry.state:
         return entry.state
     text = "all boards" if entry.share == SHARES else f"{percent(entry.share)} of the boards"
@@ -195,6 +195,6 @@ def percent(share: int) -> str:
 
 
 def span(seconds: int) -> str:
-    """The largest unit that divides it, as `Span` reads it."""
+    """``seconds`` as `Span` reads them, in the largest unit that divides them."""
     unit = next(unit for unit in ("d", "h", "m", "s") if seconds % _SECONDS[unit] == 0)
     return f"{seconds // _SECONDS[unit]}{unit}"

@@ -27,7 +27,7 @@ _PATH = click.Path(path_type=Path)
 
 
 def keys_option(command: _Command) -> _Command:
-    """The keys to sign with, and what opens them."""
+    """Add the options for keys to sign with, and for their passphrase."""
     option = click.option(
         "--key", "keys", multiple=True, type=_PATH, help="Private key to sign with; up to three."
     )
@@ -82,7 +82,7 @@ _OPTIONS = (
 
 
 def release_options(command: _Command) -> _Command:
-    """The options above, as keyword arguments for `compose`."""
+    """Add the options above, which become keyword arguments of `compose`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -110,7 +110,7 @@ def compose(
     *,
     as_url: bool,
 ) -> tuple[Manifest, Contents]:
-    """The manifest and what belongs to it."""
+    """The manifest, and the contents of its payloads. Raises MpotaError, UsageError."""
     if name is None or release_version is None:
         raise UsageError("a release needs --name and --version")
     pairs = (split_pair(text, "=", "LABEL=FILE") for text in data)
@@ -141,12 +141,12 @@ def compose(
         allow_downgrade=allow_downgrade,
         mpy=contents.mpy,
     )
-    manifest.to_bytes()  # says what is wrong with it
+    manifest.to_bytes()  # raises for what a board would refuse
     return manifest, contents
 
 
 def _mpy_format(firmware: Path | None, source: str | None) -> MpyFormat:
-    """What the board loads that the release is for: by ``source``, by its firmware, or any."""
+    """The ``.mpy`` that boards of the release load: told by ``source``, by the firmware, or any."""
     if source is not None and not Path(source).is_file():
         from mpota.push.install import read_mpy_format
         from mpota.push.repl import Session

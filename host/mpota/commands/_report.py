@@ -74,12 +74,12 @@ def done(text: str) -> None:
 
 
 def written(target: object, amount: str = "") -> None:
-    """A file that is made."""
+    """Say that a file was made."""
     say(f"{target} ({amount})" if amount else str(target), head="written: ", tone=Tone.GOOD)
 
 
 def write_out(data: bytes) -> None:
-    """The bytes of a file; on a terminal, lines that cannot steer it."""
+    """Write the bytes of a file; to a terminal, as lines that cannot steer it."""
     if not sys.stdout.isatty():
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
@@ -89,14 +89,14 @@ def write_out(data: bytes) -> None:
 
 
 def print_json(value: object, *, is_line: bool = False) -> None:
-    """The value as it is: JSON's escapes are plain ASCII. ``is_line``: one of many, at once."""
+    """Print a value as JSON, in plain ASCII. ``is_line``: one line of many, flushed at once."""
     import json
 
     print(json.dumps(value, indent=None if is_line else 2), flush=is_line)
 
 
 def print_document(text: str) -> None:
-    """A JSON document, byte for byte where all of it is visible; else another text of its value."""
+    """Print a JSON document byte for byte; with escapes if it has invisible characters."""
     import json
 
     if all(map(is_visible, text.split("\n"))):
@@ -106,7 +106,7 @@ def print_document(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; columns whose name starts with ``>`` are right-aligned. `Toned` cells have a colour.
+    """Print a table. Columns named ``>...`` are right-aligned, `Toned` cells coloured.
 
     On a terminal long texts go on below themselves. Not rich's: importing that takes longer than
     all else that `mpota resize` does.

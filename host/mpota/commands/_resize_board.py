@@ -31,7 +31,7 @@ class ResizeOptions(NamedTuple):
 
 
 def resize_board(port: str, edits: Edits, words: str, options: ResizeOptions) -> None:
-    """``words`` tell one change from another: a journal is gone on with only by its own."""
+    """Resize a board. ``words`` name the change: a journal is finished only by the same change."""
     with connected(port, options.baud) as board:
         journal = _find_journal(board, options.backup)
         if journal is None:
@@ -41,7 +41,7 @@ def resize_board(port: str, edits: Edits, words: str, options: ResizeOptions) ->
 
 
 def _find_journal(board: BoardFlash, backup: Path | None) -> Path | None:
-    """This user's own; those that somebody else may have left where we are do not count."""
+    """This user's own journal; any that somebody else left in this directory is ignored."""
     if backup is not None:
         journal = backups.unfinished_path(backup)
         return journal if os.path.lexists(journal) else None

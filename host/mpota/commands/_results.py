@@ -1,4 +1,4 @@
-"""What has become of many boards: the table, and JSON of it."""
+"""The results of updating many boards, as a table and as JSON."""
 
 from __future__ import annotations
 

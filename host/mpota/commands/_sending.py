@@ -1,4 +1,4 @@
-"""What the commands have in common that send an update to a board that listens."""
+"""What the commands that send an update to a listening board have in common."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _read(context: click.Context, parameter: click.Parameter, value: Any) -> byt
 
 
 def secret_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options for `send_file` that say what the board and the desk both know."""
+    """Add the options for the secret that board and desk share, for `send_file`."""
     secret = click.option(
         "--secret-file",
         "secret",
@@ -63,11 +63,11 @@ check_option = click.option(
 
 
 SETTLE_S = 3.0
-SETTLE_PROJECT_S = 1.0  # of a program that is pushed again and again: it is known how it starts
+SETTLE_PROJECT_S = 1.0  # shorter, since a project is pushed again and again
 
 
 def settle_option(what: str, more: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``what`` starts: "the app", say; ``more``: of the default, which is None then."""
+    """Add --settle. ``what`` starts, "the app", say; ``more`` describes a default of None."""
     return click.option(
         "--settle",
         type=click.FloatRange(min=0.05),
@@ -78,7 +78,7 @@ def settle_option(what: str, more: str = "") -> Callable[[Callable[..., Any]], C
 
 @contextmanager
 def outcomes(as_json: bool) -> Iterator[None]:
-    """Whatever ends the block is told on standard output as well, where JSON is asked for."""
+    """With ``as_json`` print the error that ends the block as JSON on standard output as well."""
     from mpota.push.outcome import INTERRUPTED, error_to_json
 
     try:
@@ -115,11 +115,11 @@ def send_file(target: str, file: str, options: Options, *, as_json: bool = False
         report.print_json(pushed_to_json(sent))
         return
     seconds = time.monotonic() - start
-    size = min(size, sent.sent_size)  # the board has some of it
+    size = min(size, sent.sent_size)  # the board had some of it
     again = f", {sent.sent_size - size:,} of them twice" if sent.sent_size > size else ""
     rate = format_size(int(size / max(seconds, 1e-3)))
     report.say(f"{size:,} bytes in {seconds:.1f} s ({rate}/s){again}")
-    assert sent.board is not None  # one that listens says what it is
+    assert sent.board is not None  # a listening board sends its WELCOME
     what = sent.version or package.name
     if not sent.needs_restart:
         said = f"has {what} in force, no restart is needed"

@@ -49,7 +49,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Its columns; None: no terminal, lines have no end."""
+    """The terminal's columns; None if ``stream`` is none: lines are not broken then."""
     if not stream.isatty():
         return None
     told = os.environ.get("COLUMNS", "")
@@ -61,7 +61,7 @@ def width_of(stream: TextIO) -> int | None:
 
 
 def painted(text: str, tone: Tone | None, stream: TextIO) -> str:
-    """In its colour, on a terminal that wants colours (no-color.org)."""
+    """``text`` in the colour of ``tone``, if the terminal wants colours (no-color.org)."""
     if tone is None or not text or not _wants_colour(stream):
         return text
     return f"\x1b[{tone.value}m{text}\x1b[0m"
@@ -70,12 +70,12 @@ def painted(text: str, tone: Tone | None, stream: TextIO) -> str:
 def _wants_colour(stream: TextIO) -> bool:
     if not is_terminal(stream) or os.environ.get("NO_COLOR"):
         return False
-    # The console that Windows had before shows the codes themselves.
+    # Older consoles of Windows print the codes instead of obeying them.
     return os.name != "nt" or "WT_SESSION" in os.environ or "TERM" in os.environ
 
 
 def fitted(line: str, width: int | None, hang: int) -> list[str]:
-    """A line as lines that fit, broken between words; further ones begin ``hang`` columns in."""
+    """Break a line between words to fit ``width``; lines after the first are indented ``hang``."""
     if width is None or len(line) <= width:
         return [line]
     whole = _COMMAND.sub(lambda match: match[0].replace(" ", _NO_BREAK), line)
@@ -90,7 +90,7 @@ def fitted(line: str, width: int | None, hang: int) -> list[str]:
 
 
 def column_widths(rows: Sequence[Sequence[str]], fixed: Sequence[bool], room: int) -> list[int]:
-    """Of the columns of a table in ``room`` columns, gaps not counted.
+    """The widths of a table's columns that fit in ``room`` columns, gaps not counted.
 
     Too wide a table loses the width of its last column first, then of its widest ones, as far as
     words stay whole; ``fixed`` columns, of numbers, lose none.

@@ -37,7 +37,7 @@ def run_fleet(
     from mpota.release.ota_package import modules_of
 
     parts = parts or (PART,)
-    modules_of(parts)  # they exist
+    modules_of(parts)  # raises for an unknown part
     is_own = PART not in parts
     if is_own and (main is None or server is not None):
         raise UsageError(
@@ -78,7 +78,7 @@ def _power(folder: Path, paths: dict[str, Path], what: str, catch_end: Callable[
 
 @contextmanager
 def _followed(server: str | None) -> Iterator[Client]:
-    """The server that is given, or a stand-in for one."""
+    """The server that was given, else a stand-in."""
     from mpota.commands._hawkbit import open_client
     from mpota.fleet.virtual_boards import stand_in
     from mpota.hawkbit.client import Client

@@ -64,7 +64,7 @@ def command(
 
 
 def _above(manifest: Manifest, target: str, keys: tuple[Path, ...]) -> Manifest:
-    """With a counter above that of every release in a channel of ``target``."""
+    """The manifest with a counter above that of every release in the channels of ``target``."""
     from mpota.publish.prune import highest_counter
     from mpota.publish.store import open_store
 

@@ -273,7 +273,7 @@ def prune(target: str, keys: tuple[Path, ...], keep: int, older: int, dry_run: b
     """Remove files that no channel of TARGET leads to, and that no later release can need."""
     store = open_store(target)
     trusted = read_public_keys(keys)
-    now = utc_now() + timedelta(seconds=1)  # which leaves out what has passed of a second
+    now = utc_now() + timedelta(seconds=1)  # utc_now() leaves out the parts of a second
     found = find_leftovers(store, trusted, keep, timedelta(seconds=older), now)
     for listed in found.files:
         say_step("to go" if dry_run else "removed", listed.path, listed.size)

@@ -92,7 +92,7 @@ def command(
             )
 
         def write() -> None:
-            for files in lost:  # those that are kept as well: on their way power can be lost
+            for files in lost:  # also those that will be kept: power may fail while they move
                 path = back_up(files, board.mac, Path())
                 report.say(f"backup: {path} (mpota fs ls {path})")
             if erase:
@@ -103,7 +103,7 @@ def command(
 
 
 def _is_to_keep(lost: tuple[LostFiles, ...], wanted: bool | None, *, yes: bool) -> bool:
-    """What was said by an option, else by who sits there."""
+    """Whether to keep the files: by the option, else by asking the user."""
     if wanted is not None or yes or not sys.stdin.isatty():
         return bool(wanted)
     words = "; ".join(files.words for files in lost)

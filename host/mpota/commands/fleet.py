@@ -135,7 +135,7 @@ def add(target: str, board: str, port: str | None, url: str | None, allow_tokens
     from mpota.storage.ports import find_port
 
     if port is not None:
-        find_port(port)  # a wrong one makes nobody known
+        find_port(port)  # raises before the server is told of a board
     client = open_client(target)
     client.check_tenant()
     if url is not None and not url.startswith(("http://", "https://")):
@@ -177,7 +177,7 @@ def _now() -> datetime:
 
 
 def _table(rows: Sequence[Row], now: datetime) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Columns and cells; who tells of a board is there where several do."""
+    """Columns and cells; with several sources there is a column for them."""
     cells: list[tuple[str, ...]] = [
         (
             row.board,
@@ -234,7 +234,7 @@ def _line(row: Row, former: Row | None, now: datetime) -> str:
 
 
 def _looks(sources: list[BoardSource], interval: float) -> Iterator[list[Row]]:
-    """All boards, again and again. What fails is told, and tried again: a server may restart."""
+    """Read all boards again and again. Errors are told, and do not end it: a server may restart."""
     rows, failure = read_all(sources), ""
     while True:
         yield rows
@@ -268,7 +268,7 @@ def _live(sources: list[BoardSource], wanted: Filter, interval: float) -> None:
 
 
 def _picture(head: str, found: Sequence[Row], now: datetime, room: int) -> Group:
-    """The sums come first, since what does not fit is cut at the bottom."""
+    """The screen's lines. Sums come first, since the bottom is cut where it does not fit."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

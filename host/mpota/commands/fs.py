@@ -49,7 +49,7 @@ _disk_version_option = click.option(
 
 @dataclass(frozen=True)
 class Where:
-    """Which firmware, and how it is reached; ``output`` is the file to write instead of it."""
+    """Which firmware, and how to reach it; ``output`` is the file to write in its place."""
 
     name: str
     table_offset: int
@@ -362,7 +362,7 @@ def build_command(
 
 
 class _Damage:
-    """Tells what is damaged, once a file system; at the end it is an error."""
+    """Tells once per file system what is damaged; at the end that is an error."""
 
     def __init__(self) -> None:
         self._damaged: dict[str, int] = {}
@@ -394,7 +394,7 @@ def _locate(volumes: Volumes, text: str) -> tuple[FileSystem, str]:
 def _by_file_system(
     volumes: Volumes, texts: Sequence[str]
 ) -> Iterator[tuple[FileSystem, list[str]]]:
-    """The paths of each file system together."""
+    """The paths, grouped by file system."""
     paths: dict[str, list[str]] = {}
     for text in texts:
         label, path = split_remote(text)
@@ -431,14 +431,14 @@ def _check_blank(region: BlockDevice) -> None:
         if error.kind != NO_FILE_SYSTEM:
             raise UsageError(str(error), error.hint) from None
     except MpotaError:
-        pass  # a damaged one may well be what is to be replaced
+        pass  # it may be damaged, and about to be replaced
     raise UsageError(f"{region.name} is not blank", "--force erases what is there")
 
 
 def _checked(volumes: Volumes, label: str) -> dict[str, Any]:
-    """``state``: what there is, and whether it is intact; ``problems`` make the exit code 1.
+    """One row of `mpota fs check`; its ``problems`` make the exit code 1.
 
-    What is no littlefs of MicroPython's is not judged, but where it mounts one.
+    Other contents than a littlefs are a problem only where MicroPython mounts one.
     """
     row: dict[str, Any] = {"name": label, "problems": [], "notes": []}
     try:

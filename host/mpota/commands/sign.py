@@ -72,7 +72,7 @@ def _sign_directory(
 
 
 def _words(content: Manifest | Channel) -> str:
-    """What a signature is asked for."""
+    """What is to be signed, in words."""
     if isinstance(content, Channel):
         releases = ", ".join(
             f"{e.version} ({e.state or percent(e.share)})" for e in content.releases

@@ -162,7 +162,7 @@ def _clock() -> str:
 
 @contextmanager
 def _links(targets: dict[Path, str]) -> Iterator[None]:
-    """Symbolic links while the ports are there; links that a killed process left are replaced."""
+    """Make symbolic links for the block's time; replace links that a killed process has left."""
     try:
         for path, port in targets.items():
             if path.is_symlink():
@@ -191,4 +191,4 @@ def _catch_ctrl_c() -> int:
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
-    """The file descriptor tells."""
+    """A signal handler for its side effect: Python writes to the wake-up file descriptor."""

@@ -87,7 +87,7 @@ class Volumes:
 
     @property
     def disk_version(self) -> int:
-        """The version for a new littlefs: the one that the firmware makes, 2.0 if that is unknown."""
+        """The version of a new littlefs: what the firmware would make, 2.0 if that is unknown."""
         return disk_version(self._firmware.release if self._firmware else None)
 
     def partition(self, label: str | None = None) -> Partition:
@@ -123,7 +123,7 @@ class Volumes:
         return f"{name_release(release)} mounts a partition '{VFS}': mpota resize --add {VFS}=fat:0"
 
     def check(self, label: str) -> tuple[str, ...]:
-        """What is wrong with a littlefs, or why MicroPython does not mount it though it is intact."""
+        """What is wrong with a littlefs, or why MicroPython does not mount an intact one."""
         file_system = self.file_system(label)
         problems = file_system.check()
         release = self._firmware.release if self._firmware else None

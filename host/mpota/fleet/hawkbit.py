@@ -108,7 +108,7 @@ class HawkbitSource:
         return found
 
     def _entries(self, action: ActionAnswer) -> Sequence[EntryAnswer]:
-        """What became of an action, the newest first."""
+        """The status entries of an action, the newest first."""
         board = segment(unquote(action.board))
         path = f"targets/{board}/actions/{action.id}/status"
         page = self._client.find(path, sort="id:DESC", limit=_ENTRIES)
@@ -150,11 +150,11 @@ class HawkbitSource:
 
 
 def _stage(action: ActionAnswer, said: Sequence[EntryAnswer]) -> BoardStage:
-    """How far an action is that goes on, by the newest entry that tells."""
+    """How far an active action is, by the newest entry that shows it."""
     for number, entry in enumerate(said):
         if any(_INSTALLED in message for message in entry.messages):
             return BoardStage.RESTARTS
-        if entry.kind == "running" and number + 1 < len(said):  # the first one is the server's
+        if entry.kind == "running" and number + 1 < len(said):  # the oldest is the server's own
             return BoardStage.LOADING
         if stage := _BY_ENTRY.get(entry.kind):
             return stage
@@ -172,7 +172,7 @@ def _word(said: Sequence[EntryAnswer]) -> str:
 
 
 def _error(said: Sequence[EntryAnswer]) -> str:
-    """All that it said of its failure; what the server says of it, where that is nothing."""
+    """What the board said of its failure, else what the server says."""
     for entry in said:
         if entry.kind == "error":
             own = [one for one in entry.messages if not one.startswith(_SERVER)]

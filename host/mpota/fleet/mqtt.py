@@ -38,9 +38,9 @@ _MAX_PAYLOAD = 4096
 _MAX_BOARDS = 100_000
 _ANSWER_S = 10.0  # for a broker to let us in, and after a connection was lost
 _QUIET_S = 0.3  # after the last retained message, before the table is taken for whole
-_MOST_S = 10.0  # that retained messages are waited for
-_RESTART = timedelta(minutes=2)  # that a board may be away for
-# What a board says of a release that did not come to be: device/ota/mqtt_state.py.
+_MOST_S = 10.0  # for all retained messages to come
+_RESTART = timedelta(minutes=2)  # a board that restarts may be away so long
+# How a board's text of a release that failed begins: device/ota/mqtt_state.py.
 _ENDED = re.compile(r"(?P<version>\S+) (failed|refused): (?P<why>.*)", re.S)
 _WAITS = re.compile(r"\S+ waits(: .*)?|\S+: its turn comes later", re.S)
 _RESTARTS = " waits for the restart"
@@ -120,7 +120,7 @@ class MqttSource:
         self._is_subscribed = False
         self._came = 0.0  # time.monotonic() of the last message
         self._problem = ""  # why there is no connection
-        self._is_refused = False  # and to wait is of no use
+        self._is_refused = False  # the broker does not let us in: waiting is of no use
         self._client = _make_client(broker)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
@@ -135,7 +135,7 @@ class MqttSource:
         self._client.loop_start()
         self._wait_until_subscribed()
         deadline = time.monotonic() + _MOST_S
-        with self._changed:  # no message says that it was the last one
+        with self._changed:  # no message says that it is the last retained one: wait for silence
             while (left := self._came + _QUIET_S - time.monotonic()) > 0:
                 if time.monotonic() > deadline:
                     break
@@ -228,7 +228,7 @@ def _make_client(broker: Broker) -> Client:
 
 
 class _Board:
-    """What is known of one board; what a message does not have is as it was."""
+    """What is known of one board; a key that a message lacks keeps its value."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -237,7 +237,7 @@ class _Board:
         self._stage = BoardStage.NEW
         self._since: datetime | None = None
         self._heard: datetime | None = None
-        self._gone: datetime | None = None  # when it was found to be away
+        self._gone: datetime | None = None  # since when it is away
 
     def take_status(self, payload: bytes, at: datetime | None) -> None:
         """``at``: when it came, None for what stood at the broker."""

@@ -60,7 +60,8 @@ class PlanSource:
 
 
 def _wanted(target: PlannedBoard) -> str | None:
-    """The version of the release, or of MicroPython in a bare app; None: nothing, or a URL."""
+    """The version that the plan gives a board: the release's, or MicroPython's of a bare app;
+    None if it gives none, or names a URL."""
     package = target.package
     if package is None or package.url is not None:
         return None

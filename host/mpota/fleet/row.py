@@ -1,4 +1,4 @@
-"""A board of a fleet as somebody tells of it, and who can tell: the same for all of them."""
+"""One board of a fleet, and the interface of the sources that tell of boards."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class BoardSource(Protocol):
     """
 
     name: str  # what people call it
-    every_s: float  # how often it bears to be read
+    every_s: float  # seconds between reads that it can bear
 
     def read(self) -> Sequence[Row]:
         """All boards as they are now, in any order; it may wait until it knows.

@@ -1,4 +1,4 @@
-"""Who can tell of boards, by what names them: the scheme of a URL, or a plan of mpota deploy."""
+"""The sources of boards, chosen by name: the scheme of a URL, or a plan of mpota deploy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpota.hawkbit.place import SCHEMES
 
 
 def open_source(target: str) -> AbstractContextManager[BoardSource]:
-    """Who tells of the boards of ``target``. Raises UsageError for what cannot be one."""
+    """The source that ``target`` names. Raises UsageError if it can be none."""
     scheme = target.partition("://")[0] if "://" in target else ""
     return _OPEN.get(scheme, _plan)(target)
 

@@ -61,7 +61,7 @@ def ordered(rows: Iterable[Row], now: datetime) -> list[Row]:
 
 
 def sums(rows: Sequence[Row], now: datetime) -> str:
-    """How many boards are where, in words."""
+    """How many boards are in which stage, in words."""
     counts = Counter(row.stage for row in rows)
     parts = [f"{counts[stage]} {stage.value}" for stage in BoardStage if counts[stage]]
     silent = sum(row.is_silent(now) for row in rows)
@@ -96,7 +96,7 @@ def ago(at: datetime | None, now: datetime) -> str:
 def changed(
     before: Mapping[tuple[str, str], Row], rows: Iterable[Row], now: datetime
 ) -> Iterator[Row]:
-    """Rows that say something else than those before: not that time passes."""
+    """The rows that changed since ``before``, but for times that passed."""
     for row in rows:
         former = before.get(key_of(row))
         if former is None or _said(former, now) != _said(row, now):

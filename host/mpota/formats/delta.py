@@ -42,7 +42,7 @@ _FAR = 255
 # Where this many bytes differ, with few equal ones between them, literals are smaller than edits.
 _CLUSTER = re.compile(rb"[^\0](?:\0?[^\0]){11,}")
 _NEVER = re.compile(rb"(?!)")
-_FEW = 100  # edits in a sector up to which no other encoding is tried
+_FEW = 100  # edits: with fewer in a sector no other way to encode it is tried
 _DIFFERENT = re.compile(rb"[^\0]")
 _EDIT_SIZE = 3  # bytes, if it is near the former one
 _FAR_SIZE = 3  # more, if not

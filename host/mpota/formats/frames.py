@@ -153,7 +153,7 @@ def inflate(frame: Frame, window_bits: int, size: int) -> bytes:
 
 def _compress_frames(content: bytes) -> Iterator[Frame]:
     at = 0
-    sectors = 2  # about what fits
+    sectors = 2  # a guess: about what fits
     while at < len(content):
         sectors, packed = _pack_most(content, at, sectors)
         yield Frame(packed, sectors)

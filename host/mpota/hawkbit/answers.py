@@ -46,7 +46,7 @@ class Answer:
         return bool(self._take(key, bool))
 
     def time(self, key: str) -> datetime | None:
-        """Of ms since 1970."""
+        """A time from ms since 1970."""
         value = self.optional_number(key)
         if value is None:
             return None
@@ -67,7 +67,7 @@ class Answer:
             yield Answer(value, self._what)
 
     def link(self, name: str) -> Answer | None:
-        """A link of HAL's, if it is there alone."""
+        """The URL of a HAL link, if there is exactly one of that name."""
         links = self.inner("_links")
         return None if links is None else links.inner(name)
 
@@ -91,7 +91,7 @@ class TargetAnswer:
     created: datetime | None
     installed: datetime | None  # when what is installed was
     heard: datetime | None
-    due: datetime | None  # set once it is overdue, by the server's clock
+    due: datetime | None  # when it should have polled; set once that has passed
     token: str | None
 
     @classmethod

@@ -24,12 +24,12 @@ from mpota.hawkbit.place import HINT, Credentials, Place
 
 PAGE = 500  # entries: the most that hawkBit gives (MgmtRestConstants)
 MAX_ANSWER = 16 << 20  # bytes: a page of targets has 1 to 2 KiB an entry
-MAX_PAGES = 200  # of a list, 100,000 boards: more would be another kind of program
+MAX_PAGES = 200  # of a list, which makes 100,000 entries
 _MAX_WORDS = 1000  # characters of an error of the server's
 _TIMEOUT_S = 60.0  # without a byte
 _DEADLINE_S = 600.0  # for one answer, however it drips
 _CHUNK = 65536
-# HAL first: as plain JSON links come in another form.
+# HAL comes first: in plain JSON, links have another form.
 _ACCEPT = "application/hal+json, application/json;q=0.5"
 _AGAIN = "the same command again goes on where it stopped"
 
@@ -66,11 +66,11 @@ class Client:
             )
 
     def get(self, path: str, **query: object) -> Any:
-        """What a path gives; None for no content."""
+        """The JSON at a path; None for no content."""
         return self._json("GET", path, query)
 
     def find(self, path: str, **query: object) -> Any:
-        """As `get`; None also if there is no such thing."""
+        """As `get`; None also if there is nothing at the path (404)."""
         try:
             return self.get(path, **query)
         except ServerRefusedError as error:

@@ -41,7 +41,7 @@ class Place:
 
     @property
     def is_open(self) -> bool:
-        """Whether others in the network can read along."""
+        """Whether the connection is unencrypted, so that others in the network can read it."""
         host = urlsplit(self.base).hostname or ""
         is_here = host in ("localhost", "::1") or host.startswith("127.")
         return self.base.startswith("http://") and not is_here
@@ -96,7 +96,7 @@ class Credentials:
 
     @classmethod
     def of(cls, user: str, password: str) -> Credentials:
-        """Raises UsageError for what is not one line."""
+        """Raises UsageError unless both are a single line."""
         word = base64.b64encode(_one_line(f"{user}:{password}", PASSWORD).encode())
         return cls(f"Basic {word.decode()}")
 

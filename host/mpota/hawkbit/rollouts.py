@@ -159,7 +159,7 @@ _STEPS = {"start": ("ready", "starting running"), "pause": ("running", "paused")
 
 
 def step(client: Client, rollout: RolloutAnswer, verb: str) -> RolloutAnswer:
-    """start, pause, resume or stop it; what is so already stays. Raises MpotaError."""
+    """Start, pause, resume or stop a rollout, unless that is done already. Raises MpotaError."""
     if verb == "start":
         rollout = wait_ready(client, rollout)
     after = _STEPS[verb][1].split()

@@ -41,5 +41,5 @@ def lets_in(client: Client) -> bool:
 
 
 def let_in(client: Client) -> None:
-    """From now on it does."""
+    """Have the tenant let boards in by their tokens from now on."""
     client.put(f"system/configs/{TOKENS}", {"value": True})

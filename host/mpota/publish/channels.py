@@ -32,14 +32,14 @@ from mpota.release.signing import check_line
 MAX_FILE = MAX_LINE + MAX_BLOCKS * BLOCK_SIZE
 DEFAULT_DAYS = 30
 MAX_DAYS = 3650
-# The first serial is the time, so that a channel that was lost is above its former self.
+# The first serial is the time: above any serial of a channel of that name that was lost.
 _SERIAL_EPOCH = datetime(2020, 1, 1, tzinfo=timezone.utc)
 _CLOCK_ERROR = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Current:
-    """A channel as it stands in a store, signed by a key that was asked for."""
+    """A channel as it stands in a store, signed by a trusted key."""
 
     channel: Channel
     data: bytes
@@ -111,7 +111,7 @@ def entry_of(release: Released, share: int, spread: int, begins: datetime | None
 
 
 def with_entry(entries: tuple[ChannelEntry, ...], new: ChannelEntry) -> tuple[ChannelEntry, ...]:
-    """The entries with a new one, without those that no board would take any more.
+    """``entries`` with ``new``, less those that no board would take any more.
 
     Raises MpotaError if no board would take the new one.
     """
@@ -127,7 +127,7 @@ def with_entry(entries: tuple[ChannelEntry, ...], new: ChannelEntry) -> tuple[Ch
 
 
 def covers(entry: ChannelEntry, other: ChannelEntry) -> bool:
-    """Whether every board that could take ``other`` takes ``entry`` rather."""
+    """Whether every board that could take ``other`` prefers ``entry``."""
     return (
         entry.state is None
         and entry.share == SHARES
@@ -139,7 +139,7 @@ def covers(entry: ChannelEntry, other: ChannelEntry) -> bool:
 
 
 def _reaches(version: str | None, other: str | None) -> bool:
-    """Whether what may be updated from ``other`` on may be from ``version`` on."""
+    """Whether boards that are new enough for ``other`` are so for ``version``."""
     if version is None:
         return True
     return other is not None and version_key(version) <= version_key(other)
@@ -194,7 +194,7 @@ class EntryChange:
     state: str | None = None
 
     def apply(self, entry: ChannelEntry, now: datetime) -> ChannelEntry:
-        """Who comes in by a larger share, or after a pause, starts spread from now on."""
+        """The entry changed; boards that come in now, by share or after a pause, start from now on."""
         changed = replace(
             entry,
             share=entry.share if self.share is None else self.share,

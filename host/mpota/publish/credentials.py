@@ -15,7 +15,7 @@ from pathlib import Path
 from mpota.errors import UsageError
 
 _ELSEWHERE = "aws configure export-credentials --format env"
-# What a profile may say instead of keys: each needs a program or a server of its own.
+# Settings of a profile in place of keys: each needs a program or a server of its own.
 _UNKNOWN_WAYS = ("sso_session", "sso_start_url", "credential_process", "role_arn", "login_session")
 
 

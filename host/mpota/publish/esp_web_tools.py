@@ -109,7 +109,7 @@ def _is_genuine(data: bytes) -> bool:
 
 
 def _unpacked(package: bytes) -> dict[str, bytes]:
-    """Its bytes are known, so that it is read as it is."""
+    """The files in the package, whose bytes are known by their digest: they need no limits."""
     files = {}
     with tarfile.open(fileobj=io.BytesIO(package), mode="r:gz") as archive:
         for member in archive:

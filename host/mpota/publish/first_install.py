@@ -40,7 +40,7 @@ _SCRIPT = "esp-web-tools"
 _DIGITS = 8  # of a file's digest in its name: a cache never gives a new page an old part
 _PACKAGE_PLACE = "/lib/ota"
 _TEMPLATE = Path(__file__).with_name("first_install.html")
-_MAX_GAP = 15  # unused blocks that are written along, rather than one more file be fetched
+_MAX_GAP = 15  # so many unused blocks are written too, rather than one more file fetched
 _ALL_KEPT = "its settings and files stay"
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")  # of labels, in names of files
 _NVS_KEYS = 0x04  # gen_esp32part.py: SUBTYPES, data, nvs_keys
@@ -178,7 +178,7 @@ def _content(firmware: Firmware, flash: MemoryFlash, partition: Partition) -> by
 
 
 def _used_blocks(volumes: Volumes, partition: Partition) -> Iterator[Part]:
-    """Of a littlefs, which spreads over its partition, the blocks that are in use.
+    """The blocks in use of a littlefs, which spreads over its partition.
 
     Raises MpotaError if it is damaged.
     """
@@ -221,7 +221,7 @@ def _package_files(firmware: Firmware, with_parts: Sequence[str]) -> dict[str, b
 
 
 def _put(volumes: Volumes, files: Mapping[str, bytes]) -> None:
-    """Beside the files that are there already; a blank partition becomes a littlefs."""
+    """Add files to those that are there; a blank partition becomes a littlefs first."""
     if is_blank(volumes.region()):
         volumes.format()
     file_system = volumes.file_system()
@@ -294,7 +294,7 @@ def page(release: Release, builds: Sequence[Build]) -> str:
 def make_site(
     release: Release, builds: Sequence[Build], script: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-    """All files by their paths: page and manifest last, so that what they name is there before."""
+    """All files by their paths; page and manifest last, after what they name."""
     files = {f"{_SCRIPT}/{name}": data for name, data in script.items()}
     for build in builds:
         files.update({part.path(build.chip): part.data for part in build.parts})
@@ -305,7 +305,7 @@ def make_site(
 
 
 def check_directory(directory: Path, *, force: bool) -> None:
-    """Raises UsageError if ``directory`` is none, or has a page already without ``force``."""
+    """Raises UsageError if ``directory`` is no directory, or has a page and not ``force``."""
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"'{directory}' is no directory")
     for name in (PAGE, MANIFEST):

@@ -91,7 +91,7 @@ def _check_order(store: Store, current: Current) -> None:
     try:
         former = read_fresh(store, current)
     except MpotaError:
-        return  # of a former key, or damaged: it is replaced
+        return  # it is of a former key, or damaged, and is replaced
     channel = current.channel
     if former and former.fresh.serial > channel.serial:
         raise MpotaError(

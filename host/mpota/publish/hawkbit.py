@@ -23,9 +23,9 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME = 100  # characters of a file's name that devices can fetch: what hawkBit links
 _CONFLICT = 409
 
-# Told how many bytes of the file are sent.
+# Is called with the bytes of the file that are sent.
 Sent = Callable[[int], object]
-# Told of each piece: "there", "to send" or "sent"; what it is; its size in bytes, 0 without.
+# Is called for each piece: "there", "to send" or "sent"; what it is; its bytes, 0 if it has none.
 Tell = Callable[[str, str, int], None]
 
 

@@ -1,4 +1,4 @@
-"""What boards will do with a channel, and whether all that it leads to is as it was signed."""
+"""What boards will do with a channel, and whether all that it names is as it was signed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _fetched(manifest: Manifest, entry: ChannelEntry, installed: Manifest | None
 
 @dataclass(frozen=True)
 class Look:
-    """What was found: ``faults`` are for boards to refuse, ``warnings`` for who publishes."""
+    """Findings: boards refuse the channel for ``faults``; ``warnings`` are for the publisher."""
 
     current: Current
     outcomes: tuple[Prospect, ...]
@@ -134,7 +134,7 @@ def look(store: Store, current: Current, trusted: tuple[PublicKey, ...], now: da
 
 
 class _Check:
-    """Reads what entries lead to, and remembers what is wrong with it."""
+    """Reads the files that entries name, and collects what is wrong with them."""
 
     def __init__(self, store: Store, current: Current, trusted: tuple[PublicKey, ...]) -> None:
         self._store = store

@@ -30,7 +30,7 @@ _MAX_ERROR = 300  # characters of what a store says
 
 
 class Bucket:
-    """A folder of a bucket. Whether somebody else was faster is for the store to say."""
+    """A folder of a bucket. The store itself decides between two who write at once."""
 
     def __init__(self, name: str, store: ObjectStore) -> None:
         self.name = name

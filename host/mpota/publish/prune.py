@@ -1,4 +1,4 @@
-"""What nobody can need any more, and its removal."""
+"""Files of a store that nobody can need any more: found, and removed."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Signatures(Protocol):
 
     @property
     def public(self) -> tuple[PublicKey, ...]:
-        """Whose they are."""
+        """The public keys of these signatures."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _contents(manifest: Manifest) -> list[tuple[str, str | None, str]]:
     return [(payload.kind, payload.partition, payload.sha256) for payload in manifest.payloads]
 
 
-# What was done with a file: for `on_step` below.
+# What `on_step` below is told of a file.
 SENT, THERE = "sent", "there"
 OnStep = Callable[[str, str, int], None]
 
@@ -224,7 +224,7 @@ def carry_out(
 def _all_files(
     store: Store, plan: Publication, signatures: Signatures
 ) -> Iterator[tuple[str, bytes]]:
-    """Each manifest with its signature behind it."""
+    """All files to upload; each manifest is followed by its signature."""
     for upload in plan.uploads:
         yield upload.path, upload.data
         if upload in plan.manifests:
@@ -261,7 +261,7 @@ def _replace(store: Store, path: str, data: bytes, former: Current | None) -> No
         return
     found = store.get(path, MAX_FILE)
     if found is not None and found.data == data:
-        return  # it was written, the answer was lost
+        return  # the first attempt had written it, and only the answer was lost
     raise MpotaError(
         f"{store.name}: somebody else has changed '{path}' meanwhile; boards see theirs",
         "the same command again starts from it",
@@ -269,7 +269,7 @@ def _replace(store: Store, path: str, data: bytes, former: Current | None) -> No
 
 
 def _send_again(store: Store, files: Iterable[tuple[str, bytes]], on_step: OnStep) -> None:
-    """What was there and was removed, by `prune`, before the channel file told of it."""
+    """Send files again that a `prune` removed before the channel file named them."""
     files = tuple(files)
     if not files:
         return

@@ -68,7 +68,7 @@ class Published:
 
 
 def public_name(member: str, data: bytes) -> str:
-    """A name for bytes that other bytes can never have."""
+    """A name that no other bytes can have: it holds their digest."""
     return f"{sha256(data).hexdigest()[:_HASH_SIZE]}-{_UNFIT.sub('-', member)}"
 
 
@@ -124,13 +124,13 @@ def take_apart(bundle: Bundle, bases: Iterable[bytes]) -> Iterator[Published]:
 
 
 def _member(payload: Payload) -> str:
-    """The name of its content, without what encodings add."""
+    """The member name of a payload's content, without the ending of an encoding."""
     name = payload.forms[-1].member or payload.kind
     return name.removesuffix(".deflate")
 
 
 def _with_plain(published: Published, member: str, content: bytes) -> Published:
-    """As it is, too: for boards that decode nothing."""
+    """The payload with a plain form, for boards that decode nothing."""
     if any(form.encoding is None for form in published.payload.forms):
         return published
     return published.with_form(Form(len(content), sha256(content).hexdigest()), member, content)
@@ -161,7 +161,7 @@ def find_published(
         try:
             manifest = read_manifest(store, listed.path, trusted)
         except MpotaError as error:
-            if isinstance(error, UsageError):  # the store, not what is in it
+            if isinstance(error, UsageError):  # the store failed, not a file in it
                 raise
             continue
         if manifest.name == name:

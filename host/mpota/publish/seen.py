@@ -38,7 +38,7 @@ class SeenChannels:
         )
 
     def note(self, store: Store, channel: Channel) -> None:
-        """Remember it, as far as that can be written."""
+        """Remember ``channel``, if the file can be written."""
         found = self._read() | {_key(store, channel): (channel.serial, _digest(channel))}
         with suppress(OSError, UsageError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def is_staged(path: Path) -> bool:
 
 
 def to_sign(directory: Path) -> Iterator[ToSign]:
-    """What wants a signature: manifests first. Raises MpotaError for what is no such file."""
+    """The files to sign, manifests first. Raises MpotaError for a file of another kind."""
     for path in sorted((directory / FOLDER).glob("*.json")):
         yield ToSign(path, Manifest.from_bytes(read_file(path)))
     path = directory / channel_path(_read_note(directory)[0])
@@ -84,7 +84,7 @@ def read_line(data: bytes) -> tuple[bytes, Channel]:
 
 
 def sign_staged(directory: Path, keys: tuple[PrivateKey, ...]) -> list[Path]:
-    """Sign all that wants it. The files that were written."""
+    """Sign all files to sign; returns the files that were written."""
     written = []
     for item in list(to_sign(directory)):
         data = read_file(item.path)
@@ -157,7 +157,7 @@ def _uploads(directory: Path, channel: Channel) -> Iterator[Upload]:
         with suppress(ValueError):
             manifest_path = manifest_path.resolve().relative_to(directory.resolve())
         if str(manifest_path) != entry.manifest or not (directory / entry.manifest).is_file():
-            continue  # published before
+            continue  # it was published before
         data = read_file(directory / entry.manifest)
         if sha256(data).hexdigest() != entry.sha256:
             raise MpotaError(f"'{entry.manifest}' is not the one that the channel file names")

@@ -20,7 +20,7 @@ MAX_OBJECT_SIZE = 64 * 1024 * 1024  # no payload of a release is larger: formats
 
 
 class Tag(NamedTuple):
-    """What a store knows one state of a file by; which of the two it uses is its own affair."""
+    """Identifies one state of a file; each store uses one of the two fields."""
 
     etag: str | None
     version: str | None = None
@@ -28,7 +28,7 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that was read, and what its state is known by."""
+    """A file that was read, and the tag of its state."""
 
     data: bytes
     tag: Tag
@@ -87,7 +87,8 @@ def open_store(target: str) -> Store:
 
 
 class Directory:
-    """A directory. Two publishers on one machine see each other; over a network drive perhaps."""
+    """A directory. It is locked against publishers on the same machine, not for certain against
+    others on a network drive."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -191,10 +192,10 @@ def check_size(store: str, path: str, size: int, limit: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else on this machine is in such a block for the same directory."""
+    """Lock the directory against other publishers on this machine."""
     try:
         import fcntl
-    except ImportError:  # Windows: two publishers in the same instant are not told apart
+    except ImportError:  # Windows: without a lock, two at the same instant may collide
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)

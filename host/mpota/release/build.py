@@ -23,7 +23,7 @@ from mpota.release.signing import PrivateKey, check_app_signature, check_signatu
 from mpota.storage.file import from_os, read_file, write_file
 from mpota.units import SECTOR_SIZE
 
-# What is never meant for a board, by name, wherever it stands in a tree.
+# Names of files that are never meant for a board, wherever they stand in a tree.
 IGNORED = frozenset({"__pycache__", ".git", ".DS_Store", ".mypy_cache", ".ruff_cache"})
 # MicroPython starts these two as text; a module of the tree may be compiled.
 _SCRIPTS = frozenset({"boot.py", "main.py"})
@@ -383,7 +383,7 @@ def _is_elsewhere(url: str) -> bool:
 
 
 def sign_bundle(made: Bundle, keys: tuple[PrivateKey, ...]) -> Bundle:
-    """The same bundle, signed by ``keys`` and nobody else."""
+    """The bundle with signatures of ``keys`` in place of those that it has."""
     return replace(made, signature=sign(made.manifest_bytes, keys))
 
 
@@ -442,8 +442,8 @@ def _read_directory(directory: Path, top: Path, is_left_out: LeftOut) -> Iterato
 
 
 def _public(data: bytes, path: Path) -> bytes:
-    """``data``, the content of ``path``, unless it is a private key: whoever gets a release could
-    sign with it."""
+    """``data``, the content of ``path``. Raises MpotaError for a private key: whoever gets a
+    release could sign with it."""
     if is_private_key(data):
         raise MpotaError(f"'{path}' holds a private key: it is not packed", "keys stay at home")
     return data

@@ -35,7 +35,7 @@ _Key = TypeVar("_Key")
 
 
 def passphrase_file_option(command: _Command) -> _Command:
-    """``--passphrase-file``, remembered for the functions below: commands need not hand it on."""
+    """Add ``--passphrase-file``, which the functions below find without its being passed on."""
     return click.option(
         "--passphrase-file",
         type=click.Path(path_type=Path),
@@ -67,7 +67,7 @@ def read_app_keys(paths: Iterable[Path]) -> tuple[PublicKey | EcdsaKey, ...]:
 
 
 def given_passphrase() -> bytes | None:
-    """What a file or the environment gives. Raises UsageError if that is empty."""
+    """The passphrase from the file or the environment, if any. Raises UsageError if it is empty."""
     context = click.get_current_context(silent=True)
     path = context.meta.get(_FILE) if context else None
     if path is not None:

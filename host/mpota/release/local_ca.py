@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-# Boards whose clock was never set are in this year: for them the certificates are valid too.
+# The clock of a board that was never set starts in this year: certificates are valid from then on.
 _START = datetime(2000, 1, 1, tzinfo=timezone.utc)
 _LIFETIME = timedelta(days=3650)
 
@@ -114,7 +114,7 @@ def _alternatives(names: Iterable[str]) -> Iterable[x509.GeneralName]:
     from cryptography import x509
 
     for name in names:
-        # An address as a name too: Mbed TLS before 3.5 knows no addresses in certificates.
+        # Addresses stand as names as well: Mbed TLS before 3.5 ignores addresses.
         yield x509.DNSName(name)
         try:
             yield x509.IPAddress(ipaddress.ip_address(name))

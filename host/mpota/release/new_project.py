@@ -14,7 +14,7 @@ from mpota.release.key_files import write_key_pair
 KEY = "release.pem"
 VERSION = "0.1.0"  # of the first release
 
-_ONLY = re.compile(r"  #: ([a-z]+)$")  # behind a line that is for this way alone
+_ONLY = re.compile(r"  #: ([a-z]+)$")  # marks a line of a template that is for one way alone
 
 _MAIN = '''\
 """Starts the program.
@@ -270,7 +270,7 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
 
 
 def _filled(text: str, ways: tuple[str, ...], words: dict[str, str]) -> str:
-    """The template with its words, and without the lines of ways that are not wanted."""
+    """The template with ``words`` filled in, without the lines of other ways than ``ways``."""
     lines = []
     for line in text.splitlines():
         only = _ONLY.search(line)

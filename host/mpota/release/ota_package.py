@@ -15,7 +15,7 @@ from mpota.resources import data_directory
 MARK = "moving"  # a file in a package that takes the place of another: device/ota/confirm.py
 MODULES = (".py", ".mpy", ".pack")
 INIT = "__init__"  # the module that is in no pack
-DATA = {"web": "web.gz"}  # a part, the file that comes with its modules
+DATA = {"web": "web.gz"}  # part: a file that comes with its modules
 # Parts that are of no use without others.
 NEEDS = {
     "channel": ("release",),
@@ -39,7 +39,7 @@ def parts() -> dict[str, tuple[str, ...]]:
 
 
 def _table() -> tuple[tuple[str, str], ...]:
-    """PARTS of the board's ``status.py``, which only a board can run."""
+    """PARTS of the board's ``status.py``, read as text, since only a board can import it."""
     path = data_directory("device") / "ota" / "status.py"
     if not path.is_file():
         raise MpotaError("this mpota comes without the ota package")
@@ -73,7 +73,7 @@ def choose_parts(
 ) -> tuple[str, ...]:
     """The parts for a board that has the files ``installed`` in its package, of any version."""
     stems = {name.rpartition(".")[0] for name in installed if name.endswith(MODULES)}
-    modules_of(wanted)  # they exist
+    modules_of(wanted)  # raises for an unknown part
     chosen = {
         part
         for part in part_names()
@@ -129,7 +129,7 @@ def _pack_of(module: str) -> str:
 _ENTRY = struct.Struct("<16sI")
 _IS_DEFLATED = 1 << 31
 _WINDOW_BITS = 9  # 512 bytes of the board's heap
-# To inflate a module takes 2 KiB of heap: what loads while an update has its buffer is stored.
+# Inflating takes 2 KiB of heap: modules that load while an update holds its buffer stay plain.
 _STORED = {
     "base", "update", "otadata", "slot", "pump", "image", "chips", "ready", "begin", "finish",
     "console", "rollback", "http", "http_ask", "http_connect", "http_resume",

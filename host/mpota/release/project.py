@@ -171,7 +171,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """What the file says, nothing if there is none."""
+    """The file's text, "" if there is none."""
     if not path.exists():
         return ""
     try:
@@ -224,7 +224,7 @@ def _paths(directory: Path, settings: Mapping[str, Any], key: str) -> tuple[Path
 
 
 def _name(directory: Path, declared: Iterable[Mapping[str, Any]]) -> str:
-    """The first that is told, as far as a release may have that name; else the directory's."""
+    """The first of the declared names that a release may have, else the directory's."""
     names = [table.get("name") for table in declared]
     for text in (*names, directory.resolve().name):
         if isinstance(text, str):
@@ -296,7 +296,7 @@ def version_of_description(text: str) -> str | None:
 
 
 def _git(directory: Path, *words: str) -> str | None:
-    """What a git command says of ``directory``; None where it fails, or there is no git."""
+    """The output of a git command in ``directory``; None if it fails, or there is no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10

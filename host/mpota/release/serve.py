@@ -42,7 +42,7 @@ _SHUTDOWN_S = 2.0
 _MAX_KEY_FILE = 8 << 20  # bytes in which a private key is looked for
 _HEAD_END = re.compile(rb"\n\r?\n")
 _DENIED = "there is no such file\n"
-# A place in the network that needs not exist: asked only for the way there (RFC 5737).
+# An address that need not exist (RFC 5737): only the route to it is looked up.
 _ANYWHERE = ("192.0.2.1", 9)
 
 
@@ -197,7 +197,7 @@ def _holds_key(path: Path, mtime_ns: int, size: int) -> bool:
 
 
 class _Door:
-    """Lets connections in, not too many, and closes those that do not come out with a request."""
+    """Admits so many connections, and closes those that send no whole request in time."""
 
     def __init__(self, serve: Callable[[], asyncio.Protocol]) -> None:
         self._serve = serve
@@ -208,7 +208,7 @@ class _Door:
         return _Guard(self, self._serve())
 
     def enter(self, guard: _Guard) -> bool:
-        """Whether there is room; whoever has waited longest for nothing has to make it."""
+        """Whether there is room; the one that has been silent longest makes way."""
         if len(self.inside) >= _MAX_CONNECTIONS:
             if not self.waiting:
                 return False
@@ -218,7 +218,7 @@ class _Door:
 
 
 class _Guard(asyncio.Protocol):
-    """aiohttp's protocol behind a clock: it sets none for the head of a request."""
+    """aiohttp's protocol with a time limit for the head of a request, which it lacks."""
 
     def __init__(self, door: _Door, inner: asyncio.Protocol) -> None:
         self._door = door
@@ -271,7 +271,7 @@ class _Guard(asyncio.Protocol):
             self._transport.abort()
 
     def _wait(self) -> None:
-        """For the rest of a request: from its first byte on, or from the connection's start."""
+        """Start the clock for the rest of a request, or for the first one."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_HEAD_TIMEOUT_S, self.abort)
             self._door.waiting[self] = None
@@ -291,7 +291,7 @@ def _limit_stalls(connection: socket.socket | None) -> None:
 
 
 def _silent_log() -> logging.Logger:
-    """For aiohttp, which would print a traceback for each request that makes no sense."""
+    """A log for aiohttp, which would print a traceback for each senseless request."""
     log = logging.Logger("mpota.release.serve")
     log.addHandler(logging.NullHandler())
     return log

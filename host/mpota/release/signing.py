@@ -201,7 +201,7 @@ def _is_valid_ecdsa(block: EcdsaBlock) -> bool:
 
 
 def is_valid(block: SignatureBlock) -> bool:
-    """Does the signature fit the block's own key and digest? Says nothing of the content."""
+    """Whether the signature fits the block's own key and digest; says nothing of the content."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils

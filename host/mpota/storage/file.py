@@ -132,7 +132,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     UsageError if the file cannot be written.
     """
     target = Path(os.path.abspath(path) if private else os.path.realpath(path))
-    # Of a name that is as long as names can be not all has room beside what is added.
+    # The start of the name is enough: a name of the greatest length leaves no room for more.
     name = f".{target.name[:_SHOWN_NAME]}.{os.getpid()}.{next(_numbers)}.tmp"
     temporary = target.with_name(name)
     try:
