@@ -59,7 +59,7 @@ def run_fleet(
             return Enrolment(place.base, place.tenant, id, targets.add(client, id)[0])
 
         paths = prepare(folder, board_ids(count), recipe, enrolled, report.say)
-        if not targets.lets_in(client):
+        if not targets.allows_target_tokens(client):
             report.note(f"{place.name} lets no board in by its token: fleet add --allow-tokens")
         _power(folder, paths, f"follow {place.name}", catch_end)
 

@@ -144,8 +144,8 @@ def add(target: str, board: str, port: str | None, url: str | None, allow_tokens
     name = client.place.name
     report.say(f"{board}: {'made' if is_new else 'known already'} at {name}")
     if allow_tokens:
-        targets.let_in(client)
-    elif not targets.lets_in(client):
+        targets.allow_target_tokens(client)
+    elif not targets.allows_target_tokens(client):
         report.note(f"{name} lets no board in by its token: --allow-tokens changes that")
     if port is not None:
         _enrol(port, url or client.place.base, client.place.tenant, board, token)

@@ -35,11 +35,11 @@ def add(client: Client, id: str) -> tuple[str, bool]:
     return target.token, is_new
 
 
-def lets_in(client: Client) -> bool:
+def allows_target_tokens(client: Client) -> bool:
     """Whether the tenant lets boards in by their tokens."""
     return Answer(client.get(f"system/configs/{TOKENS}"), "a setting").flag("value")
 
 
-def let_in(client: Client) -> None:
+def allow_target_tokens(client: Client) -> None:
     """Have the tenant let boards in by their tokens from now on."""
     client.put(f"system/configs/{TOKENS}", {"value": True})

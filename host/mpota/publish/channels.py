@@ -194,7 +194,7 @@ class EntryChange:
     state: str | None = None
 
     def apply(self, entry: ChannelEntry, now: datetime) -> ChannelEntry:
-        """The entry changed; boards that come in now, by share or after a pause, start from now on."""
+        """The changed entry. Boards that a larger share or a resumed one adds start from now on."""
         changed = replace(
             entry,
             share=entry.share if self.share is None else self.share,

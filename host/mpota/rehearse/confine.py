@@ -55,7 +55,7 @@ class NotConfinedError(MpotaError):
 
 
 class Cage:
-    """Where an interpreter that is started with `close` as its ``preexec_fn`` finds itself.
+    """The confinement of an interpreter that is started with `close` as its ``preexec_fn``.
 
     ``root`` is an empty directory, ``program`` how the interpreter is started; ``readable`` are
     the directories that it may read, the first is the current one.
@@ -149,13 +149,13 @@ class Cage:
 
 
 def _set_buffers() -> None:
-    """Sockets as small as a board's, where that can be had: a broken line loses little."""
+    """Make sockets buffer as little as a board's, if the kernel lets us: breaks lose little."""
     with contextlib.suppress(OSError):
         Path("/proc/sys/net/ipv4/tcp_rmem").write_text(_RECEIVE_BUFFERS)
 
 
 def _parts(program: Iterable[str]) -> Iterable[Path]:
-    """What the interpreter is made of: a program, or a loader, its libraries, and a program."""
+    """The files of the interpreter: a program, perhaps with its own loader and libraries."""
     for argument in program:
         for text in argument.split(":"):
             if text.startswith("/"):
@@ -163,7 +163,7 @@ def _parts(program: Iterable[str]) -> Iterable[Path]:
 
 
 def _missing() -> str | None:
-    """Why nothing can be confined here; None if all that shows before it is tried is there."""
+    """Why this machine cannot confine, None if nothing is missing that shows beforehand."""
     if platform.system() != "Linux":
         return f"the board cannot be confined: {platform.system()} has no namespaces"
     if platform.machine() not in ("x86_64", "i386", "i686", "aarch64"):
@@ -243,7 +243,7 @@ def _instructions(pid: int) -> Iterable[bytes]:
     yield _op(_LOAD, _ARCH_AT)
     blocks = [(arch, list(_rules(calls, pid))) for arch, calls in _CALLS.items()]
     for arch, rules in blocks:
-        # A block is longer than a jump reaches: past it by one that has no condition.
+        # A block is longer than a conditional jump reaches: an unconditional one leads past it.
         yield _op(_JUMP_EQUAL, arch, 1, 0)
         yield _op(0x05, len(rules))
         yield from rules

@@ -1,4 +1,4 @@
-"""What stands on a board's flash: which app is in a slot, which files, and whether they fit."""
+"""What is on a board's flash: the app in a slot, the files, and whether they belong together."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NO_TREE = ""
 
 @dataclass(frozen=True)
 class Sight:
-    """A board at rest. ``app``: the SHA-256 of the whole app that ``label`` holds, None if it holds
-    none; ``size`` its bytes. ``files``: path -> SHA-256, None where the file system cannot be read,
-    and ``damage`` says why. ``tree``: that of the release which belongs to the app, by its digest.
+    """A board at rest. ``app``: SHA-256 (hex) of the app in slot ``label``, None if none is whole;
+    ``size``: its bytes. ``files``: path -> SHA-256, None if the file system cannot be read, for
+    which ``damage`` is the reason. ``tree``: the digest of the release that belongs to the app.
     """
 
     label: str | None
@@ -38,7 +38,7 @@ class Sight:
 
     @property
     def pair(self) -> tuple[str | None, str]:
-        """What has to fit together."""
+        """App and tree, which have to be of one release."""
         return self.app, self.tree
 
     @property
@@ -51,7 +51,7 @@ class Sight:
 
 
 def look(content: bytes, label: str | None, table_offset: int) -> Sight:
-    """The board with that flash, where the app in ``label`` runs."""
+    """What a board shows that has this flash and runs the app in ``label``."""
     firmware = Firmware.from_flash(FileImage(0, content), "board", table_offset)
     slot = next((p for p in firmware.table.apps if p.label == label), None)
     app, size = (None, 0) if slot is None else _app(content, slot)
@@ -86,7 +86,7 @@ def _app(content: bytes, slot: Partition) -> tuple[str | None, int]:
 
 
 def _release(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
-    """What belongs to the app that runs (device/ota/boot.py), and whether it is on trial."""
+    """The release of the running app by its ``record`` (device/ota/boot.py), whether on trial."""
     is_trial = "next" in record
     found = record.get("next" if record.get("tried") else "now", {})
     return (found if isinstance(found, dict) else {}), is_trial

@@ -1,4 +1,4 @@
-"""What is rehearsed: whatever a board takes, and the files of the server that it takes it from."""
+"""The release that is rehearsed, of any kind that a board takes, as the files of a server."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Offer:
     chip: str | None = None
     is_signed: bool = False
     channel: Channel | None = None
-    is_following: bool = False  # it comes over another one
-    is_again: bool = False  # the same once more, for want of a following version
+    is_following: bool = False  # it is installed after another one
+    is_again: bool = False  # it is the same release again, for want of a following one
 
     @property
     def data(self) -> bytes:
@@ -82,7 +82,7 @@ def following(offer: Offer) -> Offer:
         return replace(offer, is_following=True, is_again=True)
     try:
         image = sample.next_version(offer.app.image.data)
-    except MpotaError:  # no version is in it
+    except MpotaError:  # the app holds no version
         return replace(offer, is_following=True, is_again=True)
     return replace(_of_file("following.bin", image), is_following=True)
 

@@ -1,4 +1,4 @@
-"""All of a rehearsal: stages in processes of their own, cuts handed out to them, what came of it.
+"""A whole rehearsal: stages in processes of their own, which are handed cuts and report on them.
 
 A process is confined by `mpota.rehearse.confine` before it starts anything. All files are below
 one directory that only its owner may read, and go with it.
@@ -47,7 +47,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Tried:
-    """One power cut or broken connection, and what came of it; ``id`` replays it."""
+    """One power cut or broken connection, and its result; ``id`` replays it."""
 
     id: str
     scenario: str
@@ -58,7 +58,7 @@ class Tried:
 
 @dataclass
 class Rehearsal:
-    """What is known. ``planned`` is how many disturbances were to be tried."""
+    """The results so far. ``planned`` is how many disturbances were to be tried."""
 
     steps: list[Passage] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
@@ -91,9 +91,9 @@ def name_of(point: CutPoint) -> str:
 def _serve(line: Connection, plan: Setup, shared: Path, number: int, cuts: _Wanted) -> None:
     """Play everything, then try what is asked for, until nothing more is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a board's REPL wants it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a board's REPL needs it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    warnings.simplefilter("ignore")  # libraries have some for those who write programs
+    warnings.simplefilter("ignore")  # those of libraries are for developers
     os.umask(0o077)
     scratch = shared / str(number)
     scratch.mkdir()
@@ -125,7 +125,7 @@ def _outcomes(stage: Stage, ids: list[str]) -> Iterator[Outcome[Aftermath]]:
 
 
 def _flash(stage: Stage, text: str) -> bytes:
-    """What the cut leaves; of a broken connection, what stands there when all is over."""
+    """The flash that a cut leaves; after a broken connection, the flash at the end."""
     if text.startswith(f"{NETWORK}:"):
         return stage.flash.snapshot()
     point = CutPoint.parse(text)
@@ -235,7 +235,7 @@ class _Worker:
         self.line.close()
 
 
-# Told how many of the disturbances have been tried, and how many there are.
+# Is called with how many of the disturbances have been tried, and how many there are.
 Tell = Callable[[int, int], object]
 
 

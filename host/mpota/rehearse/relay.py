@@ -1,4 +1,4 @@
-"""The line between a board and what it talks to: counts bytes, and breaks where it is told to."""
+"""The line between a board and its peer: counts bytes, and breaks where it is told to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a rehearsal, for people and for machines. Nothing of the board's nvs is in it."""
+"""The result of a rehearsal for people and machines, without anything of the board's nvs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpota.units import KiB
 
 COLUMNS = ("Step", "Ends with", ">Ops", ">Flash", ">CPU", ">Reads", ">Heap", ">Tried", ">Fell")
 
-_LEAST_SECRET = 5  # characters of a word that is kept out
+_LEAST_SECRET = 5  # characters; shorter words of nvs are no secrets
 _WORD = re.compile(rf"[!-~]{{{_LEAST_SECRET},}}")
 
 
@@ -43,7 +43,7 @@ def _counts(tried: list[Tried], found: int) -> tuple[str, str]:
 
 
 def verdict(result: Rehearsal) -> str:
-    """One line."""
+    """The result in one line."""
     cuts = sum(one.scenario != NETWORK for one in result.tried)
     breaks = len(result.tried) - cuts
     what = f"{_many(cuts, 'power cut')}, {_many(breaks, 'broken connection')}"
@@ -127,7 +127,7 @@ def to_junit(plan: Setup, result: Rehearsal) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """Without the characters that XML cannot have."""
+    """``text`` without the characters that XML cannot have."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

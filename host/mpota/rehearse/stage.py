@@ -36,10 +36,10 @@ from mpota.virtual.flash import CutMode, Effect, VirtualFlash, total_ms
 UPDATE, FIRST_BOOT, SECOND, ROLL_BACK = "update", "first-boot", "second", "roll-back"
 NETWORK = "network"  # not a scenario: connections that break
 
-_LIMIT_S = 90.0  # for an update and what it boots, beside what the confirmation may take
+_LIMIT_S = 90.0  # for an update and its boots; the time to confirm is added
 _MAX_BOOTS = 12
 _GIVE_UP = "import machine\nmachine.reset()\n"
-_SHOWN = 3  # of the names of files
+_SHOWN = 3  # names of files in a finding
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Aftermath:
-    """What a judge saw after a cut: the app that booted, in words; the bytes that came twice."""
+    """The board after a cut: the app that booted, in words; the bytes that came twice."""
 
     boots: str
     twice: int | None = None
@@ -114,7 +114,7 @@ class Stage:
         self._start: Sight
         self._boots: list[tuple[int, float]] = []  # flash operations before each, and when
         self._label: str | None = None
-        self._names: dict[str, str] = {}  # apps by their SHA-256, in words
+        self._names: dict[str, str] = {}  # SHA-256 of an app -> the app in words
         self._trees: dict[tuple[str | None, str], dict[str, str]] = {}  # pairs that fit
         self._volatile: set[str] = set()  # files that the board's own program changes
         self._stable: dict[str, dict[str, str]] = {}  # what has to stay, by scenario
@@ -186,7 +186,7 @@ class Stage:
         self._boots.append((operations, time.monotonic()))
 
     def _power(self, script: str | None = None, power_fd: int | None = None) -> Run:
-        """Power on, until all that is to come has come."""
+        """Power on, until the board is at rest."""
         return self.board.run(
             script,
             timeout_s=_LIMIT_S + self.plan.confirm_s,
@@ -225,7 +225,7 @@ class Stage:
         return steps
 
     def _begin(self) -> Passage:
-        """The board as it is, powered on twice: what its own program changes is known then."""
+        """Power the board on twice as it is, to learn which files its own program changes."""
         measured = _Measured(self)
         run = self._power()
         before = self._look()
@@ -294,7 +294,7 @@ class Stage:
         return played[0], recording, measured
 
     def _try(self, offer: Offer, is_forced: bool) -> Played:
-        """One attempt. What breaks a rule of NOR flash is an error of the code on the board."""
+        """One attempt. A broken rule of NOR flash counts as an error of the board's code."""
         try:
             return self._way.play(offer, is_forced=is_forced)
         except MpotaError as error:
@@ -309,7 +309,7 @@ class Stage:
         return self._way.line.to_board if self._way.line is not None else None
 
     def _left_behind(self, start: bytes) -> tuple[str, ...]:
-        """What was refused and yet stands there, ready to boot once otadata is lost."""
+        """Findings: a refused image that is in a slot, and would boot if otadata were lost."""
         content = self.flash.snapshot()
         offset = self.plan.subject.table_offset
         firmware = Firmware.from_flash(FileImage(0, content), "board", offset)
@@ -322,7 +322,7 @@ class Stage:
         )
 
     def _judge_new(self, after: Sight, played: Played) -> tuple[str, ...]:
-        """What should not be so after an update and its first boot."""
+        """Findings after an update and its first boot."""
         run = played.run
         why = f": {played.error}" if played.error else ""
         if not why and run is not None:
@@ -391,7 +391,7 @@ class Stage:
         return measured.step(SECOND, self._words(after), played.run, findings)
 
     def _following(self) -> Offer | None:
-        """What is installed over the new version, for want of a real one."""
+        """The offer after the new version, made up for want of a real one."""
         plan, new = self.plan, self._goals[FIRST_BOOT]
         if plan.offer.kind == CHANNEL:
             self.notes.append("no second update: --then names the channel as it is published next")
@@ -414,7 +414,7 @@ class Stage:
         return Offer(name, IMAGE, name, {name: image}, version, is_following=True)
 
     def _slot(self, sight: Sight) -> bytes:
-        """What the slot that runs holds now."""
+        """The present content of the slot that runs."""
         content = self.flash.snapshot()
         flash = FileImage(0, content)
         firmware = Firmware.from_flash(flash, "board", self.plan.subject.table_offset)
@@ -474,7 +474,7 @@ class Stage:
             )
 
     def _told(self, points: Iterable[CutPoint]) -> Iterator[CutPoint]:
-        """The points, of which the one that is judged is known."""
+        """Yield the points, and remember each as the one that is judged."""
         for point in points:
             self._point = point
             yield point
@@ -509,7 +509,7 @@ class Stage:
         return Verdict(Aftermath(boots, twice), tuple(findings))
 
     def _misfits(self, sight: Sight, name: str) -> list[str]:
-        """What is not as it must be in any state that a cut may lead to."""
+        """Findings: what no cut may ever lead to."""
         if sight.app not in self._names:
             what = "an app that nobody brought" if sight.app else "no app that is whole"
             return [f"{sight.label} holds {what}"]
@@ -531,17 +531,17 @@ class Stage:
         return _is_same(sight, goal) and sight.is_confirmed
 
     def _again(self, name: str) -> list[str]:
-        """The same update once more, which has to succeed now."""
+        """Take the same update once more. Findings, if it does not succeed now."""
         offer = self._offers[name]
         if name == ROLL_BACK and (offer.kind == CHANNEL or not self._way.can_force):
-            return []  # what has failed is not taken again, as it should be
+            return []  # the board rightly refuses what has failed
         if self._way.line is not None:
             self._way.line.restart()
         self._boots.clear()
         is_forced = offer.is_again or name == ROLL_BACK
         if name == FIRST_BOOT and self.plan.way == "push":
-            # A push begins with a soft reset: what ota would forgive, since the power has failed,
-            # it forgives only after that of the power-on. mpota says so, and that --force helps.
+            # ota forgives a failure that a power cut explains, but only in the boot of the
+            # power-on, and a push begins with a soft reset: mpota says so, and that --force helps.
             is_forced = True
         played = self._try(offer, is_forced)
         if played.error:
@@ -555,7 +555,7 @@ class Stage:
         return []
 
     def _twice(self) -> int | None:
-        """Bytes that came before the cut, and had to come again."""
+        """Bytes that came before the cut and once more after it; None if they are not counted."""
         again = self.received
         if again is None or self._point.scenario != UPDATE:
             return None
@@ -601,7 +601,7 @@ class Stage:
 
     @property
     def otadata(self) -> tuple[int, int] | None:
-        """Where that is in the flash: from, to."""
+        """Flash addresses (start, end) of otadata."""
         flash = FileImage(0, self.plan.subject.content)
         firmware = Firmware.from_flash(flash, "board", self.plan.subject.table_offset)
         found = firmware.table.otadata
@@ -614,7 +614,7 @@ class Stage:
 
 
 class _Measured:
-    """What a part of the rehearsal costs: from here to `step`."""
+    """Measures what a part of the rehearsal costs, from its making to `step`."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -652,7 +652,7 @@ def _is_same(one: Sight, other: Sight) -> bool:
 
 
 def _end_of(recording: Recording) -> bytes:
-    """The flash when it was over."""
+    """The flash at the end of a recording."""
     return recording.part(recording.name, len(recording.effects)).start
 
 
@@ -669,7 +669,7 @@ def _broken(run: Run) -> tuple[str, ...]:
 
 
 def _changed(before: Sight, after: Sight) -> set[str]:
-    """Paths whose content is another one, or that are in one of them only."""
+    """Paths whose content differs, or that are in only one of the two."""
     one, other = before.files or {}, after.files or {}
     return {path for path in {*one, *other} if one.get(path) != other.get(path)}
 
@@ -713,7 +713,7 @@ def _traceback(output: str) -> str:
 
 
 def _last(traceback: str) -> str:
-    """What it was, in a line, and where."""
+    """The exception of a traceback in one line, and where it was raised."""
     lines = [line.strip() for line in traceback.strip().splitlines() if line.strip()]
     ends = [n for n, line in enumerate(lines) if not line.startswith(("File ", "Traceback"))]
     if not ends:

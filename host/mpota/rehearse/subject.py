@@ -129,7 +129,7 @@ def from_board(board: FlashContents, table_offset: int, name: str, size: int, ma
 
 
 def _used(firmware: Firmware, partition: Partition) -> int:
-    """Bytes of a partition that are of use: of a slot the app, of others all."""
+    """Bytes of a partition that matter: of a slot the app, of others all."""
     if not partition.is_app:
         return partition.size
     with suppress(MpotaError):

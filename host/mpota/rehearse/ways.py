@@ -34,7 +34,7 @@ _NAME = "rehearsed"  # over Bluetooth
 _ATTEMPTS = 40
 _SETTLE_S = 0.5
 _LOOK_S = 0.1
-_LAST_WORDS_S = 5.0  # for what is under way when the board has gone
+_LAST_WORDS_S = 5.0  # for the sender to notice that the board is off
 _TOLD = re.compile(r"\x1e(\w+) (\S+) ?(.*)")
 _DONE = "\x1edone"
 
@@ -105,7 +105,7 @@ class Way:
     """One way; a context manager while it is open. ``line`` counts, None: nothing is counted."""
 
     line: Line | None = None
-    can_force = True  # to take again what has failed on the board
+    can_force = True  # the board can be told to take a release that has failed on it
 
     def play(self, offer: Offer, *, is_forced: bool = False) -> Played:
         """Power the board on, have it take ``offer``, restart, and come to rest."""
@@ -200,7 +200,7 @@ def put(directory: Path, offer: Offer) -> None:
 
 
 def _told(run: Run) -> Played:
-    """How a script has ended."""
+    """The error that a script ended with, "" if it ended well."""
     if _DONE in run.output:
         return Played("", run.console, run)
     found = _TOLD.search(run.output)
@@ -319,7 +319,7 @@ def _by_server(setting: Setting, is_secure: bool) -> Iterator[Way]:
 
 
 def _authority(directory: Path) -> LocalCa:
-    """One for all that rehearse: boards are given its certificate."""
+    """One certificate authority for all processes; boards are given its certificate."""
     return LocalCa.open(directory)
 
 

@@ -47,14 +47,14 @@ _PSRAM_HEAP_SIZE = 256 * KiB
 # The stand-ins and the interpreter's own needs, which on a board are not in the heap; a 32nd of it
 # is more than its tables of blocks take (py/gc.c).
 _HEAP_RESERVE = 104 * KiB
-# Of the heap, what MicroPython's own table takes for the names of a program: standin/boot_app.py.
+# Bytes of the heap for the names (qstr) of a program: standin/boot_app.py.
 _NAMES_SIZE = 4480  # 7 a name
 # What little else stays free there.
 _HEAP_REST = 576
 
 _DEFAULT_TIMEOUT_S = 60.0
 _DEFAULT_MAX_BOOTS = 20
-# A program that has asked nothing of its chip in so many looks, and waits at each, does no more.
+# A program that waits at so many looks in a row, and asked nothing of its chip, is at rest.
 _LOOKS, _LOOK_S = 8, 0.1
 
 _REQUEST = struct.Struct("<BIIII")  # kind, argument, payload size, reads of files, other reads
@@ -243,7 +243,7 @@ def _app_partitions(
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a run may do."""
+    """When a run has to end."""
 
     deadline: float
     wait_at_idle: bool
@@ -255,7 +255,7 @@ class _Limits:
 
 @dataclass(frozen=True)
 class _Start:
-    """What the process of one boot starts with."""
+    """What the process of one boot is given."""
 
     app: Partition
     partitions: tuple[Partition, ...]  # as the app sees them
@@ -272,7 +272,7 @@ class _PowerCycle:
         self._limits = limits
         self._found: BootResult | None = None  # what the bootloader came to last
         self._watchdog: float | None = None
-        self._rtc_memory = b""  # there is none left of what was before the power came on
+        self._rtc_memory = b""  # it is lost with the power
         self.boots: list[Boot] = []
         self.end = End.TOO_MANY_BOOTS
         self.traceback = ""
@@ -371,7 +371,7 @@ class _Process:
         self._looks = 0  # in a row in which nothing happened: `_is_at_rest`
         self._output = bytearray()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.end = End.DIED  # unless something else is found to have happened
+        self.end = End.DIED  # until another reason is found
         self.traceback = ""
 
     @property

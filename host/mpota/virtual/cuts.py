@@ -31,7 +31,7 @@ from mpota.virtual.flash import (
 DEFAULT_MODES = (CutMode.BEFORE, CutMode.TORN, CutMode.AFTER)
 ALL_MODES = tuple(CutMode)
 
-Seen = TypeVar("Seen")  # what a judge tells of the board after a cut
+Seen = TypeVar("Seen")  # what a judge reports of a board after a cut
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Scenario:
 
 
 class CutNotReachedError(RuntimeError):
-    """What was to be cut ended before its turn: nothing was tried, no check after it counts."""
+    """The block ended before the operation to be cut: nothing was tried, checks prove nothing."""
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def power_cut(flash: VirtualFlash, op: int, mode: CutMode) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Verdict(Generic[Seen]):
-    """What a judge tells of a board: what is on it now, and what should not be so."""
+    """What a judge reports of a board: what it has seen, and what is wrong."""
 
     seen: Seen
     findings: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ Judge = Callable[[Board], Verdict[Seen]]
 
 @dataclass(frozen=True)
 class Outcome(Generic[Seen]):
-    """One power cut, and what came of it."""
+    """One power cut, and the verdict on the board after it."""
 
     point: CutPoint
     verdict: Verdict[Seen]

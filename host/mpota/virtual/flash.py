@@ -32,7 +32,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 class FlashError(MpotaError):
-    """The caller broke a rule of NOR flash: an offset out of range, a bit set without an erase."""
+    """The caller broke a rule of NOR flash: offset out of range, bit set without an erase."""
 
 
 class PowerCut(Exception):
@@ -359,7 +359,7 @@ def _torn(operation: Operation, before: bytes, after: bytes, number: int) -> byt
 
 
 def _garbled(before: bytes, after: bytes, number: int) -> bytes:
-    """Of the bits that differ some are as before, some as after."""
+    """Of the bits that differ, each is by chance as before or as after."""
     chance = _to_int(random.Random(number).randbytes(len(before)))
     old, new = _to_int(before), _to_int(after)
     return (old ^ ((old ^ new) & chance)).to_bytes(len(before), "little")

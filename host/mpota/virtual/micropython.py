@@ -88,7 +88,7 @@ def find() -> Interpreter:
 
 
 def another() -> Interpreter:
-    """One of another version than `find` finds, fetched into the user's cache: to test with both.
+    """An interpreter of another version than `find`'s, fetched into the user's cache, for tests.
 
     Raises MpotaError if there is none in this machine's suites.
     """
@@ -114,7 +114,7 @@ def _text(version: tuple[int, int, int]) -> str:
 
 
 def _checked(command: tuple[str, ...], name: str) -> Interpreter:
-    """Start ``command`` once and ask it what it is; MpotaError unless it will do."""
+    """The interpreter ``command``, which is started to ask it. MpotaError unless it will do."""
     try:
         done = subprocess.run(
             [*command, "-c", _PROBE],
@@ -200,7 +200,7 @@ def _fetch(
                     failures.append(f"{suite} ({architecture}): {error}")
                     continue
                 target = directory / architecture
-                if target.exists():  # a former one that does not run here (any more)
+                if target.exists():  # one from before that does not run here (any more)
                     shutil.rmtree(target)
                 root.rename(target)
                 return _checked(_command_in(target), str(target))

@@ -439,7 +439,7 @@ class _Peripheral:
 
 
 class _Showing(PairingDelegate):
-    """The board: it has a display only."""
+    """Pairing at the board, which has only a display."""
 
     def __init__(self, board: _Peripheral, number: int) -> None:
         super().__init__(PairingDelegate.IoCapability.DISPLAY_OUTPUT_ONLY)
@@ -454,7 +454,7 @@ class _Showing(PairingDelegate):
 
 
 class _Typing(PairingDelegate):
-    """The desk: somebody types."""
+    """Pairing at the desk, where somebody types."""
 
     def __init__(self, radio: Radio) -> None:
         super().__init__(PairingDelegate.IoCapability.KEYBOARD_INPUT_ONLY)
@@ -464,7 +464,7 @@ class _Typing(PairingDelegate):
         radio = self._radio
         if radio.passkey is not None:
             return radio.passkey
-        for _ in range(500):  # it takes the board a moment
+        for _ in range(500):  # the board takes a moment to show its number
             if radio.shown:
                 break
             await asyncio.sleep(0.01)
@@ -658,7 +658,7 @@ async def _quietly(work: Awaitable[None]) -> None:
 
 
 def _uuid(uuid: Any) -> str:
-    """As bleak writes them: 128 bits, small letters."""
+    """``uuid`` as bleak writes it: 128 bits, lower case."""
     digits: str = uuid.to_hex_str().lower()
     if len(digits) == 4:
         digits = f"0000{digits}00001000800000805f9b34fb"

@@ -1,4 +1,4 @@
-"""What a loader in a chip's ROM shows of its chip: the registers that flashing tools read.
+"""The registers of each chip that flashing tools read through the loader in its ROM.
 
 Addresses are those of ESP-IDF's ``soc/*/register/soc/*_reg.h`` and ``reg_base.h``. Every register
 that is not named here reads as 0 and keeps what is written to it.

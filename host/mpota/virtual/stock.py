@@ -16,7 +16,7 @@ SHA256 = "1eb1a88473e32aa6a4d45dc1b5b6ad40bc1f06128e7aa8548e438cfa4633da1b"
 
 
 def path() -> Path:
-    """Where it stands if it was fetched."""
+    """The file's place in the user's cache, where `.ci/firmware` puts it."""
     return cache_dir() / "firmware" / NAME
 
 

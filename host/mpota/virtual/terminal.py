@@ -1,4 +1,4 @@
-"""What is at the other end of a virtual board's serial console: somebody types, the board prints.
+"""A virtual board's serial console: somebody types at one end, the board prints at the other.
 
 On a board the driver of the port looks at every byte that arrives: the interrupt character
 (Ctrl-C, unless ``micropython.kbd_intr`` has changed it) raises KeyboardInterrupt in what runs, all

@@ -59,7 +59,7 @@ def add_routes(
 
 @dataclass(frozen=True)
 class _Part:
-    """Which bytes are sent of a file."""
+    """The range of bytes of a file that is sent."""
 
     status: int
     start: int
@@ -386,7 +386,7 @@ def _base(request: web.Request, target: Target) -> str:
 
 
 def _revision(action: Action) -> int:
-    """It changes with each change of the action."""
+    """A number that changes with each change of the action."""
     seen = (action.status, action.force_type, len(action.entries))
     return int.from_bytes(hashlib.sha1(repr(seen).encode()).digest()[:4], "big", signed=True)
 
@@ -426,7 +426,7 @@ def _artifacts(
 
 
 def _part(request: web.Request, size: int, etag: str) -> _Part:
-    """Several ranges are not told apart here: all is sent."""
+    """The range that a request asks for; the whole file if it asks for several."""
     asked = _ONE_RANGE.match(request.headers.get("Range", ""))
     if asked is None or request.headers.get("If-Range", etag) != etag:
         return _Part(200, 0, size)

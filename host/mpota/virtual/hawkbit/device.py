@@ -205,7 +205,7 @@ def _note(state: State, action: Action, type: EntryType, said: Feedback) -> None
 
 
 def _install(action: Action) -> None:
-    """The device's timestamp is believed: one not later than the last changes nothing."""
+    """Note the set as installed, unless the device's own timestamp is not later than the last."""
     target = action.target
     stamp = action.entries[-1].timestamp
     if target.installed_at is not None and stamp <= target.installed_at:

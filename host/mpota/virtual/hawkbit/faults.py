@@ -33,7 +33,7 @@ class Fault:
 
 
 class Faults(list[Fault]):
-    """Those that are still to come; the first that matches is the one."""
+    """The faults that are still to come; the first that matches a request strikes."""
 
     def take(self, method: str, path: str) -> Fault | None:
         for fault in self:

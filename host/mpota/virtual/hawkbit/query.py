@@ -21,7 +21,7 @@ _TERM = re.compile(
 def search(
     found: Iterable[T], query: str | None, fields: Mapping[str, Callable[[T], object]]
 ) -> list[T]:
-    """Those that match. Raises Refusal (400) for a query that is none, or of unknown fields."""
+    """The entries that match. Raises Refusal (400) for a malformed query or an unknown field."""
     rows = list(found)
     at = 0
     while query and at < len(query):

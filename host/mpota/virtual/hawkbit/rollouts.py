@@ -27,7 +27,7 @@ COUNTS = ("scheduled", "running", "error", "finished", "cancelled", "notstarted"
 
 @dataclass
 class Conditions:
-    """Percent of a group: as the API has them, texts."""
+    """Percent of a group, as text, as the API has them."""
 
     success: str = "50"
     error: str = "50"
@@ -77,7 +77,7 @@ class Rollout:
 
 
 class Rollouts:
-    """``matching``: the targets that a filter means. Raises Refusal for one that is none."""
+    """All rollouts. ``matching`` gives a filter's targets, and raises Refusal for a bad one."""
 
     def __init__(self, state: State, matching: Callable[[str], list[Target]]) -> None:
         self._state = state

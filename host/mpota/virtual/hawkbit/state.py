@@ -108,7 +108,7 @@ class Target:
 
 @dataclass(frozen=True)
 class StatusEntry:
-    """What was said of an action. ``timestamp``: by the device's clock if it told one."""
+    """One entry in an action's history. ``timestamp``: ms, by the device's clock if it sent one."""
 
     type: EntryType
     messages: tuple[str, ...]
