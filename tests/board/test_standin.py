@@ -811,6 +811,7 @@ def test_memory_of_the_rtc_keeps_what_is_in_it_as_long_as_there_is_power(board):
 
 
 def test_both_ends_of_the_line_know_the_same_requests():
-    source = files("mpota.virtual").joinpath("standin", "link.py").read_text(encoding="utf-8")
-    asked = {name: ord(kind) for name, kind in re.findall(r'^(\w+) = ord\("(.)"\)', source, re.M)}
-    assert asked == {request.name: request.value for request in Request}
+    standin = files("mpota.virtual").joinpath("standin")
+    source = "".join(standin.joinpath(name).read_text() for name in ("link.py", "clock.py"))
+    asked = re.findall(r'^_?([A-Z_]+) = ord\("(.)"\)', source, re.MULTILINE)
+    assert {name: ord(kind) for name, kind in asked} == {r.name: r.value for r in Request}

@@ -6,7 +6,7 @@ import time
 
 import link
 
-_PASS = ord("Z")  # argument: milliseconds. Here, as each name in link.py costs each board's heap
+_SLEEP = ord("Z")  # argument: milliseconds. Here, as each name in link.py costs each board's heap
 _least = 0  # ms: who sleeps less waits
 _ahead = 0  # ms
 
@@ -23,7 +23,7 @@ def sleep_ms(duration):
         time.sleep_ms(duration)
         return
     _ahead += duration
-    link.call(_PASS, duration)
+    link.call(_SLEEP, duration)
 
 
 def set_up(least):
