@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 import mpota
+from mpota import resources
 from mpota.mpy_cross import PORTABLE
 from mpota.release.ota_package import package, part_names
 
@@ -23,8 +24,6 @@ SOURCES = DEVICE / "ota"
 COMPILED = DEVICE / "mpy"
 PAGE = DEVICE / "web"
 
-# Where other files go in the page: `/* page.css */`.
-_PLACE = re.compile(r"/\* ([a-z]+\.(?:css|js)) \*/")
 _COMMENT = re.compile(r"^\s*(?://.*|/\*.*\*/)$")
 
 
@@ -51,8 +50,7 @@ def write_lists(directory: Path, *, is_compiled: bool) -> None:
 
 def page() -> bytes:
     """The page as one file, without blanks at the start of lines, comments and empty lines."""
-    html = (PAGE / "page.html").read_text(encoding="utf-8")
-    whole = _PLACE.sub(lambda found: (PAGE / found[1]).read_text(encoding="utf-8"), html)
+    whole = resources.page(PAGE)
     lines = (line.strip() for line in whole.splitlines() if not _COMMENT.match(line))
     return "\n".join(line for line in lines if line).encode()
 

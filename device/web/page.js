@@ -1,32 +1,12 @@
 // The page: what it shows, and what it does when somebody asks for it.
-const at = id => document.getElementById(id)
-const show = (id, isShown = true) => { at(id).hidden = !isShown }
 const STATES = {confirmed: ['Confirmed', 'good'], trial: ['On trial', 'wait'],
   waiting: ['Update is ready', 'wait'], updating: ['Is being updated', 'wait']}
-const HINTS = {
-  busy: 'Somebody else is sending an update: another tab, another page, or the board fetches one. Try again when that is over.',
-  secret: 'Look at the secret once more: it is the one that the program on the board was given.',
-  unconfirmed: 'What runs is on trial: confirm it first.',
-  'failed-version': 'This version was tried on this board and did not come up. Send another one.',
-  unsigned: 'The board has keys: it takes what they have signed.',
-  memory: 'Restart the board and try again before its program takes its memory.'}
+HINTS.busy = 'Somebody else is sending an update: another tab, another page, or the board fetches one. Try again when that is over.'
 const HINT = at('hint').textContent
 const POLL_MS = 500, IDLE_MS = 5000, AWAY_MS = 90000
 
 let board = null  // what it said last
-let data = null, judged = null, job = null
 let poll = null, soon = 0  // looks that follow each other at once
-
-function make(tag, className, ...texts) {
-  const made = document.createElement(tag)
-  made.className = className
-  made.append(...texts)
-  return made
-}
-
-function say(text) {
-  if (at('live').textContent != text) at('live').textContent = text
-}
 
 // --- what runs
 
@@ -43,10 +23,6 @@ function ago(seconds) {
 
 const began = seconds => new Date(Date.now() - seconds * 1000).toLocaleString([],
   {month: 'short', day: 'numeric', hour: 'numeric', minute: '2-digit'})
-
-function list(target, rows) {
-  target.replaceChildren(...rows.flatMap(([name, text]) => [make('dt', '', name), make('dd', '', text)]))
-}
 
 function showBoard() {
   document.title = board.host + ': update'
@@ -112,13 +88,7 @@ async function choose(file) {
   } catch (error) {
     judged = {rows: [], problems: [`The file cannot be read: ${error.message}`]}
   }
-  const rows = make('dl', '')
-  list(rows, judged.rows)
-  const parts = judged.rows.length ? [rows] : []
-  if (judged.problems.length)
-    parts.push(make('div', 'box bad', ...judged.problems.map(text => make('p', '', text))))
-  else parts.push(make('div', 'box good', make('p', '', 'This board can take it.')))
-  at('judged').replaceChildren(...parts)
+  showJudged(true)
   offer()
 }
 
@@ -144,42 +114,9 @@ function remember() {
   } catch {}  // the browser keeps nothing: it is typed in again
 }
 
-function step(text) {
-  job.doing = at('doing').textContent = text
-  at('numbers').textContent = ''
-  at('bar').removeAttribute('value')
-  say(text)
-}
-
 function onWritten(position, size, isAll) {
-  if (isAll) {
-    step('All is written: the board checks the whole')
-    show('stop', false)
-    return
-  }
-  if (job.first == null) {
-    job.first = position
-    job.started = Date.now()
-    job.doing = at('doing').textContent = 'Writing'
-  }
-  const seconds = (Date.now() - job.started) / 1000, done = position - job.first
-  at('bar').value = position / size
-  let text = `${sizeText(position)} of ${sizeText(size)} written and verified`
-  if (seconds > 2 && done > 0)
-    text += `, ${ago(Math.ceil((size - position) * seconds / done))} left`
-  at('numbers').textContent = text
-  const quarter = Math.floor(position / size * 4) * 25
-  if (quarter && quarter < 100) say(`${quarter} percent written`)
-}
-
-// How it ended: `kind` good, wait or bad.
-function end(kind, title, ...texts) {
-  const outcome = at('outcome')
-  outcome.className = kind
-  outcome.replaceChildren(make('b', '', title), ...texts.filter(Boolean).map(text => make('p', '', text)))
-  show('outcome')
-  show('going', false)
-  say('')
+  if (isAll) showAllWritten()
+  else showWritten(position, size, position, ago)
 }
 
 function over() {
@@ -196,9 +133,7 @@ function over() {
 }
 
 function fail(error) {
-  if (error instanceof Stopped) end('wait', 'Stopped', 'What ran goes on running. Sending the file again goes on where it was, if the board still has it.')
-  else end('bad', 'The board has not taken it', `${error.message}${error.code ? ` (${error.code})` : ''}`,
-    HINTS[error.code], 'What ran before goes on running.')
+  endBy(error)
   at('outcome').focus()
   over()
 }
@@ -315,30 +250,14 @@ async function order(what, doing) {
 
 // --- wiring
 
-at('file').addEventListener('change', () => choose(at('file').files[0]))
+wire(choose, start)
 at('file').addEventListener('click', () => {
   at('file').value = ''  // the same name again is a new file, perhaps
   setTimeout(() => {
     if (document.hasFocus() && !at('file').files.length) show('chooser')
   }, 2500)
 })
-for (const name of ['dragover', 'dragleave', 'drop']) at('drop').addEventListener(name, event => {
-  event.preventDefault()
-  at('drop').classList.toggle('over', name == 'dragover')
-  if (name == 'drop') choose(event.dataTransfer.files[0])
-})
 at('url').addEventListener('input', offer)
-at('form').addEventListener('submit', start)
-at('stop').addEventListener('click', () => {
-  job.isStopped = true
-  at('doing').textContent = 'Stopping'
-})
-at('show').addEventListener('click', () => {
-  const isShown = at('secret').type == 'password'
-  at('secret').type = isShown ? 'text' : 'password'
-  at('show').textContent = isShown ? 'Hide' : 'Show'
-  at('show').setAttribute('aria-pressed', isShown)
-})
 at('confirm').addEventListener('click', () => order(2, 'The board confirms what runs'))
 at('back').addEventListener('click', () => {
   if (confirm('Go back to the version before? The board restarts.')) order(3, 'The board restarts into the version before')

@@ -1,4 +1,4 @@
-"""What mpota carries beside its own code: ``partitions`` and ``device``."""
+"""What mpota carries beside its own code: ``partitions``, ``device``, and pages in parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 _VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
+_PLACE = re.compile(r"^(?:/\*|<!--) ([\w.]+) (?:\*/|-->)$", re.MULTILINE)
 
 
 def data_directory(name: str) -> Path:
@@ -29,3 +30,17 @@ def version() -> str:
     if found is None:
         raise RuntimeError(f"{source} has no __version__")
     return found[1]
+
+
+def page(*folders: Path) -> str:
+    """``page.html`` with other files in the places that name them.
+
+    A place is a line ``/* page.js */`` or ``<!-- head.html -->``; each file comes from the first of
+    ``folders`` that has it. Raises OSError if none has.
+    """
+
+    def part(name: str) -> str:
+        found = next((folder for folder in folders if (folder / name).is_file()), folders[-1])
+        return (found / name).read_text(encoding="utf-8").rstrip("\n")
+
+    return _PLACE.sub(lambda place: part(place[1]), part("page.html"))

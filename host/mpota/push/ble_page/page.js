@@ -1,14 +1,6 @@
 // The page: what it shows, and what it does when somebody asks for it.
-const at = id => document.getElementById(id)
-const show = (id, isShown = true) => { at(id).hidden = !isShown }
-const HINTS = {
-  busy: 'Somebody else is sending an update to this board: try again when that is over.',
-  secret: 'Look at the secret once more: it is the one that the program on the board was given.',
-  unconfirmed: 'What runs is on trial: confirm it first.',
-  'failed-version': 'This version was tried on this board and did not come up. Send another one.',
-  unsigned: 'The board has keys: it takes what they have signed.',
-  protocol: 'A board with ota 0.1 speaks an older protocol: mpota ble push updates it.',
-  memory: 'Restart the board and try again before its program takes its memory.'}
+HINTS.busy = 'Somebody else is sending an update to this board: try again when that is over.'
+HINTS.protocol = 'A board with ota 0.1 speaks an older protocol: mpota ble push updates it.'
 const MAX_SIZE = 64 << 20  // of what is fetched
 // A board goes on for a moment before it restarts; so long after DONE it has done so, even if it was
 // back before anybody looked.
@@ -16,22 +8,6 @@ const RESTART_MS = 2000, RESTARTED_MS = 10000
 const AWAY_MS = 60000, LOOK_MS = 1000, TRIAL_MS = 300000
 
 let device = null, board = null  // what it said last
-let data = null, judged = null, job = null
-
-function make(tag, className, ...texts) {
-  const made = document.createElement(tag)
-  made.className = className
-  made.append(...texts)
-  return made
-}
-
-function say(text) {
-  if (at('live').textContent != text) at('live').textContent = text
-}
-
-function list(target, rows) {
-  target.replaceChildren(...rows.flatMap(([name, text]) => [make('dt', '', name), make('dd', '', text)]))
-}
 
 // --- whether this browser can
 
@@ -97,13 +73,7 @@ function rejudge() {
   if (data) {
     judged = judge(data, board ? {...board, chip_name: chipText(board.chip), room: Infinity} :
       {flags: 0, room: Infinity})
-    const rows = make('dl', '')
-    list(rows, judged.rows)
-    const parts = judged.rows.length ? [rows] : []
-    if (judged.problems.length)
-      parts.push(make('div', 'box bad', ...judged.problems.map(text => make('p', '', text))))
-    else if (board) parts.push(make('div', 'box good', make('p', '', 'This board can take it.')))
-    at('judged').replaceChildren(...parts)
+    showJudged(board)
   }
   offer()
 }
@@ -169,57 +139,23 @@ async function fetchFile() {
 
 // --- on the way
 
-function step(text) {
-  job.doing = at('doing').textContent = text
-  at('numbers').textContent = ''
-  at('bar').removeAttribute('value')
-  say(text)
-}
-
 function begin() {
   job = {
     secret: at('secret').value, isStopped: false, started: 0, first: null,
     onState: text => { at('doing').textContent = text || job.doing },
     onWritten,
-    onEnd: () => {
-      step('All is written: the board checks the whole')
-      show('stop', false)
-    },
+    onEnd: showAllWritten,
   }
   for (const id of ['choose', 'judged', 'ask', 'go', 'outcome', 'pick']) show(id, false)
   for (const id of ['going', 'stop']) show(id)
   step('Connecting to the board')
 }
 
-function onWritten(position, size) {
-  if (job.first == null) {
-    job.first = position
-    job.started = Date.now()
-    job.doing = at('doing').textContent = 'Writing'
-  }
-  const seconds = (Date.now() - job.started) / 1000, done = position - job.first
-  at('bar').value = position / size
-  // A window is written once it is whole and its CRC is right.
-  const written = position < size ? position - position % WINDOW : size
-  let text = `${sizeText(written)} of ${sizeText(size)} written and verified`
-  if (seconds > 2 && done > 0) {
-    const left = (size - position) * seconds / done
-    text += left < 90 ? `, ${Math.ceil(left)} s left` : `, ${Math.ceil(left / 60)} min left`
-  }
-  at('numbers').textContent = text
-  const quarter = Math.floor(position / size * 4) * 25
-  if (quarter && quarter < 100) say(`${quarter} percent written`)
-}
+const timeText = seconds => seconds < 90 ? `${seconds} s` : `${Math.ceil(seconds / 60)} min`
 
-// How it ended: `kind` good, wait or bad.
-function end(kind, title, ...texts) {
-  const outcome = at('outcome')
-  outcome.className = kind
-  outcome.replaceChildren(make('b', '', title), ...texts.filter(Boolean).map(text => make('p', '', text)))
-  show('outcome')
-  show('going', false)
-  say('')
-  outcome.focus()
+function onWritten(position, size) {
+  // A window is written once it is whole and its CRC is right.
+  showWritten(position, size, position < size ? position - position % WINDOW : size, timeText)
 }
 
 async function start(event) {
@@ -240,15 +176,14 @@ async function start(event) {
     if (restarts) await follow(sender)
     else end('good', 'Done', 'The board has taken it, and needs no restart.')
   } catch (error) {
-    if (error instanceof Stopped) end('wait', 'Stopped', 'What ran goes on running. Sending the file again goes on where it was, if the board still has it.')
-    else if (sender && sender.isEnded && error instanceof Lost) end('wait', 'The board has all of it, and did not say that it switched', error.message, 'Choose the board again to see what it runs. Sending the file again does no harm.')
-    else end('bad', 'The board has not taken it', `${error.message}${error.code ? ` (${error.code})` : ''}`,
-      HINTS[error.code], error instanceof Lost && 'Come closer, and send it again: it goes on where it was.', 'What ran before goes on running.')
+    if (sender && sender.isEnded && error instanceof Lost) end('wait', 'The board has all of it, and did not say that it switched', error.message, 'Choose the board again to see what it runs. Sending the file again does no harm.')
+    else endBy(error, error instanceof Lost && 'Come closer, and send it again: it goes on where it was.')
   }
   if (lock) lock.release()
   job = null
   for (const id of ['choose', 'judged', 'go', 'pick']) show(id)
   showBoard()
+  at('outcome').focus()
 }
 
 // A phone that goes to sleep breaks the link.
@@ -309,28 +244,12 @@ async function follow(sender) {
 // --- wiring
 
 at('pick').addEventListener('click', pick)
-at('file').addEventListener('change', () => chooseFile(at('file').files[0]))
-for (const name of ['dragover', 'dragleave', 'drop']) at('drop').addEventListener(name, event => {
-  event.preventDefault()
-  at('drop').classList.toggle('over', name == 'dragover')
-  if (name == 'drop') chooseFile(event.dataTransfer.files[0])
-})
+wire(chooseFile, start)
 at('fetch').addEventListener('click', fetchFile)
 at('url').addEventListener('keydown', event => {
   if (event.key != 'Enter') return
   event.preventDefault()
   fetchFile()
-})
-at('form').addEventListener('submit', start)
-at('stop').addEventListener('click', () => {
-  job.isStopped = true
-  at('doing').textContent = 'Stopping'
-})
-at('show').addEventListener('click', () => {
-  const isShown = at('secret').type == 'password'
-  at('secret').type = isShown ? 'text' : 'password'
-  at('show').textContent = isShown ? 'Hide' : 'Show'
-  at('show').setAttribute('aria-pressed', isShown)
 })
 addEventListener('beforeunload', event => {
   if (job && !job.isStopped) event.preventDefault()
