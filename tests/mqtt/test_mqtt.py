@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mpota.fleet.mqtt import open_broker, parse_broker
 from mpota.fleet.row import BoardStage, Row
+from mpota.virtual.board import Board
 
 from tests.support import mqtt, mqtt_boards, releases
 from tests.support.channels import Site, report
@@ -45,6 +47,20 @@ def hear(desk: Desk) -> None:
 def offered(desk: Desk, version: str, installed: str = "1.0", after: int = 0) -> None:
     fields = {"latest_version": version, "installed_version": installed, **IDLE}
     desk.wait_for(UPDATE, after, **fields)
+
+
+@contextmanager
+def offering(
+    tmp_path: Path, site: Site, broker: Broker, desk: Desk
+) -> Iterator[tuple[Board, Running]]:
+    """A board whose program, with umqtt.simple, runs 1.0 and has offered 2.0."""
+    publish(site)
+    with (
+        mqtt_boards.board(tmp_path) as board,
+        Running(board, program("umqtt.simple", broker, site), desk) as app,
+    ):
+        offered(desk, "2.0")
+        yield board, app
 
 
 @pytest.mark.parametrize("client", ["umqtt.simple", "umqtt.simple, newer", "mqtt_as", "aiomqttc"])
@@ -91,12 +107,7 @@ def test_the_lines_of_the_guide_lead_from_an_offer_to_a_confirmed_boot(
 def test_a_release_that_fails_its_trial_is_told_and_a_press_does_not_bring_it_again(
     tmp_path: Path, site: Site, broker: Broker, desk: Desk
 ) -> None:
-    publish(site)
-    with (
-        mqtt_boards.board(tmp_path) as board,
-        Running(board, program("umqtt.simple", broker, site), desk) as app,
-    ):
-        offered(desk, "2.0")
+    with offering(tmp_path, site, broker, desk) as (board, app):
         desk.publish(INSTALL, "install")
         desk.wait_for(UPDATE, installed_version="2.0", **TRIAL)
         desk.publish(INSTALL, "test: reset")
@@ -147,12 +158,7 @@ HOSTILE = (
 def test_what_strangers_send_does_nothing_and_the_broker_may_restart(
     tmp_path: Path, site: Site, broker: Broker, desk: Desk
 ) -> None:
-    publish(site)
-    with (
-        mqtt_boards.board(tmp_path) as board,
-        Running(board, program("umqtt.simple", broker, site), desk) as app,
-    ):
-        offered(desk, "2.0")
+    with offering(tmp_path, site, broker, desk) as (board, app):
         site.asked()
         with mqtt.desk(broker, "stranger") as stranger:
             for payload in HOSTILE:
