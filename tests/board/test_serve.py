@@ -16,7 +16,7 @@ import pytest
 from mpota.errors import UsageError
 from mpota.release.build import Content
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import Server, serving
+from mpota.release.serve import FileServer, serving
 from mpota.virtual.board import Board
 from mpota.virtual.cuts import power_cut
 from mpota.virtual.flash import CutMode, VirtualFlash
@@ -84,7 +84,7 @@ def test_many_boards_at_once(tmp_path: Path) -> None:
     (tmp_path / "app.bin").write_bytes(DATA)
     count = 200
 
-    async def fetch(server: Server) -> str:
+    async def fetch(server: FileServer) -> str:
         parts = urlsplit(server.url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         writer.write(b"GET /app.bin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -92,7 +92,7 @@ def test_many_boards_at_once(tmp_path: Path) -> None:
         writer.close()
         return hashlib.sha256(answer.partition(b"\r\n\r\n")[2]).hexdigest()
 
-    async def fetch_all(server: Server) -> list[str]:
+    async def fetch_all(server: FileServer) -> list[str]:
         return await asyncio.gather(*(fetch(server) for _ in range(count)))
 
     with running(tmp_path) as (server, served):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from mpota.release import serve
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import Server
+from mpota.release.serve import FileServer
 
 from tests.support import releases, side_by_side
 from tests.support.desk_server import DATA, connect, get, running
@@ -39,13 +39,13 @@ def public(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def raw(server: Server) -> Iterator[socket.socket]:
+def raw(server: FileServer) -> Iterator[socket.socket]:
     parts = urlsplit(server.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
         yield connection
 
 
-def ask(server: Server, head: bytes, *, waits: bool = True) -> bytes:
+def ask(server: FileServer, head: bytes, *, waits: bool = True) -> bytes:
     """All that comes for what is sent; not ``waits``: and the other direction is closed."""
     answer = b""
     with raw(server) as connection, suppress(ConnectionResetError):
@@ -276,7 +276,7 @@ def test_the_log_of_the_command_is_one_visible_line_a_request(public: Path) -> N
     try:
         assert process.stdout is not None
         url = process.stdout.readline().split(b" at ")[1].split()[0].decode()
-        server = Server(url, None)
+        server = FileServer(url, None)
         for start in (
             b"GET /%1b%5b2J%0a%e2%80%ae%c2%9b HTTP/1.1\r\n",
             b"GET /b.pem HTTP/1.1\r\nRange: bytes=0-\r\n",

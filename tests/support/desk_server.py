@@ -12,17 +12,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import Served, Server, serving
+from mpota.release.serve import FileServer, Served, serving
 
 DATA = bytes(range(256)) * 1000
 LOOPBACK = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def running(directory: Path, ca: LocalCa | None = None) -> Iterator[tuple[Server, list[Served]]]:
+def running(
+    directory: Path, ca: LocalCa | None = None
+) -> Iterator[tuple[FileServer, list[Served]]]:
     """A server in a thread of its own, and what it has served."""
     served: list[Served] = []
-    started: list[Server] = []
+    started: list[FileServer] = []
     is_up = threading.Event()
     loop = asyncio.new_event_loop()
     is_over = asyncio.Event()
@@ -44,7 +46,7 @@ def running(directory: Path, ca: LocalCa | None = None) -> Iterator[tuple[Server
         loop.close()
 
 
-def connect(server: Server, ca: LocalCa | None = None) -> http.client.HTTPConnection:
+def connect(server: FileServer, ca: LocalCa | None = None) -> http.client.HTTPConnection:
     parts = urlsplit(server.url)
     assert parts.hostname is not None
     if ca is None:

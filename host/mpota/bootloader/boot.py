@@ -16,9 +16,9 @@ import struct
 from dataclasses import dataclass, field, replace
 
 from mpota.bootloader.image_load import (
+    BootFault,
     BootloaderInfo,
     Cause,
-    Fault,
     ImageVerdict,
     Log,
     LogLine,
@@ -59,10 +59,10 @@ from mpota.storage import Flash
 from mpota.units import SECTOR_SIZE, format_flash_size
 
 __all__ = [
+    "BootFault",
     "BootResult",
     "BootloaderInfo",
     "Cause",
-    "Fault",
     "ImageVerdict",
     "LogLine",
     "address_faults",
@@ -111,7 +111,7 @@ class BootResult:
     partitions: tuple[Partition, ...]
     verdicts: tuple[tuple[Partition, ImageVerdict], ...]
     lines: tuple[LogLine, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[BootFault, ...]
     otadata: Partition | None
     otadata_after: tuple[bytes, bytes] | None
     bootloader: BootloaderInfo | None
@@ -308,7 +308,7 @@ class _PowerOn:
         return info
 
     def rom_fault(self, cause: Cause, text: str, **values: int) -> None:
-        self.log.faults.append(Fault(cause, text, values))
+        self.log.faults.append(BootFault(cause, text, values))
 
     # bootloader_start.c: call_start_cpu0
 

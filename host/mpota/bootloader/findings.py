@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpota.bootloader.boot import Cause, Fault
+from mpota.bootloader.boot import BootFault, Cause
 from mpota.formats.chips import find_chip
 
 
@@ -151,7 +151,7 @@ _MEMORY_CAUSES = (
 )
 
 
-def finding(fault: Fault, where: str, *, is_app: bool = True) -> Finding:
+def finding(fault: BootFault, where: str, *, is_app: bool = True) -> Finding:
     """The cause and remedy of a fault. ``is_app``: whether the image is one by its structure."""
     values: dict[str, object] = dict(fault.values)
     values["end"] = fault.values.get("offset", 0) + fault.values.get("size", 0)

@@ -140,7 +140,7 @@ NEVER_RETURNS = (Cause.OVERWRITES_LOADER, Cause.OVERWRITES_ROM_DATA, Cause.MMU_P
 
 
 @dataclass(frozen=True)
-class Fault:
+class BootFault:
     """A cause, the words on the console, and their numbers by name; sizes in bytes.
 
     For a cause in `NEVER_RETURNS` the text is mpota's own: the console stays silent.
@@ -156,16 +156,16 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: list[LogLine] = []
-        self.faults: list[Fault] = []
+        self.faults: list[BootFault] = []
 
     def fail(self, cause: Cause, tag: str, text: str, **values: int) -> None:
         """Record an error line with its cause."""
         self.error(tag, text)
-        self.faults.append(Fault(cause, f"{tag}: {text}", values))
+        self.faults.append(BootFault(cause, f"{tag}: {text}", values))
 
     def note(self, cause: Cause, tag: str, text: str, **values: int) -> None:
         """Record a cause that the console does not mention."""
-        self.faults.append(Fault(cause, f"{tag}: {text}", values))
+        self.faults.append(BootFault(cause, f"{tag}: {text}", values))
 
     def error(self, tag: str, text: str) -> None:
         self.lines.append(LogLine(Level.ERROR, tag, text))
@@ -398,7 +398,7 @@ class ImageVerdict:
     image_size: int
     segments: tuple[Segment, ...]
     lines: tuple[LogLine, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[BootFault, ...]
 
     @property
     def console(self) -> tuple[str, ...]:
@@ -483,7 +483,9 @@ _COLLISION_TEXTS = {
 }
 
 
-def address_faults(segments: Sequence[Segment], bootloader: BootloaderInfo) -> tuple[Fault, ...]:
+def address_faults(
+    segments: Sequence[Segment], bootloader: BootloaderInfo
+) -> tuple[BootFault, ...]:
     """Every segment that ``bootloader`` would not load, in its words, or would not survive.
 
     The bootloader itself stops at the first thing that is wrong, which may be another one.
@@ -494,7 +496,7 @@ def address_faults(segments: Sequence[Segment], bootloader: BootloaderInfo) -> t
             found = _verify_load_addresses(segment, bootloader)
             if found is not None:
                 text = f"esp_image: {found.text(index)}"
-                faults.append(Fault(found.cause, text, {"segment": index, **found.values()}))
+                faults.append(BootFault(found.cause, text, {"segment": index, **found.values()}))
     return tuple(faults)
 
 

@@ -81,7 +81,7 @@ def web(output: Path | None, port: int, force: bool) -> None:
     https host: browsers give access to Bluetooth only to pages over https, or on localhost.
     """
     from mpota.push.ble_web import FILE_NAME, page
-    from mpota.release.serve import Server, serve_forever
+    from mpota.release.serve import FileServer, serve_forever
     from mpota.storage.file import check_output, make_directory, write_file
 
     if output is not None:
@@ -92,7 +92,7 @@ def web(output: Path | None, port: int, force: bool) -> None:
         report.written(target, f"{len(page()):,} bytes")
         return
 
-    def start(server: Server) -> None:
+    def start(server: FileServer) -> None:
         report.say(f"open {server.url.replace(_LOOPBACK, 'localhost')} in a browser (Ctrl-C ends)")
 
     with tempfile.TemporaryDirectory(prefix="mpota-") as directory:

@@ -10,7 +10,14 @@ import click
 from mpota.commands import _report as report
 from mpota.errors import MpotaError
 from mpota.release.local_ca import LocalCa
-from mpota.release.serve import DEFAULT_PORT, HEAD_SIZE, Served, Server, is_hidden, serve_forever
+from mpota.release.serve import (
+    DEFAULT_PORT,
+    HEAD_SIZE,
+    FileServer,
+    Served,
+    is_hidden,
+    serve_forever,
+)
 from mpota.units import short_digest
 from mpota.virtual.micropython import cache_dir
 
@@ -31,7 +38,7 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
     """
     ca = LocalCa.open(cache_dir() / "serve") if tls else None
 
-    def start(server: Server) -> None:
+    def start(server: FileServer) -> None:
         report.say(f"serving {directory} at {server.url} (Ctrl-C ends it)")
         for line, path in _board_lines(server, directory):
             if what := _words(path):
@@ -41,7 +48,7 @@ def command(directory: Path, host: str, port: int, tls: bool) -> None:
     serve_forever(directory, host, port, ca, start, _tell)
 
 
-def _board_lines(server: Server, directory: Path) -> list[tuple[str, Path]]:
+def _board_lines(server: FileServer, directory: Path) -> list[tuple[str, Path]]:
     """A line for each file that a board can install, the newest first."""
     top = directory.resolve()
     found = []

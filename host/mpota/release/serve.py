@@ -59,7 +59,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Server:
+class FileServer:
     """A server that runs. ``url`` ends in a slash."""
 
     url: str
@@ -104,7 +104,7 @@ async def serving(
     port: int,
     ca: LocalCa | None = None,
     on_served: Callable[[Served], None] | None = None,
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[FileServer]:
     """Serve ``directory`` while the block runs; with ``ca``, over TLS by a certificate of it.
 
     Port 0 takes any free one. Raises UsageError if it cannot listen there.
@@ -143,7 +143,7 @@ async def serving(
         scheme = "http" if context is None else "https"
         name = f"[{address}]" if ":" in address else address
         found_port = server.sockets[0].getsockname()[1]
-        yield Server(f"{scheme}://{name}:{found_port}/", ca.der if ca else None)
+        yield FileServer(f"{scheme}://{name}:{found_port}/", ca.der if ca else None)
     finally:
         server.close()
         await runner.cleanup()
@@ -164,7 +164,7 @@ def serve_forever(
     host: str,
     port: int,
     ca: LocalCa | None,
-    on_start: Callable[[Server], None],
+    on_start: Callable[[FileServer], None],
     on_served: Callable[[Served], None],
 ) -> None:
     """Serve until interrupted."""
