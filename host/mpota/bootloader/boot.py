@@ -365,7 +365,7 @@ class _PowerOn:
         has_md5 = False
         for index, row in enumerate(_entries(table)):
             if row[:2] == ENTRY_MAGIC:
-                if not self.check_entry(index, row, chip_size, release):
+                if not self.is_in_flash(index, row, chip_size, release):
                     return None
             elif row[:2] == MD5_MAGIC[:2]:
                 if has_md5:
@@ -389,7 +389,7 @@ class _PowerOn:
         self.log.fail(Cause.TABLE_NO_END, "flash_parts", text)
         return None
 
-    def check_entry(self, index: int, row: bytes, chip_size: int, release: tuple[int, ...]) -> bool:
+    def is_in_flash(self, index: int, row: bytes, chip_size: int, release: tuple[int, ...]) -> bool:
         offset, size = struct.unpack_from("<II", row, 4)
         end = offset + size
         if release < _WRAPPED_SIZE_REFUSED:

@@ -15,8 +15,8 @@ from mpota.release.serve import (
     HEAD_SIZE,
     FileServer,
     Served,
-    is_hidden,
     serve_forever,
+    why_hidden,
 )
 from mpota.units import short_digest
 from mpota.virtual.micropython import cache_dir
@@ -56,7 +56,7 @@ def _board_lines(server: FileServer, directory: Path) -> list[tuple[str, Path]]:
         with suppress(OSError):  # files that we may not read
             real = path.resolve()
             is_ours = path.is_file() and real.is_relative_to(top)
-            if is_ours and not path.name.startswith(".") and not is_hidden(real, top):
+            if is_ours and not path.name.startswith(".") and not why_hidden(real, top):
                 found.append((path.stat().st_mtime, path))
     lines = []
     for _, path in sorted(found, reverse=True):

@@ -159,7 +159,7 @@ class _Wanted:
             if self.cuts is not None and rest is not None:
                 share = rest if name == UPDATE else round(self.cuts * _SHARES[name])
                 points = _some(
-                    recording.chosen_points(share, _is_vital(stage), DEFAULT_MODES), share
+                    recording.chosen_points(share, _writes_otadata(stage), DEFAULT_MODES), share
                 )
                 rest -= len(points)
             found = [*map(str, points), *found]
@@ -175,7 +175,7 @@ def _some(points: list[CutPoint], count: int) -> list[CutPoint]:
     return [points[i * len(points) // count] for i in range(count)]
 
 
-def _is_vital(stage: Stage) -> Callable[[Operation], bool]:
+def _writes_otadata(stage: Stage) -> Callable[[Operation], bool]:
     places = stage.otadata
     return lambda operation: places is not None and places[0] <= operation.offset < places[1]
 

@@ -265,7 +265,7 @@ class Stage:
         for name in (UPDATE, FIRST_BOOT):
             self._stable[name] = _kept(self._start, after)
         if not findings:
-            findings = self._check_health(recording)
+            findings = self._health_findings(recording)
         first = Passage(FIRST_BOOT, self._words(after), findings=findings)
         if boundary < len(recording.effects):
             self.recordings[FIRST_BOOT] = recording.part(FIRST_BOOT, boundary)
@@ -343,7 +343,7 @@ class Stage:
             return (f"the file system is damaged: {after.damage}",)
         return (played.error,) if played.error else ()
 
-    def _check_health(self, recording: Recording) -> tuple[str, ...]:
+    def _health_findings(self, recording: Recording) -> tuple[str, ...]:
         check = self.plan.check
         if not check.source or self.plan.way == "push":  # that has checked it
             return ()

@@ -177,7 +177,7 @@ def serve_forever(
     asyncio.run(main())
 
 
-def is_hidden(path: Path, directory: Path) -> str | None:
+def why_hidden(path: Path, directory: Path) -> str | None:
     """Why a file is not for others, None if it is.
 
     ``path`` is resolved, and in ``directory``. Raises OSError if it cannot be read.
@@ -355,7 +355,7 @@ def _application(directory: Path, on_served: Callable[[Served], None] | None) ->
             return web.Response(status=400, text="this is no path\n")
         if path is None:
             return web.Response(status=404, text=_DENIED)
-        reason = await asyncio.to_thread(is_hidden, path, directory)
+        reason = await asyncio.to_thread(why_hidden, path, directory)
         if reason:
             raise _HiddenError(reason)
         stat = path.stat()
