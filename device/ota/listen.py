@@ -171,7 +171,7 @@ class _Link:
 
 
 def _answer(questions, receiver):
-    """Answer one question. What is none gets no answer."""
+    """Answer one question; another datagram gets no answer."""
     try:
         question, address = questions.recvfrom(_QUESTION_SIZE + 1)
         if len(question) != _QUESTION_SIZE or question[:8] != b"mpota ?\1":
@@ -197,5 +197,5 @@ def _answer(questions, receiver):
         texts = "\n".join((hostname(), release, __version__, "")).encode() + receiver.runs
         head = bytes((receiver.flags, state))
         questions.sendto(b"mpota !\1" + question[8:16] + head + texts[:_TEXT_SIZE], address)
-    except OSError:  # there is none, or nobody to be reached
+    except OSError:  # no question is there, or its sender cannot be reached
         pass

@@ -23,14 +23,16 @@ _PACKET = const(1024)
 _MAX_BODY = const(24576)  # credit, with the heads of frames
 _HELLO_FRAME = const(21)
 _NAME_SIZE = const(32)
-_MAX_OUT = const(512)  # of what is to be said and nobody has asked for
+_MAX_OUT = const(512)  # bytes of messages that wait for a request
 _MAX_TASKS = const(6)  # connections
 _MAX_HEAD = const(8192)  # bytes of a request's head: cookies of other apps at this address
 _PIECE = const(256)  # of a line of it, of which no more is kept
 _PATIENCE_MS = const(10000)  # for a head; for an answer to be taken
 _LINGER_MS = const(1000)
 _WAIT_MS = const(10)
-_RESTART_MS = const(1500)  # for the last answer to arrive: it has where its connection has ended
+_RESTART_MS = const(
+    1500
+)  # before the restart, for the last answer to arrive: it has where its connection has ended
 _STEP_MS = const(100)
 
 _WANTED = (b"host", b"origin", b"content-length", b"transfer-encoding")
@@ -73,7 +75,7 @@ class Page(Server):
         self.seconds = 0  # since the board has started
         self._ticks = 0
         self._lines = []  # a task for each connection, the oldest first
-        self.ended = None  # the last link of a session that is over
+        self.ended = None  # the link of the last session that has ended
         self._restarts = False
         from .web_more import prepare
 
@@ -141,7 +143,7 @@ class Page(Server):
         if not session:
             link = self.ended
             if link and link.name == name and link.peer == peer:
-                return 410, _FRAMES, link.out  # it has not heard that
+                return 410, _FRAMES, link.out  # the client does not know yet that it has ended
             if left != _HELLO_FRAME or take:
                 return 410, _TEXT, b"the board has forgotten this session"
             unload("web_more")
@@ -201,7 +203,7 @@ class Page(Server):
     # --- connections
 
     def _look(self, server, _):
-        passed = ticks_diff(ticks_ms(), self._ticks) // 1000  # they come round
+        passed = ticks_diff(ticks_ms(), self._ticks) // 1000  # ticks_ms() wraps around
         self.seconds += passed
         self._ticks += passed * 1000
         if not server:
@@ -336,7 +338,7 @@ async def _send(stream, status, headers, body, stays):
     lines.append("Content-Length: %d" % (body.seek(0, 2) if is_file else len(body)))
     lines.append("\r\n" if stays else "Connection: close\r\n\r\n")
     head = "\r\n".join(lines).encode()
-    # At once: a second packet would wait until the first one is acknowledged.
+    # In one write: a second packet would wait until the first one is acknowledged (Nagle).
     stream.write(head if is_file else head + body)
     if is_file:
         from .web_more import send_file

@@ -1,4 +1,4 @@
-"""What web.py wants now and then: the page, what runs, and orders. Not loaded in an update."""
+"""What web.py needs now and then: the page, the state, and orders. Not loaded in an update."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ _PAGE = {
 
 
 def prepare(page):
-    """What a new Page is to have. Raises OTAError ("part") where the file is not installed."""
+    """Set what a Page needs. Raises OTAError ("part") where the page's file is not installed."""
     page.boot = urandom(4).hex()  # another one after each restart
     page._ticks = ticks_ms()
     page.seconds = page._ticks // 1000
@@ -52,7 +52,7 @@ def get(page, path):
 
 
 async def send_file(stream, file):
-    """All of it, a part at a time."""
+    """Send a file, a part at a time, and close it."""
     try:
         file.seek(0)
         part = bytearray(_PART)
@@ -169,7 +169,7 @@ def _take(page, session, data):
     else:
         raise PushError("refused", "the app on this board does not want that")
     session.link.send(bytes((_ORDERED, what)))
-    receiver.lost(session)  # nobody may say it again
+    receiver.lost(session)  # so that nobody can repeat the order
     session.link.close()
 
 

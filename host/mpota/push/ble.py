@@ -22,7 +22,7 @@ SERVICE = "6d706f74-6100-4b1e-9c53-7a0f5d2e8b46"
 CONTROL = "6d706f74-6101-4b1e-9c53-7a0f5d2e8b46"
 DATA = "6d706f74-6102-4b1e-9c53-7a0f5d2e8b46"
 
-_MORE = 0x80  # head of a fragment: others follow; the rest counts them
+_MORE = 0x80  # flag in a fragment's first byte: others follow; its low bits count fragments
 _ATT_HEADER_SIZE = 3
 _MIN_PACKET_SIZE = 20
 _MAX_PACKET_SIZE = 512  # of any attribute: Core Specification, 3.F.3.2.9
@@ -91,7 +91,7 @@ async def find(target: str, timeout_s: float, backend: Backend | None = None) ->
 
 
 def _no_bluetooth(error: Exception) -> MpotaError:
-    """Why nothing can be looked for; without an adapter, or its service, bleak finds no file."""
+    """Why there is no scan. Without an adapter, or BlueZ, bleak's error is a missing file."""
     if isinstance(error, OSError):
         return MpotaError(
             f"this computer has no Bluetooth that is on ({error.strerror or error})",

@@ -147,7 +147,7 @@ class Result:
 
 @dataclass
 class _Progress:
-    """What the boards of a plan share while it runs."""
+    """The state that the boards of a plan share while it runs."""
 
     stop_after: int
     failures: int = 0
@@ -185,7 +185,7 @@ def deploy(
         try:
             return tuple(pool.map(run, plan.targets))
         except BaseException:
-            progress.failures = plan.stop_after  # those that run come to their end, no other begins
+            progress.failures = plan.stop_after  # boards under way are finished, no other begins
             raise
 
 
@@ -206,7 +206,7 @@ def _bring_up(target: PlannedBoard, tell: Callable[[str], object]) -> Result:
         outcome = outcome_of(error)
         message = "; ".join((str(error), *error.details))
         message += f" ({error.hint})" if error.hint else ""
-    except Exception as error:  # one odd board is one row, not the end of all
+    except Exception as error:  # an odd board may fail, and not end the others
         outcome, message = "failed", f"{type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
     else:
         done = UPDATED if has_repl(target.port) else SENT
@@ -216,7 +216,7 @@ def _bring_up(target: PlannedBoard, tell: Callable[[str], object]) -> Result:
 
 
 def _equip(session: Session, target: PlannedBoard) -> list[str]:
-    """Give a board all but the firmware; what has changed."""
+    """Give a board all but the firmware; returns what has changed, in words."""
     parts = target.package.parts if target.package else ()
     done = install(session, target.keys, target.ca, (*parts, *target.parts))
     package = [f"ota package: {len(done.copied)} files"] if done.is_changed else []
@@ -224,7 +224,7 @@ def _equip(session: Session, target: PlannedBoard) -> list[str]:
 
 
 def _copy_files(session: Session, files: Mapping[str, bytes]) -> list[str]:
-    """Put the files there that differ; their paths."""
+    """Copy the files that differ; returns their paths."""
     folders = {path.rpartition("/")[0] or "/" for path in files}
     there = {
         f"{folder.rstrip('/')}/{name}": digest
@@ -429,7 +429,7 @@ class _Table:
 
 
 def _said(value: object) -> str:
-    """A value of a plan, however deep or long it is."""
+    """A value of a plan for a message, cut short if it is deep or long."""
     try:
         return reprlib.repr(value)
     except (ValueError, RecursionError):

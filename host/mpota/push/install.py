@@ -88,7 +88,7 @@ def install(
     session.finish_parts(missing_more)
     if missing or stale:
         session.execute(COMPACT)
-        session.soft_reset()  # lets go of the modules of the former version
+        session.soft_reset()  # unloads the modules of the former version
     trusted = _trust(session, keys) if "release" in chosen else ()
     origin = session.evaluate(
         "ota.__file__", "import ota", fits=lambda value: isinstance(value, str)
@@ -100,7 +100,7 @@ def install(
 
 
 def read_mpy_format(session: Session) -> MpyFormat:
-    """What the board on this session loads."""
+    """The ``.mpy`` format that the board on this session loads."""
     word = session.evaluate("getattr(sys.implementation, '_mpy', 0)", _SYS, fits=_is_word)
     return MpyFormat.from_word(word)
 
@@ -174,7 +174,7 @@ def _replace(session: Session, wanted: Mapping[str, bytes], missing: Mapping[str
 
 def _trust(session: Session, keys: tuple[Path, ...]) -> tuple[str, ...]:
     for path in keys:
-        text = public_to_pem(read_public_key(path)).decode()  # never what is in the file
+        text = public_to_pem(read_public_key(path)).decode()  # never the file: it may be private
         try:
             session.execute(f"import ota\nota.keys.add({text!r})")
         except ScriptError as error:

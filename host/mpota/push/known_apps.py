@@ -1,4 +1,4 @@
-"""Apps that were brought to boards before, kept on this machine: what a delta can start from."""
+"""Apps that were sent to boards before, kept on this machine as bases for deltas."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class KnownApps:
 
     @classmethod
     def with_firmware(cls, path: Path | None) -> KnownApps:
-        """Those, and the app in a file. Raises MpotaError if there is none in it."""
+        """The known apps, and the app in a file. Raises MpotaError if the file has none."""
         return cls(given=read_app(read_file(path), path.name) if path else None)
 
     def find(self, digest: str) -> bytes | None:
-        """The app image with that digest, as `add` has got it."""
+        """The app image with that digest, None if it is unknown."""
         if self._given and _digest(self._given) == digest:
             return self._given.to_bytes()
         if not _DIGEST.fullmatch(digest):
@@ -46,7 +46,7 @@ class KnownApps:
         return None
 
     def add(self, app: App | None) -> None:
-        """Keep an app, and let go of those that were of no use for longest."""
+        """Keep an app, and drop those that were not used for longest."""
         digest = _digest(app) if app else None
         if app is None or digest is None:
             return
@@ -66,7 +66,7 @@ def _digest(app: App) -> str | None:
 
 
 def _cache_folder() -> Path:
-    """Where programs keep what they can do without, by the system's custom."""
+    """The user's cache directory, by the system's custom."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "mpota"
     if sys.platform == "win32":

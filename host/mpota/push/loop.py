@@ -1,4 +1,4 @@
-"""The daily loop of who writes the program: a project's directory, brought to a board as it is."""
+"""The daily loop of somebody who writes a program: a project's directory, pushed as it is."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _suited(contents: Contents, digest: str, find_base: FindBase) -> Contents:
 
 
 def _as_delta(app: Content, base: bytes | None) -> Content:
-    """The app as what differs from ``base``, if that is much less."""
+    """The app as a delta from ``base``, if that is much smaller."""
     less = app.with_delta(base) if base else app
     deltas = tuple(form for form in less.encoded if form.encoding == "delta")
     if not deltas or 2 * len(deltas[0].data) >= len(app.data):
@@ -82,7 +82,7 @@ def saves(project: Project) -> Iterator[bool]:
     top = project.directory.resolve()
 
     def counts(change: Change, path: str) -> bool:
-        """Hidden files are git's and the editors'."""
+        """Whether a change is one of the project's: hidden files are git's and the editors'."""
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else ()
         return not any(part.startswith(".") or part == "__pycache__" for part in parts)
 
@@ -98,7 +98,7 @@ def saves(project: Project) -> Iterator[bool]:
 
 
 def _watched(project: Project, top: Path) -> list[Path]:
-    """The directory, and what it names outside of it."""
+    """The directories to watch: the project's, and those outside that it names."""
     sources = project.sources
     named = [*sources.directories, *sources.certs, *(path for _, path in sources.data)]
     named += [sources.firmware] if sources.firmware else []

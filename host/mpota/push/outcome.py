@@ -1,4 +1,4 @@
-"""What has come of an update in one or two words, and all of it for machines."""
+"""The outcome of an update in a word or two, and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UPDATED, UP_TO_DATE, NOT_STARTED = "updated", "up to date", "not started"
 SENT = "sent"  # to a board that listens: it has verified and selected it, and is to confirm it
 INTERRUPTED = "interrupted"
 
-# In the order in which they are told apart: the first that an error is an instance of.
+# An error has the outcome of the first class that it is an instance of.
 _OF_ERRORS: tuple[tuple[type[MpotaError], str], ...] = (
     (UnhealthyError, "unhealthy"),
     (RolledBackError, "rolled back"),
@@ -44,7 +44,7 @@ def of_pushed(done: Pushed) -> str:
 
 
 def pushed_to_json(done: Pushed) -> dict[str, Any]:
-    """An update that is complete, as JSON."""
+    """A completed update as JSON."""
     found: dict[str, Any] = {
         "outcome": of_pushed(done),
         "version": done.version,
@@ -66,7 +66,7 @@ def pushed_to_json(done: Pushed) -> dict[str, Any]:
 
 
 def error_to_json(error: MpotaError) -> dict[str, Any]:
-    """One that is not, as JSON. ``code`` is the board's word for a refusal."""
+    """An update that failed as JSON. ``code`` is the board's word for a refusal."""
     return {
         "outcome": outcome_of(error),
         "code": error.code if isinstance(error, RefusedError) else None,

@@ -445,7 +445,7 @@ class _Metered:
 
 
 def _excerpt(text: str) -> str:
-    """An answer as it may stand in an error."""
+    """An answer of a board, short enough for an error."""
     more = f"... ({len(text):,} characters)" if len(text) > _MAX_SHOWN else ""
     return repr(text[:_MAX_SHOWN]) + more
 
@@ -469,12 +469,12 @@ def _folder(path: str) -> str:
 
 
 def has_restarted(output: bytes | bytearray) -> bool:
-    """Whether ``output`` ends with what only a board prints that starts, instead of going on."""
+    """Whether ``output`` ends with lines that only a starting board prints."""
     return output.endswith(_START_SIGNS)
 
 
 def failure_lines(console: str) -> list[str]:
-    """What a console says of an app that was not started or did not live."""
+    """The console's lines that tell why an app was not started, or ended."""
     return [line for line in console.splitlines() if _FAILURE_LINE.match(line)]
 
 

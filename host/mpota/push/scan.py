@@ -23,7 +23,7 @@ _QUESTION_SIZE = 256  # no answer is longer
 _TOKEN_SIZE = 8
 _TEXTS = 4
 _NEEDS = ((1, "secret"), (2, "signature"))  # flags of WELCOME
-_ASKED = 3  # times: a datagram may be lost
+_ASKED = 3  # times that the question is sent: a datagram may be lost
 _MAX_FOUND = 4096
 
 STATES = ("confirmed", "on trial", "updating", "waits for its restart")
@@ -102,7 +102,7 @@ def look(timeout_s: float) -> list[FoundBoard]:
 
 
 def named(boards: Sequence[FoundBoard]) -> list[FoundBoard]:
-    """The same with a name of its own for each: many have MicroPython's host name."""
+    """The boards with distinct names: many share MicroPython's default host name."""
     taken: set[str] = set()
     unique = []
     for board in boards:
@@ -128,7 +128,7 @@ def _send(sender: socket.socket, addresses: Sequence[tuple[str, int]], token: by
 
 
 def _received(sender: socket.socket, seconds: float) -> Iterator[tuple[bytes, tuple[str, int]]]:
-    """What comes in that time."""
+    """Yield the datagrams that come within ``seconds``."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         if select.select([sender], [], [], left)[0]:
@@ -139,7 +139,7 @@ def _received(sender: socket.socket, seconds: float) -> Iterator[tuple[bytes, tu
 
 
 def _parse(data: bytes, token: bytes, host: str, port: int) -> FoundBoard | None:
-    """An answer; None for what is none."""
+    """The board that an answer describes; None if ``data`` is no answer."""
     head = _ANSWER + token
     at = len(head) + 2
     if len(data) > _QUESTION_SIZE or not data.startswith(head) or len(data) < at:

@@ -77,7 +77,7 @@ def _repl(target: str) -> Iterator[Connection]:
 
 @dataclass(frozen=True)
 class _Listening:
-    """Connections are made, and made again, while an update goes on."""
+    """A board that listens: links to it are made, and made again, while an update goes on."""
 
     send: Callable[[Package, Options], Pushed]
     session: None = None

@@ -45,7 +45,7 @@ _RECORD, _ACK, _END = 0x1E, 0x06, 0x04
 _INTERRUPT = b"\x03"
 _ACK_TIMEOUT_S = 5.0
 _FILLER_TIMEOUT_S = 1.0  # where it was silent for some of these
-_ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot() over a whole image
+_ANSWER_TIMEOUT_S = 20.0  # erasing, or set_boot(), which verifies the whole image
 _MAX_STALLS = 3
 _FILLER = b"\xff" * (1 + UNIT_SIZE)
 _RETRY_CHECK_S = 0.5  # a board does not tell when it turned healthy: it has to be asked again
@@ -76,7 +76,7 @@ def push(session: Session, package: Package, options: Options = _USUAL) -> Pushe
     if options.force or not before.waits_with(package):
         where = f" to slot {before.next}" if before.next and package.brings_app else ""
         options.tell(f"sending {package.words}{where}")
-        session.soft_reset()  # for its memory
+        session.soft_reset()  # frees the board's memory
         try:
             sent_size = _send(session, before, package, options)
         except LostBoardError as error:
@@ -113,7 +113,8 @@ def _check_format(package: Package, before: Status) -> None:
 
 @contextmanager
 def _switched(what: str, hint: str) -> Iterator[None]:
-    """From the switch on nothing that goes wrong may look as if the board were unchanged."""
+    """After the switch, errors must not say that the board is unchanged: they become
+    UnconfirmedError."""
     try:
         yield
     except (RolledBackError, UnconfirmedError):
@@ -161,13 +162,13 @@ class _Goal:
 
     @classmethod
     def of(cls, status: Status) -> _Goal:
-        """What runs already."""
+        """The goal of keeping what runs."""
         files = status.release if status.is_on_trial else None
         return cls(status.running, files is None, files)
 
     @classmethod
     def selected(cls, status: Status) -> _Goal:
-        """What the next boot takes."""
+        """The goal of running what the next boot takes."""
         if status.boot != status.running:
             return cls(status.boot, True, needs_restart=True)
         waiting = status.waiting
@@ -184,7 +185,7 @@ class _Goal:
 
 
 def _see_through(session: Session, goal: _Goal, before: Status, options: Options) -> str:
-    """Restart into ``goal``, check and confirm it; what the console showed."""
+    """Restart into ``goal``, check and confirm it; returns the console's text."""
     console = session.reset(options.settle_s)
     for is_last in (False, True):
         try:
@@ -256,7 +257,7 @@ class Status:
 
     @property
     def release(self) -> dict[str, Any]:
-        """What belongs to the app that runs; {} if that came with no release."""
+        """The release of the running app; {} if it came without one."""
         found: dict[str, Any] = self.record["next" if self.is_on_trial else "now"]
         return found
 
@@ -370,7 +371,7 @@ def _gone_back(console: str, after: Status, goal: _Goal) -> RolledBackError:
 
 
 def _why(after: Status, target: str) -> str:
-    """Why an app did not stay, as far as the board tells; its console may tell more."""
+    """Why an app was given up, as far as the board's status tells; its console may tell more."""
     slot = after.slot(target)
     state = f"otadata calls {target} {slot.get('state')}" if slot.get("state") else ""
     return ", ".join(filter(None, (state, slot.get("problem", ""))))
@@ -380,7 +381,7 @@ def _why(after: Status, target: str) -> str:
 
 
 def _confirm(session: Session, goal: _Goal, now: Status, options: Options) -> None:
-    """Check what runs and confirm it, or give it up."""
+    """Check the health of what runs, then confirm it or give it up."""
     failure = _failure(session, options.check)
     if failure is not None:
         raise _give_up(session, goal, failure, options)
@@ -515,7 +516,7 @@ else:
 
 
 def _send(session: Session, before: Status, package: Package, options: Options) -> int:
-    """Send a package, less of it where that is enough; bytes sent. Raises RefusedError."""
+    """Send a package, or only what the board lacks; returns bytes sent. Raises RefusedError."""
     less = _less(session, before, package, options)
     if less is None:
         return _transfer(session, package, options)
@@ -530,7 +531,7 @@ def _send(session: Session, before: Status, package: Package, options: Options) 
 
 
 def _less(session: Session, before: Status, package: Package, options: Options) -> Package | None:
-    """What leads from what the board has to ``package``; None if that is unknown, or no less."""
+    """A smaller package that gives ``package`` on this board; None if there is none."""
     digest = before.slot(before.running).get("digest") or ""
     suited = package.suit(digest, options.find_base) if package.suit else package
     if suited.bundle is None:
@@ -545,7 +546,7 @@ def _less(session: Session, before: Status, package: Package, options: Options) 
 
 
 def _files(session: Session) -> set[bytes] | None:
-    """Ids of the files that the board has in use; None where it takes whole bundles alone."""
+    """Ids of the files in use on the board; None if it takes whole bundles only."""
     found = session.evaluate("found", _READ_FILES, fits=_are_ids)
     return None if found is None else {bytes.fromhex(one) for one in found}
 
@@ -578,7 +579,7 @@ def _delta(
 
 @lru_cache(maxsize=8)
 def _made(base: bytes, new: bytes) -> bytes:
-    """The boards of a plan mostly run the same."""
+    """The delta, cached: most boards of a plan run the same app."""
     return make_delta(base, new).to_bytes()
 
 
@@ -668,13 +669,13 @@ class _Giver:
         self._data = data
         self._progress = options.progress
         self._tell = options.tell
-        self._kept_size = 0  # what the slot had from before
+        self._kept_size = 0  # bytes that the slot held already
         self._on_the_way: deque[int] = deque()  # sizes of what has not been acknowledged
-        self._piece_size = 0  # of the one that is given
+        self._piece_size = 0  # of the current piece
         self._sent_size = 0
         self._outcome: tuple[str, str] | None = None
         self._position = 0  # behind the piece that was given last
-        self._has_all = not data  # so that it may switch; what it fetches itself, at any time
+        self._has_all = not data  # then the board may switch; one that fetches itself, at any time
 
     def serve(self) -> int:
         """Bytes sent. Raises RefusedError; UnconfirmedError if the board is lost when it has all
@@ -756,7 +757,7 @@ class _Giver:
         self._progress(offset + size, len(self._data))
 
     def _send_all(self, units: Iterable[bytes]) -> bool:
-        """Keep as much on the way as the board has room for; whether it took all of it."""
+        """Send units, as many at a time as the board has room for; whether it took all."""
         for unit in units:
             while sum(self._on_the_way) + len(unit) > MAX_ON_THE_WAY:
                 if not self._await_acknowledgement():
@@ -769,7 +770,7 @@ class _Giver:
         return True
 
     def _await_acknowledgement(self) -> bool:
-        """False if the board has given up the piece, to ask for it again."""
+        """Wait for an ACK; False if the board gave the piece up, and asks for it again."""
         for fillers in range(self._piece_size // UNIT_SIZE + _MAX_STALLS):
             patience_s = _ACK_TIMEOUT_S if fillers < _MAX_STALLS else _FILLER_TIMEOUT_S
             event = self._talk.next(patience_s)

@@ -94,7 +94,7 @@ class TcpLink:
         return message
 
     async def _read(self) -> None:
-        """Messages into the queue; None at the end."""
+        """Put the messages that come into the queue, None at the end."""
         try:
             while True:
                 size, channel = _HEAD.unpack(await self._reader.readexactly(_HEAD.size))

@@ -11,8 +11,8 @@ from mpota.formats.otadata import OtaRecord, OtaState, active_record
 from mpota.push.repl import Session
 from mpota.storage.ports import LOADER_END, REPL_END, find_port, is_pty
 
-# Whoever is silent for longer is deaf to Ctrl-C, or no MicroPython, and only the loader tells. A
-# board that starts over just now needs some of it, and who does not wait ends its trial boot.
+# A board that is silent for longer is deaf to Ctrl-C, or runs no MicroPython: only its loader can
+# tell. A board that is just starting needs this time: a reset would end its trial boot.
 _PATIENCE_S = 8.0
 
 _SCRIPT = """
@@ -79,7 +79,7 @@ def find_trial(port: str | os.PathLike[str]) -> Trial | None:
 
 
 def console_of(port: str) -> str | None:
-    """Where the REPL of a board is; a virtual one has a port for it beside that of its loader."""
+    """The port of a board's REPL; a virtual board has one beside that of its loader."""
     if not is_pty(port):
         return port
     path = Path(port)

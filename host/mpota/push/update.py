@@ -57,7 +57,7 @@ class UnconfirmedError(MpotaError):
 # The app image with a digest (hex), where it is known.
 FindBase = Callable[[str], bytes | None]
 
-# Of a board that cannot make the whole of what it was sent.
+# The code of a board that cannot make the whole update of what it was sent.
 NOT_LESS_CODES = ("base", "frame", "memory", "no-form", "part")
 
 _HINTS = {

@@ -65,7 +65,7 @@ _SILENCE_TIMEOUT_S = 12.0  # the board speaks up every second while it waits for
 _END_TIMEOUT_S = 60.0  # it checks the whole, signatures included
 _ATTEMPTS = 3
 _TEMPORARY_CODES = ("busy", "timeout", "locked")
-_MAX_LOOKS = 1000  # 19 files each
+_MAX_LOOKS = 1000  # messages, of 19 files each
 _LOOK_AGAIN_S = 0.1
 _RESTART_S = 2.0  # a board that listens goes on for a moment before it restarts
 _UNSEEN_CODES = ("part", "board", "protocol")  # answers to LOOK
@@ -207,7 +207,7 @@ async def send_update(connect: Connect, update: Update, options: Options) -> Pus
 
 
 async def _see_through(connect: Connect, sender: _Sender, update: Update, options: Options) -> bool:
-    """Wait until the board runs ``update``, confirmed, where that was asked for and it tells.
+    """Wait until the board says that it runs ``update``, confirmed, if that was asked for.
 
     Raises RolledBackError, and UnconfirmedError if that is not so in time.
     """
@@ -264,9 +264,9 @@ class _Sender:
         self._packet_size = 0
         self._stream = update.data  # what the positions count: see `talk`
         self.board: Welcome | None = None
-        self.position = 0  # the board has all before it
-        self._end = 0  # it lets us go up to here
-        self._next = 0  # what goes out next
+        self.position = 0  # the board has all bytes before it
+        self._end = 0  # the board lets us send up to here
+        self._next = 0  # position of the byte that goes out next
         self.sent_size = 0
         self.needs_restart = False
         self.is_ended = False
@@ -277,7 +277,7 @@ class _Sender:
         self._is_end_first = False
 
     def takes_older(self, error: MpotaError) -> bool:
-        """Whether that was a board with ota 0.1: it is spoken to in its own way from now on."""
+        """Whether the board has ota 0.1; then version 1 of the protocol is spoken from now on."""
         if self._version == OLD_VERSION or not isinstance(error, RefusedError):
             return False
         if error.code != "protocol" or str(error) != _SPEAKS_OLD:
@@ -286,7 +286,7 @@ class _Sender:
         return True
 
     def takes_whole(self, error: MpotaError) -> bool:
-        """Whether less than all was not enough for the board: all is sent from now on."""
+        """Whether the board lacks a base for less than all; then all is sent from now on."""
         is_less = self._is_chosen and self._update is not self._whole
         if not is_less or not isinstance(error, RefusedError) or error.code not in NOT_LESS_CODES:
             return False
@@ -347,7 +347,7 @@ class _Sender:
         return await self._look(link, 1)
 
     async def _look(self, link: Link, limit: int = _MAX_LOOKS) -> Seen:
-        """``limit``: of messages; what comes first is what runs."""
+        """Ask with up to ``limit`` messages; the first answer has what runs, all have file ids."""
         ids: list[bytes] = []
         for _ in range(limit):
             look = _LOOK.pack(Kind.LOOK, len(ids))
@@ -373,7 +373,7 @@ class _Sender:
         )
 
     async def _choose(self, link: Link) -> None:
-        """Once: send less than all, where the board has the rest."""
+        """Choose once what to send: less than all, if the board has the rest."""
         package = self._whole.package
         if self._is_chosen or package is None or package.bundle is None or not self.is_seen:
             return
