@@ -30,9 +30,8 @@ _PIECE = const(256)  # of a line of it, of which no more is kept
 _PATIENCE_MS = const(10000)  # for a head; for an answer to be taken
 _LINGER_MS = const(1000)
 _WAIT_MS = const(10)
-_RESTART_MS = const(
-    1500
-)  # before the restart, for the last answer to arrive: it has where its connection has ended
+# Before the restart, for the last answer to arrive: it has where its connection has ended.
+_RESTART_MS = const(1500)
 _STEP_MS = const(100)
 
 _WANTED = (b"host", b"origin", b"content-length", b"transfer-encoding")
