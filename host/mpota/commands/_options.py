@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     _IntType = click.ParamType[int]
 else:
     _IntType = click.ParamType  # generic since click 8.2 only
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Size(_IntType):
@@ -87,6 +90,13 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what would change, write nothing."
 )
 port_argument = click.argument("port", shell_complete=complete_ports)
+
+
+def change_options(command: _Command) -> _Command:
+    """Add the options of commands that change a board."""
+    for option in (table_offset_option, baud_option, yes_option, dry_run_option):
+        command = option(command)
+    return command
 
 
 def split_pair(text: str, separator: str, what: str) -> tuple[str, str]:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import click
 
 from mpota.commands._live import change_board, connected_firmware
-from mpota.commands._options import (
-    baud_option,
-    dry_run_option,
-    port_argument,
-    table_offset_option,
-    yes_option,
-)
+from mpota.commands._options import change_options, port_argument
 from mpota.flashing.live import plan_erase
 
 
@@ -19,10 +13,7 @@ from mpota.flashing.live import plan_erase
 @port_argument
 @click.argument("partitions", nargs=-1, required=True, metavar="PARTITION...")
 @click.option("--force", is_flag=True, help="Even if nothing boots afterwards.")
-@dry_run_option
-@yes_option
-@baud_option
-@table_offset_option
+@change_options
 def command(
     port: str,
     partitions: tuple[str, ...],

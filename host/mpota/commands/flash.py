@@ -9,14 +9,7 @@ import click
 
 from mpota.commands import _report as report
 from mpota.commands._live import change_board, connected
-from mpota.commands._options import (
-    baud_option,
-    dry_run_option,
-    firmware_argument,
-    port_argument,
-    table_offset_option,
-    yes_option,
-)
+from mpota.commands._options import change_options, firmware_argument, port_argument
 from mpota.edit.change import apply_to_file
 from mpota.edit.resizing import resize
 from mpota.errors import MpotaError
@@ -41,10 +34,7 @@ from mpota.units import format_flash_size
     help="Whether files that have another place in FIRMWARE go there. A backup is made anyway.",
 )
 @click.option("--force", is_flag=True, help="Flash what would not boot, too.")
-@dry_run_option
-@yes_option
-@baud_option
-@table_offset_option
+@change_options
 def command(
     firmware: Path,
     port: str,

@@ -7,13 +7,7 @@ from pathlib import Path
 import click
 
 from mpota.commands._live import change_board, connected_firmware
-from mpota.commands._options import (
-    baud_option,
-    dry_run_option,
-    port_argument,
-    table_offset_option,
-    yes_option,
-)
+from mpota.commands._options import change_options, port_argument
 from mpota.firmware.firmware import read_app
 from mpota.flashing.live import plan_ota
 from mpota.storage.file import read_file
@@ -23,10 +17,7 @@ from mpota.storage.file import read_file
 @port_argument
 @click.argument("app", type=click.Path(path_type=Path))
 @click.option("--no-rollback", is_flag=True, help="The new app need not confirm itself.")
-@dry_run_option
-@yes_option
-@baud_option
-@table_offset_option
+@change_options
 def command(
     port: str,
     app: Path,

@@ -9,14 +9,7 @@ import click
 from mpota.bootloader.slots import MARKS, SlotState, slot_states
 from mpota.commands import _report as report
 from mpota.commands._live import change_board, connected, looking
-from mpota.commands._options import (
-    baud_option,
-    dry_run_option,
-    json_option,
-    port_argument,
-    table_offset_option,
-    yes_option,
-)
+from mpota.commands._options import change_options, json_option, port_argument
 from mpota.errors import UsageError
 from mpota.firmware.on_board import board_firmware
 from mpota.flashing.live import plan_boot, plan_mark
@@ -28,10 +21,7 @@ from mpota.units import format_size, short_digest
 @click.option("--boot", metavar="SLOT", help="Boot this app partition, as set_boot() does.")
 @click.option("--mark", type=click.Choice(list(MARKS)), help="Confirm, or give up, what boots.")
 @json_option
-@dry_run_option
-@yes_option
-@baud_option
-@table_offset_option
+@change_options
 def command(
     port: str,
     boot: str | None,

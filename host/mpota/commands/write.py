@@ -9,14 +9,11 @@ import click
 from mpota.commands import _report as report
 from mpota.commands._live import change_board, connected_firmware
 from mpota.commands._options import (
-    baud_option,
-    dry_run_option,
+    change_options,
     firmware_argument,
     force_option,
     output_option,
     split_pair,
-    table_offset_option,
-    yes_option,
 )
 from mpota.edit.change import apply_to_file
 from mpota.edit.contents import write_contents
@@ -32,10 +29,7 @@ from mpota.storage.ports import is_port
 @click.option("--erase", "erases", multiple=True, metavar="PARTITION", help="Make it blank.")
 @output_option
 @force_option
-@dry_run_option
-@yes_option
-@baud_option
-@table_offset_option
+@change_options
 def command(
     firmware: Path,
     contents: tuple[str, ...],
