@@ -28,7 +28,7 @@ _DATE = 1980, 1, 1, 0, 0, 0  # the same files give the same archive
 
 
 def python(*arguments: str | Path, **environment: str) -> str:
-    """Run this Python; what it printed. Ends the program if that fails."""
+    """Run this Python; returns what it printed. Ends the program if that fails."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True

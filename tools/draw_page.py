@@ -48,12 +48,12 @@ async def choose(
     await page.fill("#secret", SECRET)
 
 
-async def is_fit(page: Page, directory: Path) -> None:
+async def show_fit(page: Page, directory: Path) -> None:
     await choose(page, directory)
     await expect(page.locator("#judged")).to_contain_text("can take it")
 
 
-async def is_unfit(page: Page, directory: Path) -> None:
+async def show_unfit(page: Page, directory: Path) -> None:
     chip = chip_by_name("esp32c3")
     start = images.app_start("v1.27.0", "x").ljust(0x3D000, b"x")
     data = images.make_image(chip, [(0x3C000020, start)])
@@ -61,7 +61,7 @@ async def is_unfit(page: Page, directory: Path) -> None:
     await expect(page.locator("#judged")).to_contain_text("this board is ESP32")
 
 
-async def is_writing(page: Page, directory: Path) -> None:
+async def show_writing(page: Page, directory: Path) -> None:
     count = 0
 
     async def hold(route: Route) -> None:
@@ -72,24 +72,24 @@ async def is_writing(page: Page, directory: Path) -> None:
         await route.continue_()
 
     await page.route("**/s/*", hold)
-    await is_fit(page, directory)
+    await show_fit(page, directory)
     await page.click("#go")
     while count < 11:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.5)  # the bar moves
 
 
-async def is_confirmed(page: Page, directory: Path) -> None:
-    await is_fit(page, directory)
+async def show_confirmed(page: Page, directory: Path) -> None:
+    await show_fit(page, directory)
     await page.click("#go")
     await expect(page.locator("#outcome")).to_contain_text("is confirmed")
 
 
 PICTURES: dict[str, tuple[Steps, dict[str, Any]]] = {
-    "phone-light": (is_fit, PHONE | LIGHT),
-    "phone-dark": (is_writing, PHONE | DARK),
-    "desktop-light": (is_confirmed, DESKTOP | LIGHT),
-    "desktop-dark": (is_unfit, DESKTOP | DARK),
+    "phone-light": (show_fit, PHONE | LIGHT),
+    "phone-dark": (show_writing, PHONE | DARK),
+    "desktop-light": (show_confirmed, DESKTOP | LIGHT),
+    "desktop-dark": (show_unfit, DESKTOP | DARK),
 }
 
 

@@ -276,7 +276,7 @@ def test_a_device_that_never_ends_is_given_up(
 ) -> None:
     monkeypatch.setattr(sessions, "_ENTER_TIMEOUT_S", 1.0)
     monkeypatch.setattr(sessions, "_ATTEMPT_S", 0.3)
-    monkeypatch.setattr(sessions, "_MAX_RECEIVED", 1 << 16)
+    monkeypatch.setattr(sessions, "_MAX_RECEIVED_SIZE", 1 << 16)
     path = plan(tmp_path, {"odd": plug(Babbler(noise))})
     shown = mpota("deploy", path, exit_code=1)
     assert "odd: no answer: " in shown

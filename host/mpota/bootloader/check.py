@@ -40,7 +40,7 @@ from mpota.storage.memory import MemoryFlash
 from mpota.units import BLOCK_SIZE, MiB, align_up
 
 _ALONE_OFFSET = BLOCK_SIZE  # flash address assumed for an image that comes without a firmware
-_MAX_SLOT = 16 * MiB
+_MAX_SLOT_SIZE = 16 * MiB
 _MAX_BOOTLOADER_END = 0x20000
 
 
@@ -188,9 +188,9 @@ def check_app(data: bytes, against: Firmware | None = None, slot: Partition | No
         slot = slot or update_slot(against)
     else:
         info = likely_bootloader(data)
-        slot = Partition("app", 0, 0, _ALONE_OFFSET, _MAX_SLOT)
+        slot = Partition("app", 0, 0, _ALONE_OFFSET, _MAX_SLOT_SIZE)
     image = FileImage(slot.offset, data)
-    flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT))
+    flash = MemoryFlash(image, max(info.flash_size or 0, slot.offset + _MAX_SLOT_SIZE))
     verdict = verify_image(flash, slot.offset, slot.size, info)
     checked = Slot(slot, verdict, data)
     findings = [finding(fault, slot.label, is_app=checked.is_app) for fault in verdict.faults]

@@ -12,7 +12,7 @@ from mpota.edit.keep import Kept, kept_files, kept_on_board
 from mpota.errors import MpotaError, UsageError
 from mpota.firmware.changes import Difference, changes_for, differences, order_changes
 from mpota.firmware.firmware import Firmware, boot_order, read_table
-from mpota.firmware.layout import LAYOUTS, MIN_FILE_SYSTEM, Edits, Layout
+from mpota.firmware.layout import LAYOUTS, MIN_FILE_SYSTEM_SIZE, Edits, Layout
 from mpota.formats.micropython import VFS, makes_vfs, name_release
 from mpota.formats.otadata import active_record
 from mpota.formats.partition_table import Partition, PartitionTable
@@ -119,7 +119,7 @@ def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[st
     grown = edits.flash_size is not None and edits.flash_size != firmware.flash_size
     is_taken = not layout.has_root and makes_vfs(layout.release)  # all behind the last entry
     if grown and edits.table is None and layout.table == firmware.table:
-        if is_taken and layout.files_room(layout.flash_size) >= MIN_FILE_SYSTEM:
+        if is_taken and layout.files_room(layout.flash_size) >= MIN_FILE_SYSTEM_SIZE:
             release = name_release(layout.release)
             yield f"the table stays as it is: {release} takes all behind it for files"
         elif not is_taken and layout.file_system is None:
@@ -162,7 +162,7 @@ def _file_notes(firmware: Firmware, layout: Layout, edits: Edits) -> Iterator[st
 def _room_notes(layout: Layout, flash_size: int) -> Iterator[str]:
     """Whether MicroPython, if that is what it is, will have room for files in that flash."""
     release, room = layout.release, layout.files_room(flash_size)
-    if release is None or room >= MIN_FILE_SYSTEM:
+    if release is None or room >= MIN_FILE_SYSTEM_SIZE:
         return
     if layout.has_root:
         yield f"no room for files: the file system has {format_size(room)}"
@@ -178,7 +178,7 @@ def _room_notes(layout: Layout, flash_size: int) -> Iterator[str]:
 def _roomy_app_size(layout: Layout, flash_size: int) -> int | None:
     """A size for the app partitions that leaves room for files behind them, if the app allows."""
     last = max(layout.table, key=lambda p: p.offset)
-    for room in (flash_size // 8, MIN_FILE_SYSTEM):
+    for room in (flash_size // 8, MIN_FILE_SYSTEM_SIZE):
         size = align_down(flash_size - room - last.offset, BLOCK_SIZE)
         if last.is_app and size >= layout.app_size:
             return size

@@ -34,12 +34,12 @@ LAYOUTS = ("single", "ota", "romfs")
 ROMFS_SUBTYPE = 0x8F  # MicroPython: ports/esp32/partitions-4MiB-romfs.csv
 FAT_SUBTYPE = 0x81  # MicroPython's own tables say "fat" for its file system, littlefs too
 
-MIN_FILE_SYSTEM = 64 * KiB
+MIN_FILE_SYSTEM_SIZE = 64 * KiB
 # MicroPython gives its apps this much where the flash has room for it:
 # ports/esp32/partitions-8MiBplus-ota.csv.
-_ROOMY_FLASH = 8 * MiB
-_ROOMY_APP = 0x270000
-_USUAL_APP = 0x180000  # ports/esp32/partitions-4MiB-ota.csv
+_ROOMY_FLASH_SIZE = 8 * MiB
+_ROOMY_APP_SIZE = 0x270000
+_USUAL_APP_SIZE = 0x180000  # ports/esp32/partitions-4MiB-ota.csv
 _ROMFS_SIZE = 0x20000
 
 # Subtypes of labels that are no subtype's name, as in mp-image-tool-esp32's table strings.
@@ -111,11 +111,11 @@ class Layout:
             layout.check()
             return layout
         size = align_down(flash_size, SECTOR_SIZE) - file_system.offset
-        if size < MIN_FILE_SYSTEM:
+        if size < MIN_FILE_SYSTEM_SIZE:
             raise MpotaError(
                 f"partition '{file_system.label}' starts at {file_system.offset:#x}: a flash of "
                 f"{flash_size:#x} bytes leaves {max(size, 0):#x} for it, "
-                f"a file system needs {MIN_FILE_SYSTEM:#x}"
+                f"a file system needs {MIN_FILE_SYSTEM_SIZE:#x}"
             )
         return layout._with(_replaced(self.table, file_system, replace(file_system, size=size)))
 
@@ -301,14 +301,15 @@ class Layout:
                 )
             size = app_size
         else:
-            usual = _ROOMY_APP if self.flash_size >= _ROOMY_FLASH else _USUAL_APP
+            usual = _ROOMY_APP_SIZE if self.flash_size >= _ROOMY_FLASH_SIZE else _USUAL_APP_SIZE
             wanted = max(align_down(self.app_size * 5 // 4, BLOCK_SIZE), usual)
             fair = align_down((room - self.flash_size // 8) // count, BLOCK_SIZE)
             size = max(needed, min(wanted, fair))
-        if count * size + MIN_FILE_SYSTEM > room:
+        total = count * size + MIN_FILE_SYSTEM_SIZE
+        if total > room:
             raise MpotaError(
                 f"{count} app partition{'s' * (count > 1)} of {size:#x} and a file system of at "
-                f"least {MIN_FILE_SYSTEM:#x} need {count * size + MIN_FILE_SYSTEM:#x} bytes, "
+                f"least {MIN_FILE_SYSTEM_SIZE:#x} need {total:#x} bytes, "
                 f"{format_flash_size(self.flash_size)} of flash leave {max(room, 0):#x}",
                 "use a larger flash (-f), or a smaller --app-size if the app allows",
             )
@@ -328,7 +329,7 @@ class Layout:
         if file_system is not None and size:
             offset = align_down(file_system.end - size, alignment)
             left = offset - file_system.offset
-            if left >= MIN_FILE_SYSTEM:
+            if left >= MIN_FILE_SYSTEM_SIZE:
                 return self.set_size(file_system.label, left), offset, size
         raise MpotaError(
             f"no room for partition '{label}' of {size:#x} bytes in a flash of "

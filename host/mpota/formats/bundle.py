@@ -27,7 +27,7 @@ from mpota.formats.thin import SUFFIX, make_thin
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
 
-_MAX_CONTENT = 64 * 1024 * 1024  # bytes decoded from a payload: no board of MicroPython has more
+_MAX_CONTENT_SIZE = 64 * 1024 * 1024  # of a decoded payload: no board of MicroPython has more
 
 
 def is_bundle(data: bytes) -> bool:
@@ -137,10 +137,10 @@ def decode(form: Form, payload: Payload, data: bytes, what: str) -> bytes | None
             raise MpotaError(f"{what}: {error}") from None
     if form.encoding in ("deflate", "chained-deflate"):
         frames = Frames.from_bytes(data)
-        if frames.size != payload.size or frames.size > _MAX_CONTENT:
+        if frames.size != payload.size or frames.size > _MAX_CONTENT_SIZE:
             raise MpotaError(
                 f"{what} decompresses to {frames.size:,} bytes, its manifest says "
-                f"{payload.size:,}, at most {_MAX_CONTENT:,}"
+                f"{payload.size:,}, at most {_MAX_CONTENT_SIZE:,}"
             )
         data = decompress(frames)
     if form.chain is not None:

@@ -40,7 +40,7 @@ from mpota.formats.signature import (
 FORMAT = 1
 CHANNEL_SUFFIX = ".channel"
 FRESH_SUFFIX = ".fresh"
-MAX_LINE = 8192  # bytes of a channel's JSON with its newline
+MAX_LINE_SIZE = 8192  # bytes of a channel's JSON with its newline
 MAX_FRESH_LINE = 1024
 MAX_ENTRIES = 16
 SHARES = 10000  # all boards
@@ -112,7 +112,7 @@ class Channel:
     @classmethod
     def from_line(cls, line: bytes) -> Channel:
         """Raises MpotaError, naming the field, for anything that a board would refuse."""
-        document = load_object(line, MAX_LINE, "channel file")
+        document = load_object(line, MAX_LINE_SIZE, "channel file")
         fields = _head(document, "channel")
         low, high = POLL_RANGE
         found = cls(
@@ -237,8 +237,8 @@ class SignedLine:
         if not start.startswith(b"{") or not newline:
             raise MpotaError(f"{what} does not start with a line of JSON")
         line = start + newline
-        if len(line) > MAX_LINE:
-            raise MpotaError(f"{what} has a line of {len(line):,} bytes, at most {MAX_LINE:,}")
+        if len(line) > MAX_LINE_SIZE:
+            raise MpotaError(f"{what} has a line of {len(line):,} bytes, at most {MAX_LINE_SIZE:,}")
         sizes = [count * BLOCK_SIZE for count in range(1, MAX_BLOCKS + 1)]
         if len(rest) not in sizes:
             raise MpotaError(

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 
 from mpota.errors import MpotaError
 from mpota.formats.delta_match import Stretch, differences, find_stretches
-from mpota.formats.frames import MAX_CONTENT, MAX_SIZE, Base, Frame, Frames, deflate
+from mpota.formats.frames import MAX_CONTENT_SIZE, MAX_SIZE, Base, Frame, Frames, deflate
 from mpota.units import SECTOR_SIZE, align_down, align_up
 
 MAX_UNPACKED = 4608
@@ -143,8 +143,10 @@ def apply_delta(old: bytes, delta: Frames) -> bytes:
             f"the delta starts from {delta.base.size:,} bytes with SHA-256 "
             f"{delta.base.sha256.hex()[:16]}..., this are {len(old):,} others"
         )
-    if delta.size > MAX_CONTENT:
-        raise MpotaError(f"the delta gives {delta.size:,} bytes, {MAX_CONTENT:,} are the limit")
+    if delta.size > MAX_CONTENT_SIZE:
+        raise MpotaError(
+            f"the delta gives {delta.size:,} bytes, {MAX_CONTENT_SIZE:,} are the limit"
+        )
     new = bytearray()
     for frame in delta.frames:
         size = min(frame.sectors * SECTOR_SIZE, delta.size - len(new))

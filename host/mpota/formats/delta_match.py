@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-_SEED = 6  # bytes that two places must have in common to be compared
+_SEED_SIZE = 6  # bytes that two places must have in common to be compared
 _STEP = 2  # every second place of the old image is in the table: instructions are aligned to 2
-_PROBE = 32  # bytes that are compared at a place
+_PROBE_SIZE = 32  # bytes that are compared at a place
 _GAIN = 8  # more of them must be equal than at the present distance (bsdiff's rule)
 _LEAST = 16  # equal bytes of a probe that make an alignment
 _PLACES = 16  # of the places with one seed this many are compared
@@ -79,8 +79,8 @@ class _Finder:
         self._mask = (1 << places.bit_length()) - 1
         self._last = array("i", [-1]) * (self._mask + 1)
         self._former = array("i", [-1]) * places
-        for place in range(0, len(old) - _SEED + 1, _STEP):
-            key = crc32(old[place : place + _SEED]) & self._mask
+        for place in range(0, len(old) - _SEED_SIZE + 1, _STEP):
+            key = crc32(old[place : place + _SEED_SIZE]) & self._mask
             self._former[place // _STEP] = self._last[key]
             self._last[key] = place
 
@@ -94,7 +94,7 @@ class _Finder:
             for match in _DIFFERENT.finditer(found):
                 place = match.start()
                 if place >= checked:
-                    probe = found[place : place + _PROBE]
+                    probe = found[place : place + _PROBE_SIZE]
                     if 2 * probe.count(0) < len(probe):
                         return at + place
                     checked = place + 4
@@ -109,7 +109,7 @@ class _Finder:
             equal = 0
             if candidates or self.searched % 8 == 7:
                 equal = self._count(place, distance)
-                if 4 * equal >= 3 * _PROBE:
+                if 4 * equal >= 3 * _PROBE_SIZE:
                     return place, distance
             best = max((self._count(place, c), c) for c in candidates) if candidates else (0, 0)
             if best[0] >= max(equal + _GAIN, _LEAST):
@@ -137,7 +137,7 @@ class _Finder:
             and place + recent >= 0
             and self._old.startswith(start, place + recent)
         ]
-        seed = self._new[place : place + _SEED]
+        seed = self._new[place : place + _SEED_SIZE]
         other = self._last[crc32(seed) & self._mask]
         for _ in range(_PLACES):
             if other < 0:
@@ -153,7 +153,7 @@ class _Finder:
         if other < 0:
             return 0
         return differences(
-            self._old[other : other + _PROBE], self._new[place : place + _PROBE]
+            self._old[other : other + _PROBE_SIZE], self._new[place : place + _PROBE_SIZE]
         ).count(0)
 
     def _equal_bytes(self, low: int, high: int, distance: int) -> list[int]:

@@ -39,7 +39,7 @@ WINDOW_BITS = 12
 MAX_PACKED = 6656
 MAX_PACKED_DELTA = 4640
 MAX_SIZE = (1 << 30) - 1
-MAX_CONTENT = 32 * MiB  # bytes decoded at once on the desk: the largest flash with a table
+MAX_CONTENT_SIZE = 32 * MiB  # bytes decoded at once on the desk: the largest flash with a table
 
 _HEADER = struct.Struct("<4sBBBBI")
 _BASE = struct.Struct("<I32s")
@@ -111,7 +111,7 @@ def compress(content: bytes) -> Frames:
     return Frames(len(content), tuple(_compress_frames(content)))
 
 
-def decompress(frames: Frames, limit: int = MAX_CONTENT) -> bytes:
+def decompress(frames: Frames, limit: int = MAX_CONTENT_SIZE) -> bytes:
     """The content of a compressed payload. Raises MpotaError for damage, and for more than
     ``limit`` bytes: deflate makes a thousand out of one."""
     if frames.size > limit:

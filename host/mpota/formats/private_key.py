@@ -19,12 +19,12 @@ _MARKER = re.compile(
     rb"|---- BEGIN SSH2 [A-Z ]{0,16}PRIVATE KEY ----"
     rb"|PuTTY-User-Key-File-\d"
 )
-_WINDOW = 4096  # bytes behind a marker in which its key begins
+_WINDOW_SIZE = 4096  # bytes behind a marker in which its key begins
 _END = re.compile(rb"-----|---- END|\0")
 _WORDS = re.compile(rb"[A-Za-z0-9+/]{16,}")
 _LEAST = 40  # characters of base64: the shortest keys have more
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=_\s-]+")
-_MAX_TEXT = 1 << 16  # bytes of a file that is a key as a whole
+_MAX_TEXT_SIZE = 1 << 16  # bytes of a file that is a key as a whole
 _OPENSSH = b"openssh-key-v1\0"
 _INTEGER, _OCTETS, _OID, _SEQUENCE = 0x02, 0x04, 0x06, 0x30
 _PBE_OIDS = (  # PKCS #5, and PKCS #12's way to derive keys
@@ -41,14 +41,14 @@ def is_private_key(data: bytes) -> bool:
         any(mark in data for mark in _WIDE) and _has_pem(data.replace(b"\0", b""))
     ):
         return True
-    if len(data) > _MAX_TEXT:
+    if len(data) > _MAX_TEXT_SIZE:
         return False
     return data.startswith(_OPENSSH) or _is_der(data) or _is_base64(data) or _is_jwk(data)
 
 
 def _has_pem(data: bytes) -> bool:
     for marker in _MARKER.finditer(data):
-        body = _END.split(data[marker.end() : marker.end() + _WINDOW], maxsplit=1)[0]
+        body = _END.split(data[marker.end() : marker.end() + _WINDOW_SIZE], maxsplit=1)[0]
         if sum(map(len, _WORDS.findall(body))) >= _LEAST:
             return True
     return False

@@ -23,7 +23,7 @@ from mpota.errors import MpotaError, UsageError
 from mpota.hawkbit.place import HINT, Credentials, Place
 
 PAGE = 500  # entries: the most that hawkBit gives (MgmtRestConstants)
-MAX_ANSWER = 16 << 20  # bytes: a page of targets has 1 to 2 KiB an entry
+MAX_ANSWER_SIZE = 16 << 20  # bytes: a page of targets has 1 to 2 KiB an entry
 MAX_PAGES = 200  # of a list, which makes 100,000 entries
 _MAX_WORDS = 1000  # characters of an error of the server's
 _TIMEOUT_S = 60.0  # without a byte
@@ -156,7 +156,7 @@ class Client:
         except (ValueError, RecursionError):
             raise self.nonsense(path, "JSON") from None
 
-    def _read(self, response: HTTPResponse, path: str, limit: int = MAX_ANSWER) -> bytes:
+    def _read(self, response: HTTPResponse, path: str, limit: int = MAX_ANSWER_SIZE) -> bytes:
         """The whole body. Raises MpotaError if it is too large, or has no end."""
         found = bytearray()
         deadline = time.monotonic() + _DEADLINE_S

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from mpota.errors import UsageError
-from mpota.storage.file import MAX_SECRET, read_credentials
+from mpota.storage.file import MAX_SECRET_SIZE, read_credentials
 
 SCHEMES = ("hawkbit+https", "hawkbit+http")
 USER, PASSWORD, TOKEN = "MPOTA_HAWKBIT_USER", "MPOTA_HAWKBIT_PASSWORD", "MPOTA_HAWKBIT_TOKEN"
@@ -102,6 +102,6 @@ class Credentials:
 
 
 def _one_line(text: str, name: str) -> str:
-    if len(text) > MAX_SECRET or not text.isprintable():
+    if len(text) > MAX_SECRET_SIZE or not text.isprintable():
         raise UsageError(f"{name} is not one line of text")
     return text

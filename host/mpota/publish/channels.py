@@ -12,7 +12,7 @@ from mpota.errors import MpotaError, UsageError
 from mpota.formats.channel import (
     CHANNEL_SUFFIX,
     FRESH_SUFFIX,
-    MAX_LINE,
+    MAX_LINE_SIZE,
     PAUSED,
     SHARES,
     WITHDRAWN,
@@ -29,7 +29,7 @@ from mpota.publish.released import Released
 from mpota.publish.store import Store, Tag
 from mpota.release.signing import check_line
 
-MAX_FILE = MAX_LINE + MAX_BLOCKS * BLOCK_SIZE
+MAX_FILE = MAX_LINE_SIZE + MAX_BLOCKS * BLOCK_SIZE
 DEFAULT_DAYS = 30
 MAX_DAYS = 3650
 # The first serial is the time: above any serial of a channel of that name that was lost.

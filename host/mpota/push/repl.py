@@ -36,10 +36,10 @@ _POLL_S = 0.05  # to the next try to open a port: nothing portable tells that on
 _BUSY_S = 2.0
 _BUSY_HINT = "a terminal, mpremote or an IDE may have it open: close that"
 _MAX_OPERATION_S = 600.0  # of one thing that is asked of a board, however much it sends
-_MAX_OUTPUT = 1 << 20  # bytes that a script prints
-_MAX_RECEIVED = 4 << 20  # bytes that a board sends in one thing, noise among it
+_MAX_OUTPUT_SIZE = 1 << 20  # bytes that a script prints
+_MAX_RECEIVED_SIZE = 4 << 20  # bytes that a board sends in one thing, noise among it
 _MAX_SHOWN = 200  # characters of an answer in an error
-_WRITE_CHUNK = 1024  # bytes of a file in one line of code
+_WRITE_CHUNK_SIZE = 1024  # bytes of a file in one line of code
 _RAW_REPL = b"raw REPL; CTRL-B to exit\r\n"
 _PROMPT = b"\r\n>>> "
 _EOT = b"\x04"
@@ -131,9 +131,9 @@ class Session:
             output += block
             if any(sign in output[seen:] for sign in _START_SIGNS):
                 raise LostBoardError(f"{self.port}: the board has restarted")
-            if len(output) > _MAX_OUTPUT:
+            if len(output) > _MAX_OUTPUT_SIZE:
                 raise LostBoardError(
-                    f"{self.port}: the board prints more than {_MAX_OUTPUT:,} bytes: "
+                    f"{self.port}: the board prints more than {_MAX_OUTPUT_SIZE:,} bytes: "
                     f"{_excerpt(output.decode('utf-8', 'replace'))}"
                 )
         if not output.endswith(_EOT):
@@ -193,7 +193,7 @@ class Session:
             if data and serial.in_waiting:
                 data += serial.read(serial.in_waiting)
         self._received += len(data)
-        if self._received > _MAX_RECEIVED:
+        if self._received > _MAX_RECEIVED_SIZE:
             raise LostBoardError(f"{self.port}: the board sends without end")
         return data
 
@@ -218,8 +218,8 @@ class Session:
             f"{_WRITE}\nfor path in {sorted({*map(_folder, files)})!r}: _make_folders(path)"
         )
         for path, data in files.items():
-            for at in range(0, max(len(data), 1), _WRITE_CHUNK):
-                text = base64.b64encode(data[at : at + _WRITE_CHUNK])
+            for at in range(0, max(len(data), 1), _WRITE_CHUNK_SIZE):
+                text = base64.b64encode(data[at : at + _WRITE_CHUNK_SIZE])
                 mode = "ab" if at else "wb"
                 self.execute(f"_put({path + '.new'!r}, {mode!r}, {text!r})")
         parts = [path + ".new" for path in files]
@@ -402,7 +402,8 @@ class _Metered:
 
     def begin(self) -> None:
         """One thing is asked of the board from now on."""
-        self.__dict__.update(_left=_MAX_RECEIVED, _deadline=time.monotonic() + _MAX_OPERATION_S)
+        deadline = time.monotonic() + _MAX_OPERATION_S
+        self.__dict__.update(_left=_MAX_RECEIVED_SIZE, _deadline=deadline)
 
     def read(self, size: int = 1) -> bytes:
         """``size`` bytes; fewer if they do not come within the port's time limit."""

@@ -23,7 +23,7 @@ from mpota.units import MiB
 
 IMAGE, RELEASE, CHANNEL = "image", "release", "channel"
 
-_MAX_DOWNLOAD = 64 * MiB
+_MAX_DOWNLOAD_SIZE = 64 * MiB
 _MAX_FILES = 10_000
 _TIMEOUT_S = 30.0
 
@@ -137,9 +137,10 @@ def _tree(directory: Path, first: str) -> dict[str, bytes]:
         if name in files or not path.is_file() or path.is_symlink() or "/." in f"/{name}":
             continue
         size += path.stat().st_size
-        if size > _MAX_DOWNLOAD or len(files) > _MAX_FILES:
+        if size > _MAX_DOWNLOAD_SIZE or len(files) > _MAX_FILES:
             raise MpotaError(
-                f"'{directory}' holds more than {_MAX_DOWNLOAD:,} bytes or {_MAX_FILES:,} files",
+                f"'{directory}' holds more than {_MAX_DOWNLOAD_SIZE:,} bytes or "
+                f"{_MAX_FILES:,} files",
                 "give a directory with the release alone",
             )
         files[name] = path.read_bytes()
@@ -175,7 +176,7 @@ def _of_channel(directory: Path, name: str) -> Offer:
 
 def _download(url: str) -> Offer:
     name = _fit(unquote(urlsplit(url).path).rpartition("/")[2]) or "release"
-    data = _get(url, _MAX_DOWNLOAD)
+    data = _get(url, _MAX_DOWNLOAD_SIZE)
     if data[:1] != b"{":
         return _of_file(name, data)
     manifest = Manifest.from_bytes(data[:MAX_SIZE])

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from mpota.errors import MpotaError, UsageError
 from mpota.formats.bundle import is_bundle
-from mpota.formats.channel import CHANNEL_SUFFIX, FRESH_SUFFIX, MAX_LINE, Channel
+from mpota.formats.channel import CHANNEL_SUFFIX, FRESH_SUFFIX, MAX_LINE_SIZE, Channel
 from mpota.formats.image import IMAGE_MAGIC
 from mpota.formats.private_key import is_private_key
 from mpota.release.local_ca import LocalCa
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 DEFAULT_PORT = 8000
-HEAD_SIZE = MAX_LINE  # bytes that tell what a file is
+HEAD_SIZE = MAX_LINE_SIZE  # bytes that tell what a file is
 # Boards of a fleet that reset at once also connect at once.
 _BACKLOG = 1024
 _CHUNK_SIZE = 65536
@@ -39,7 +39,7 @@ _HEAD_TIMEOUT_S = 10.0  # for a request to be said to its end, and for the TLS h
 _IDLE_TIMEOUT_S = 30.0  # between two requests
 _STALL_TIMEOUT_S = 120.0  # of a board that takes nothing: it may be erasing its flash
 _SHUTDOWN_S = 2.0
-_MAX_KEY_FILE = 8 << 20  # bytes in which a private key is looked for
+_MAX_KEY_FILE_SIZE = 8 << 20  # bytes in which a private key is looked for
 _HEAD_END = re.compile(rb"\n\r?\n")
 _DENIED = "there is no such file\n"
 # An address that need not exist (RFC 5737): only the route to it is looked up.
@@ -193,7 +193,7 @@ def why_hidden(path: Path, directory: Path) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _holds_key(path: Path, mtime_ns: int, size: int) -> bool:
     with path.open("rb") as file:
-        return is_private_key(file.read(_MAX_KEY_FILE))
+        return is_private_key(file.read(_MAX_KEY_FILE_SIZE))
 
 
 class _Door:

@@ -14,7 +14,7 @@ from mpota.errors import MpotaError, UsageError
 from mpota.units import MiB
 
 MAX_FILE_SIZE = 256 * MiB  # twice the largest flash that an image can declare
-MAX_SECRET = 8192  # bytes of a password, of a token, and of the file that has one
+MAX_SECRET_SIZE = 8192  # bytes of a password, of a token, and of the file that has one
 _SHOWN_NAME = 40  # letters of a file's name in that of its temporary one
 _numbers = itertools.count()
 
@@ -51,7 +51,7 @@ class FileImage:
 
 def read_credentials(name: str) -> tuple[str, str]:
     """User and password of a file with USER:PASSWORD in it. Raises UsageError for another one."""
-    text = read_file(Path(name))[:MAX_SECRET].decode("utf-8", "replace").strip()
+    text = read_file(Path(name))[:MAX_SECRET_SIZE].decode("utf-8", "replace").strip()
     user, colon, password = text.partition(":")
     if not colon:
         raise UsageError(f"'{name}' is not USER:PASSWORD")

@@ -46,7 +46,7 @@ DEFAULT_HEAP_SIZE = 120 * KiB
 _PSRAM_HEAP_SIZE = 256 * KiB
 # The stand-ins and the interpreter's own needs, which on a board are not in the heap; a 32nd of it
 # is more than its tables of blocks take (py/gc.c).
-_HEAP_RESERVE = 104 * KiB
+_HEAP_RESERVE_SIZE = 104 * KiB
 # Bytes of the heap for the names (qstr) of a program: standin/boot_app.py.
 _NAMES_SIZE = 4480  # 7 a name
 # What little else stays free there.
@@ -428,7 +428,7 @@ class _Process:
         own_size = heap_size * interpreter.word_size // 4 - _NAMES_SIZE - _HEAP_REST
         return subprocess.Popen(
             [
-                *interpreter.with_heap(heap_size + heap_size // 32 + _HEAP_RESERVE),
+                *interpreter.with_heap(heap_size + heap_size // 32 + _HEAP_RESERVE_SIZE),
                 *(["-i"] if has_own_prompt else []),
                 "-c",
                 # First of all what the program is to have: standin/boot_app.py.

@@ -36,7 +36,7 @@ from mpota.virtual.hawkbit.state import (
 
 _V1 = "/rest/v1/"
 _MAX_PAGE = 500
-_MAX_ARTIFACT = 64 << 20
+_MAX_ARTIFACT_SIZE = 64 << 20
 _OVERDUE_MS = 300_000
 _PREFIX = "hawkbit.server.error."
 _CODES = {
@@ -396,7 +396,7 @@ class Management:
         data = bytearray()
         while chunk := await part.read_chunk(1 << 16):
             data += chunk
-            if len(data) > _MAX_ARTIFACT:
+            if len(data) > _MAX_ARTIFACT_SIZE:
                 raise Refusal(429, "File exceeds size quota.")
         if any(set_.locked and module in set_.modules for set_ in self.state.sets.values()):
             raise Refusal(423, "Entry is locked. Could not be functionally modified")

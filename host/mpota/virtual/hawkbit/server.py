@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 LOOPBACK = "127.0.0.1"
-_MAX_BODY = 1 << 18  # of what a device says
+_MAX_BODY_SIZE = 1 << 18  # of what a device says
 _BACKLOG = 1024  # boards that reset at once also connect at once
 _SHUTDOWN_S = 2.0
 
@@ -60,7 +60,7 @@ async def serving(
     except ImportError:
         raise UsageError("a stand-in for hawkBit needs aiohttp", "pip install aiohttp") from None
     server = Server("", state)
-    application = web.Application(client_max_size=_MAX_BODY)
+    application = web.Application(client_max_size=_MAX_BODY_SIZE)
     add_routes(application, state, server.faults, on_exchange or server.exchanges.append)
     if add is not None:
         add(application)
