@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from mpota.commands._virtual_fleet import MAX_FLEET, run_fleet
 from mpota.errors import UsageError
 from mpota.formats.chips import CHIPS
 from mpota.storage.ports import LOADER_END, REPL_END
+
+if TYPE_CHECKING:
+    from mpota.virtual.cable import Ports
 
 
 @click.command()
@@ -113,19 +117,6 @@ def command(
         raise UsageError("--key and --ca are for --follow")
     if flash.is_dir():
         raise UsageError(f"'{flash}' is a directory", "--fleet N runs boards that are in it")
-    _run_board(flash, firmware, flash_size, chip, link, follow, keys, ca)
-
-
-def _run_board(
-    flash: Path,
-    firmware: Path | None,
-    flash_size: int | None,
-    chip: str | None,
-    link: str | None,
-    follow: str | None,
-    keys: tuple[Path, ...],
-    ca: Path | None,
-) -> None:
     from mpota.virtual.board import Board
     from mpota.virtual.cable import find_chip, mac_of, open_flash, plugged_in, powered_alone
 
@@ -143,17 +134,23 @@ def _run_board(
             _following.follow(board, row, followed, keys, ca)
             heard = _following.Listener(lambda line: report.say(line, head=_clock()))
         with plugged_in(board, row, mac, heard) as ports:
-            names = {REPL_END: ports.console, LOADER_END: ports.loader}
-            with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
-                ctrl_c = _catch_ctrl_c()
-                report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
-                report.say(f"REPL (mpremote):      {ports.console}")
-                report.say(f"ROM loader (esptool): {ports.loader}")
-                if followed is not None:
-                    report.say(_following.describe(followed))
-                os.read(ctrl_c, 1)
-                report.say()
-                report.say("off")
+            last = () if followed is None else (_following.describe(followed),)
+            _wait(ports, link, f"{row.title}, flash in {flash}; Ctrl-C ends it", *last)
+
+
+def _wait(ports: Ports, link: str | None, first: str, *last: str) -> None:
+    """Tell the ports, with lines before and after them, and keep the links until Ctrl-C."""
+    names = {REPL_END: ports.console, LOADER_END: ports.loader}
+    with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
+        ctrl_c = _catch_ctrl_c()
+        report.say(first)
+        report.say(f"REPL (mpremote):      {ports.console}")
+        report.say(f"ROM loader (esptool): {ports.loader}")
+        for line in last:
+            report.say(line)
+        os.read(ctrl_c, 1)
+        report.say()
+        report.say("off")
 
 
 def _clock() -> str:
