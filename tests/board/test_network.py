@@ -242,7 +242,7 @@ def test_stalls_and_resets_are_survived(board, server, trouble):
     assert (lines[-1], booted) == (f"wrote {len(NEW)}", "ota_1")
     assert server.sent < len(NEW) + 4 * web.PIECE
     word = "no answer" if trouble is stall else "ECONNRESET"
-    assert sum(word in line for line in lines) == 3
+    assert sum(word in line for line in lines) >= 3  # more on a busy machine, where it waits 0.3 s
 
 
 def test_the_same_over_tls(board):
