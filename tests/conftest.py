@@ -9,9 +9,11 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from mpota.virtual import flash, micropython, standins
 from mpota.virtual.board import Board
 from mpota.virtual.micropython import cache_dir
@@ -24,10 +26,8 @@ from tests.support.mqtt_clients import NEEDS_CLIENT
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 from tests.support.services import NEEDS_SERVICE, need
 
-# With three workers on two cores it takes 12 minutes, and a virtual board may be too slow for
-# mpremote's patience.
-WHOLE_SUITE = "about 15 minutes on two cores"
-WORKERS_PER_CORE = 1
+WHOLE_SUITE = "about 10 minutes on two cores"
+WORKERS_ON_TWO_CORES = 3  # a third of the time a test waits for something
 CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.
@@ -129,6 +129,12 @@ def flashes_of_this_run() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def keys_opened_once() -> None:
+    """OpenSSL looks for 0.15 s whether a key's primes are primes; the tests have few keys."""
+    serialization.load_pem_private_key = cache(serialization.load_pem_private_key)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compiled_standins() -> None:
     """In the cache that all tests see."""
     standins.directory()
@@ -136,7 +142,7 @@ def compiled_standins() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+    return max(1, WORKERS_ON_TWO_CORES * (os.cpu_count() or 1) // 2)
 
 
 def say(config: pytest.Config, line: str) -> None:

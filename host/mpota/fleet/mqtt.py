@@ -201,6 +201,7 @@ class MqttSource:
                 return
             known = self._boards.setdefault(board, _Board(board))
             take(known, bytes(message.payload), None if message.retain else _now())
+            self._changed.notify_all()
 
 
 def _now() -> datetime:
