@@ -223,7 +223,7 @@ def test_a_power_cut_leaves_old_with_old_or_new_with_new(name: str, cuts: Cuts) 
         story.prepare(board)
     scenario = Scenario(name, board.flash.snapshot(), story.play)
     judge = functools.partial(check_pair, story=story)
-    seen = cuts.try_all(scenario, board, judge, some(20, is_commit))
+    seen = cuts.try_all(scenario, board, judge, some(60, is_commit))
     assert cuts.is_one or set(seen) == set(story.allowed), seen
 
 

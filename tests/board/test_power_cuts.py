@@ -20,7 +20,7 @@ from tests.support.ota_board import NEW, OLD, answer, serving, try_update
 
 THIRD = boards.app("v1.28.0", 0x1B000)
 APPS = {OTA_0.label: OTA_0, OTA_1.label: OTA_1}
-CHOSEN = 16  # of each scenario, besides all at otadata
+CHOSEN = 48  # of each scenario, besides all at otadata
 
 RESET = "import machine\nmachine.reset()"
 CONFIRM = "import ota.rollback\nota.rollback.cancel()"

@@ -177,5 +177,5 @@ def test_at_every_cut_a_whole_package_runs(play: Callable[[Board], Run], cuts: C
         assert is_clean(board)
         return running
 
-    seen = cuts.try_all(scenario, board, judge, some(24, modes=ALL_MODES))
+    seen = cuts.try_all(scenario, board, judge, some(48, modes=ALL_MODES))
     assert cuts.is_one or set(seen) == set(packages)
