@@ -21,7 +21,7 @@ _CONTROL = const(0)
 _HEAD_SIZE = const(3)
 _MAX_FRAME = const(1024)
 _CREDIT = const(16384)  # TCP keeps what the board has not taken yet
-_PACE_MS = const(200)  # in this time one answer, and one client beside those that are there
+_POLL_MS = const(200)  # one client in this time, whoever they are
 _RESTART_MS = const(100)  # for the end of a connection to go out: its client has gone by then
 _LINGER_MS = const(1000)
 
@@ -48,7 +48,6 @@ class Listener(Server):
         super().__init__(secret, host, port, reboot, options)
         self._visible = visible
         self._questions = None
-        self._rest = 0  # ms of _PACE_MS
 
     async def serve(self):
         """Listen, as long as the task runs. Raises StateError when the keys are cleared."""
@@ -61,7 +60,6 @@ class Listener(Server):
                     questions.bind(socket.getaddrinfo(*self._address)[0][-1])
                     questions.setblocking(False)
                     self._questions = questions
-                    self._expect(questions)
                 except OSError:  # it is somebody else's: updates come all the same
                     pass
             await super().serve()
@@ -69,15 +67,10 @@ class Listener(Server):
             if questions:
                 questions.close()
 
-    def _look(self, server, passed):
-        self._rest = max(self._rest - passed, 0)
-        if (self._rest and self._tasks) or not self._has_come():
-            return
+    def _look(self, server):
         self._accept(server)
-        if not self._rest:
-            self._rest = _PACE_MS
-            if self._questions:
-                _answer(self._questions, self.receiver)
+        if self._questions:
+            _answer(self._questions, self.receiver)
 
     def name(self):
         """The name that the board answers to on the network.
@@ -131,7 +124,7 @@ class Listener(Server):
                 await link.flush()
             except MemoryError as error:
                 receiver.fail(session, error)
-                await asyncio.sleep_ms(_PACE_MS)  # for others to give memory back
+                await asyncio.sleep_ms(_POLL_MS)  # for others to give memory back
 
 
 class _Link:

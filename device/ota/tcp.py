@@ -1,7 +1,6 @@
 """What `ota.listen` and `ota.web` have in common: a TCP port, and frames for a Receiver."""
 
 import asyncio
-import select
 import socket
 
 from micropython import const
@@ -10,7 +9,7 @@ from .push_receiver import MAX_MESSAGE, Receiver
 
 _DATA = const(1)
 _MAX_FRAME = const(1024)
-_POLL_MS = const(20)  # how long a client waits to be seen
+_POLL_MS = const(200)  # more often would leave more garbage, which parts the heap
 _REST_SIZE = const(256)
 _BACKLOG = const(4)
 _MAX_TASKS = const(6)  # the sessions, and those that are on their way out
@@ -18,8 +17,6 @@ _MAX_TASKS = const(6)  # the sessions, and those that are on their way out
 
 class Server:
     """A TCP server for one Receiver; `Receiver` and the subclasses describe the options."""
-
-    _ready = None  # tells what has come
 
     def __init__(self, secret, host, port, reboot, options):
         self.receiver = Receiver(secret, **options)
@@ -37,7 +34,6 @@ class Server:
             server.bind(socket.getaddrinfo(*self._address)[0][-1])
             server.listen(_BACKLOG)
             server.setblocking(False)
-            self._expect(server)
             await self._attend(server)
         finally:
             server.close()
@@ -47,24 +43,14 @@ class Server:
         try:
             while not receiver.is_shut:
                 try:
-                    self._look(server, receiver.poll())
+                    receiver.poll()
+                    self._look(server)
                 except MemoryError:  # the next time, there may be some
                     pass
                 await asyncio.sleep_ms(_POLL_MS)
         finally:
             receiver.close()
         receiver.check_keys()
-
-    def _expect(self, own):
-        if not self._ready:
-            self._ready = select.poll()
-        self._ready.register(own, select.POLLIN)
-
-    def _has_come(self):
-        """Whether a client waits. To ask so takes no memory."""
-        for _ in self._ready.ipoll(0):
-            return True
-        return False
 
     def _accept(self, server):
         """Take one client, if there is one; whether there was.

@@ -201,7 +201,7 @@ class Page(Server):
 
     # --- connections
 
-    def _look(self, server, _):
+    def _look(self, server):
         passed = ticks_diff(ticks_ms(), self._ticks) // 1000  # ticks_ms() wraps around
         self.seconds += passed
         self._ticks += passed * 1000
@@ -214,7 +214,7 @@ class Page(Server):
                     self._lines.remove(task)
                     task.cancel()
                     break
-        while self._has_come() and self._accept(server):  # all that wait, as long as there is room
+        while self._accept(server):  # all that wait, as long as there is room
             pass
 
     async def _talk(self, stream, peer):

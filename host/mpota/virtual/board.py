@@ -44,13 +44,8 @@ from mpota.virtual.terminal import Terminal
 DEFAULT_HEAP_SIZE = 120 * KiB
 # A larger heap than any board without PSRAM has.
 _PSRAM_HEAP_SIZE = 256 * KiB
-# The stand-ins and the interpreter's own needs, which on a board are not in the heap; a 32nd of it
-# is more than its tables of blocks take (py/gc.c).
+# The stand-ins and the interpreter's own needs, which on a board are not in the heap.
 _HEAP_RESERVE_SIZE = 104 * KiB
-# Bytes of the heap for the names (qstr) of a program: standin/boot_app.py.
-_NAMES_SIZE = 4480  # 7 a name
-# What little else stays free there.
-_HEAP_REST = 576
 
 _DEFAULT_TIMEOUT_S = 60.0
 _DEFAULT_MAX_BOOTS = 20
@@ -424,15 +419,12 @@ class _Process:
         if self._terminal is not None:
             stdin = subprocess.PIPE
         has_own_prompt = self._limits.stdin is not None
-        heap_size = self._board.heap_size
-        own_size = heap_size * interpreter.word_size // 4 - _NAMES_SIZE - _HEAP_REST
         return subprocess.Popen(
             [
-                *interpreter.with_heap(heap_size + heap_size // 32 + _HEAP_RESERVE_SIZE),
+                *interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE_SIZE),
                 *(["-i"] if has_own_prompt else []),
                 "-c",
-                # First of all what the program is to have: standin/boot_app.py.
-                f"heap = bytearray({own_size}); import boot_app; boot_app.start{fds}",
+                f"import boot_app; boot_app.start{fds}",
             ],
             cwd=standins.directory(),
             env={"MICROPYPATH": str(standins.directory())},
@@ -663,6 +655,7 @@ class _Process:
             ],
             "null_erase": board.null_erase,
             "has_psram": board.heap_size >= _PSRAM_HEAP_SIZE,
+            "heap_size": board.heap_size * board.interpreter.word_size // 4,
             "is_rehearsed": board.is_rehearsed,
             "skipped_sleep_ms": board.skipped_sleep_ms,
             "watches_heap": board.watches_heap,

@@ -21,6 +21,7 @@ _HAS_TIMERS = 4
 _MOST_NAMES = const(2000)
 _NAMES_AT_ONCE = const(256)
 _LARGEST_TABLE = const(8192)  # bytes: one for 1280 names, and no smaller one
+_TABLE_OF_NAMES = const(4480)  # bytes: 7 a name
 
 _ballast = None
 
@@ -39,7 +40,7 @@ def start(requests_fd, answers_fd, flash_fd):
         _connect_terminal()
     _set_up_files(config)
     _make_room_for_names()
-    _fill_heap()
+    _take_all_but(config["heap_size"] and config["heap_size"] - _TABLE_OF_NAMES)
     if not config["has_psram"]:
         import esp32
 
@@ -179,35 +180,40 @@ def _make_room_for_names():
     # MicroPython's table of names (py/qstr.c) grows by a piece twice as large as the one before:
     # with the names of these modules in it, the next one would be of 9 KiB, for which a board has
     # no use. So it is taken now, and beside the heap; what a board takes for some 600 names in its
-    # place is taken out of the heap: board.py.
-    taken = gc.mem_alloc()
-    for number in range(1, _MOST_NAMES):
-        getattr(link, str(number), None)
+    # place is taken out of the heap: `_take_all_but`.
+    names = gc.mem_alloc()
+    for number in range(_MOST_NAMES):
+        getattr(link, "n%d" % number, None)
         if not number % _NAMES_AT_ONCE:
             gc.collect()
-            before, taken = taken, gc.mem_alloc()
-            if taken - before > _LARGEST_TABLE:
+            before, names = names, gc.mem_alloc()
+            if names - before > _LARGEST_TABLE:
                 return
 
 
-def _fill_heap():
+def _take_all_but(heap_size):
     # These modules live in the heap, which on a board they would not: the heap is larger by more
-    # than they need. What is left over is taken away here. What remains is what board.py has had
-    # taken first of all, `heap`: in one piece and at the start of it all, as a board's heap is when
-    # boot.py starts, and not in the holes that these modules left.
-    import __main__
-
+    # than they need. What is left over is taken away here, so that what remains is in one piece,
+    # as a board's heap is when boot.py starts, and not in the holes that these modules left.
     global _ballast
+    if not heap_size:
+        return
     gc.collect()
-    gc.disable()  # or each MemoryError collects first
+    surplus = gc.mem_free() - heap_size
+    if surplus <= 0:
+        return
+    try:
+        heap = bytearray(heap_size - 256)  # the rest of it: what little else stays free
+    except MemoryError:  # a large one need not be in one piece
+        _ballast = bytearray(surplus)
+        return
     for size in (4096, 512, 64, 0):
         try:
             while True:
                 _ballast = (_ballast, bytearray(size) if size else None)
         except MemoryError:
             pass
-    gc.enable()
-    del __main__.heap
+    del heap
 
 
 def _run(script, terminal):
