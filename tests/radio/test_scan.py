@@ -197,13 +197,15 @@ def test_to_answer_leaves_nothing_in_the_heap() -> None:
         for _ in range(2):
             ask(port)
         start = len(powered.said.splitlines())
-        for _ in range(4):
+        for _ in range(8):
             ask(port)
         end = len(powered.said.splitlines())
         stop(port)
         used = powered.wait().output.splitlines()
     while_asked = [int(line) for line in used[start:end]]
-    assert max(while_asked) - min(while_asked) <= 64, used
+    half = len(while_asked) // 2
+    # The least of each half: what lies on the interpreter's stack may seem to hold something once.
+    assert min(while_asked[half:]) - min(while_asked[:half]) <= 64, used
 
 
 # --- answers may be anybody's
