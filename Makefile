@@ -49,9 +49,12 @@ bench: $(READY)
 	-$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(RUN)/python -m bench
 
-docs: $(READY)
-	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
+
+$(VENV)/.docs: $(READY)
+	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 release: $(READY)
 	$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[release]'
