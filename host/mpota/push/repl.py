@@ -27,7 +27,6 @@ BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
 
 _ENTER_TIMEOUT_S = 15.0
 _ATTEMPT_S = 1.0
-_AT_PROMPT_S = 0.25  # for Ctrl-A to be answered at a prompt
 _READ_TIMEOUT_S = 5.0
 _SLICE_S = 0.1  # of the time that `receive` waits
 _RUN_TIMEOUT_S = 60.0
@@ -354,18 +353,14 @@ class Session:
             transport.serial.timeout = _READ_TIMEOUT_S
 
     def _answer_to_interrupt(self) -> bytearray:
-        """All up to the raw REPL's prompt, or to the silence of one that does not hear.
-
-        Who shows the other prompt and then is silent has started since it was asked.
-        """
+        """All up to the raw REPL's prompt, or to the silence of one that does not hear."""
         data = bytearray()
         heard_at = time.monotonic()
         while not data.endswith(_RAW_REPL):
             if block := self._transport.serial.read_up_to(_RAW_REPL[-1:]):
                 data += block
                 heard_at = time.monotonic()
-            silence_s = _AT_PROMPT_S if data.endswith(_PROMPT) else _ATTEMPT_S
-            if time.monotonic() > heard_at + silence_s:
+            if time.monotonic() > heard_at + _ATTEMPT_S:
                 break
         return data
 
