@@ -116,11 +116,14 @@ class Partition:
         return self._info
 
     def readblocks(self, block, buf, offset=0):
+        # littlefs comes here thousands of times: in the end this is what a boot takes.
         offset += block * self._block_size
-        self._check_range(offset, len(buf))
+        size = len(buf)
+        if not 0 <= offset <= self._size - size:
+            self._check_range(offset, size)
         if _read_faults:
             self._meet_read_fault()
-        link.read(self._address + offset, buf, len(buf), self._whose)
+        link.read(self._address + offset, buf, size, self._whose)
 
     def writeblocks(self, block, buf, offset=None):
         start = block * self._block_size
@@ -236,26 +239,6 @@ class Partition:
                 self._write(end, memoryview(self._cache)[-behind:])
             before = 0
             sector += _NATIVE_BLOCK_SIZE
-
-
-def read_quickly(partition):
-    # littlefs reads its partition thousands of times, from the start of a board on: what
-    # Partition.readblocks does, in one function that looks up no attributes.
-    start = link.start_of(partition._address, partition._size)
-    if start is None or _read_faults:
-        return
-    block_size, size, whose = partition._block_size, partition._size, partition._whose
-    reads, copy, check = link._reads, link._copy, partition._check_range
-
-    def readblocks(block, buf, offset=0):
-        offset += block * block_size
-        count = len(buf)
-        if not 0 <= offset <= size - count:
-            check(offset, count)
-        reads[whose] += 1
-        copy(buf, start + offset, count)
-
-    partition.readblocks = readblocks
 
 
 class NVS:

@@ -39,8 +39,8 @@ INTERRUPT_CHAR = ord("Y")  # argument: what raises KeyboardInterrupt when it is 
 RAW_MODE = ord("A")  # argument: whether the raw REPL is on, also after a soft reset
 
 # Whose reads of the flash: `read`. On a board each one stops both cores.
-FILES = const(0)
-OTHER = const(1)
+FILES = 0
+OTHER = 1
 
 _SIGINT = const(2)
 
@@ -153,11 +153,6 @@ def read(offset, buf, size, whose=OTHER):
         _hold(_SIGINT)
         _copy(buf, _MAP_AT + offset, size)
         _release(_SIGINT)
-
-
-def start_of(address, size):
-    # Where that part of the flash is mapped, if no more than a copy is needed to read it.
-    return None if _hold or address + size > _mapped_size else _MAP_AT + address
 
 
 def _exchange(kind, argument, payload):
