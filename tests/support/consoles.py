@@ -140,10 +140,10 @@ def bench(
     flash: VirtualFlash | None = None, *, has_ota: bool = False, buffer_size: int = RING_SIZE
 ) -> Iterator[Bench]:
     """A board with the input buffer of a real one, so that a lack of flow control is found."""
-    is_new = flash is not None
+    has_booted = flash is None
     flash = flash or VirtualFlash.create(2 * MiB, {0: _after_first_boot()})
     board = Board(flash, frozen=ota_package.compiled() if has_ota else None)
-    if is_new:
+    if not has_booted:
         board.run(FIRST_LOOK)
     with ConsolePort(board, buffer_size) as console:
         made = Bench(board, console)

@@ -30,7 +30,6 @@ OTA_TABLE = PartitionTable(
 
 
 @cache
-@cache
 def small_app(chip: str = "esp32", version: str = "v1.26.1") -> bytes:
     return sample.build_app(chip, size=SMALL_APP, version=version)
 

@@ -121,12 +121,8 @@ class Session:
     def _read_part(self, timeout_s: float) -> bytes:
         """What a script prints, or its traceback: all up to an EOT."""
         output = bytearray()
-        serial = self._transport.serial
-        heard_at = time.monotonic()
-        while not output.endswith(_EOT) and time.monotonic() < heard_at + timeout_s:
+        for block in self._hear(_EOT, timeout_s):
             seen = max(0, len(output) - _LONGEST_SIGN)
-            if block := serial.read_up_to(_EOT):
-                heard_at = time.monotonic()
             output += block
             if any(sign in output[seen:] for sign in _START_SIGNS):
                 raise LostBoardError(f"{self.port}: the board has restarted")
@@ -135,7 +131,9 @@ class Session:
                     f"{self.port}: the board prints more than {_MAX_OUTPUT_SIZE:,} bytes: "
                     f"{_excerpt(output.decode('utf-8', 'replace'))}"
                 )
-        if not output.endswith(_EOT):
+            if output.endswith(_EOT):
+                break
+        else:
             said = f", it printed {_excerpt(output.decode('utf-8', 'replace'))}" if output else ""
             raise LostBoardError(f"{self.port}: the script does not come to its end{said}")
         return bytes(output[:-1])
@@ -348,21 +346,21 @@ class Session:
                 while transport.serial.in_waiting and time.monotonic() < deadline:
                     transport.serial.read(transport.serial.in_waiting)
                 transport.serial.write(b"\r\x01")
-                data = self._answer_to_interrupt()
+                data = bytearray()
+                for block in self._hear(_RAW_REPL[-1:], _ATTEMPT_S):
+                    data += block
+                    if data.endswith(_RAW_REPL):
+                        break
             transport.in_raw_repl = True
             transport.serial.timeout = _READ_TIMEOUT_S
 
-    def _answer_to_interrupt(self) -> bytearray:
-        """All up to the raw REPL's prompt, or to the silence of one that does not hear."""
-        data = bytearray()
+    def _hear(self, end: bytes, silence_s: float) -> Iterator[bytes]:
+        """What the board sends, until it is silent for so long; each block up to an ``end``."""
         heard_at = time.monotonic()
-        while not data.endswith(_RAW_REPL):
-            if block := self._transport.serial.read_up_to(_RAW_REPL[-1:]):
-                data += block
+        while time.monotonic() < heard_at + silence_s:
+            if block := self._transport.serial.read_up_to(end):
                 heard_at = time.monotonic()
-            if time.monotonic() > heard_at + _ATTEMPT_S:
-                break
-        return data
+                yield block
 
     def _await(self, ending: bytes, failure: str) -> None:
         data = self._transport.read_until(1, ending, timeout=_ENTER_TIMEOUT_S)

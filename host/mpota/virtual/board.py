@@ -503,7 +503,11 @@ class _Process:
             return True  # the process has ended
         kind, argument, size, *reads = _REQUEST.unpack(header)
         self.reads = (reads[0], reads[1])
-        result, payload = self._perform(Request(kind), argument, _read_exactly(request_fd, size))
+        try:
+            request = Request(kind)
+        except ValueError:
+            raise FlashError(f"the board asked for '{chr(kind)}', which is nothing") from None
+        result, payload = self._perform(request, argument, _read_exactly(request_fd, size))
         if self._is_idle and not self._lives_on():
             return True
         try:

@@ -88,7 +88,7 @@ class SerialPort:
                     if is_open:
                         is_open = False
                         self._handler.closed()
-                    time.sleep(_POLL_MS / 1000)
+                    time.sleep(_POLL_MS / 1000)  # a pty does not tell that somebody opens it
         except BaseException as error:
             self.failure = error
         finally:
