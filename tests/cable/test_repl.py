@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mpota.push.repl import Session
+from mpota.virtual.serial_port import SerialPort
 from mpota.virtual.terminal import DEFAULT_BUFFER_SIZE
 
-from tests.support.consoles import Bench, bench
+from tests.support.consoles import Bench, Wire, bench
 
 TIMEOUT_S = 20
 
@@ -122,6 +124,28 @@ def test_an_endless_main_is_interrupted(board: Bench) -> None:
 def test_a_program_that_is_stopped_leaves_the_board_to_the_next(board: Bench) -> None:
     board.say("exec", "--no-follow", "import time\nwhile True: time.sleep(1)")
     assert board.say("resume", "exec", "print('free')") == "free\n"
+
+
+class SlowWire(Wire):
+    """Brings nothing to the board until it was asked for its prompt twice."""
+
+    _held: bytes | None = b""
+
+    def received(self, data: bytes) -> None:
+        if self._held is not None:
+            data, self._held = self._held + data, self._held + data
+            if data.count(b"\r\x01") < 2:
+                return
+            self._held = None
+        super().received(data)
+
+
+def test_a_board_that_answers_late_answers_what_it_is_asked(board: Bench) -> None:
+    board.port.unplug()
+    board.wire = SlowWire(board.console)
+    board.port = board.wire.port = SerialPort(board.wire)
+    with Session(board.port.path) as session:
+        assert session.execute("print('ready')") == "ready\r\n"
 
 
 # --- what a terminal shows
@@ -254,6 +278,22 @@ def test_an_interrupt_between_flash_operations_breaks_none(board: Bench) -> None
             line.send(b"\x03")
             assert b"KeyboardInterrupt" in line.until(b"\x04>")
         assert line.execute(b"print(p.info()[4])") == (b"ota_1\r\n", b"")
+
+
+def test_an_interrupt_finds_the_garbage_collector_at_no_work(board: Bench) -> None:
+    # On a board it comes between two bytecodes; amid gc.collect() it would leave the heap locked.
+    with Line(board.port.path) as line:
+        line.raw_repl()
+        line.execute(
+            b"import esp32, gc\nkept = [bytearray(50) for _ in range(500)]\n"
+            b"def work():\n  print('on')\n  while True: gc.collect(); esp32.Partition(0)"
+        )
+        for _ in range(20):
+            line.send(b"work()\x04")
+            line.until(b"OKon\r\n")
+            line.send(b"\x03")
+            assert b"KeyboardInterrupt" in line.until(b"\x04>")
+            assert line.execute(b"print(len(bytearray(5000)))") == (b"5000\r\n", b"")
 
 
 def test_the_board_goes_on_with_nobody_at_the_port(board: Bench) -> None:

@@ -334,6 +334,7 @@ class Session:
         with self._reporting():
             transport = self._transport
             transport.serial.timeout = _SLICE_S
+            attempts = 0
             data = bytearray()
             while not data.endswith(_RAW_REPL):
                 if time.monotonic() > deadline:
@@ -342,6 +343,7 @@ class Session:
                         "is another program using the port, or the program on the board deaf to "
                         "Ctrl-C?",
                     )
+                attempts += 1
                 transport.serial.write(b"\r\x03")
                 while transport.serial.in_waiting and time.monotonic() < deadline:
                     transport.serial.read(transport.serial.in_waiting)
@@ -351,8 +353,16 @@ class Session:
                     data += block
                     if data.endswith(_RAW_REPL):
                         break
+            if attempts > 1:
+                self._skip_answers()
             transport.in_raw_repl = True
             transport.serial.timeout = _READ_TIMEOUT_S
+
+    def _skip_answers(self) -> None:
+        """Read over what a slow board answers to the other attempts."""
+        mark = os.urandom(8).hex()
+        self._transport.serial.write(f"print('{mark}')\x04".encode())
+        self._await(f"OK{mark}\r\n\x04\x04".encode(), "does not come to its prompt")
 
     def _hear(self, end: bytes, silence_s: float) -> Iterator[bytes]:
         """What the board sends, until it is silent for so long; each block up to an ``end``."""

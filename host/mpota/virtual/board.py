@@ -30,7 +30,7 @@ from mpota.firmware.layout import unlisted_vfs
 from mpota.formats import partition_table
 from mpota.formats.app_desc import MicroPythonText, find_micropython
 from mpota.formats.micropython import parse_release
-from mpota.formats.partition_table import DEFAULT_TABLE_OFFSET, Partition
+from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
 from mpota.virtual import micropython, standins
@@ -53,7 +53,7 @@ _DEFAULT_MAX_BOOTS = 20
 _LOOKS, _LOOK_S = 8, 0.1
 
 _REQUEST = struct.Struct("<BIIII")  # kind, argument, payload size, reads of files, other reads
-_ANSWER = struct.Struct("<iI")  # result, payload size
+_ANSWER = struct.Struct("<iI?")  # result, payload size, whether Ctrl-C was typed
 
 # How an app came to its prompt: standin/boot_app.py.
 _FORCED_EXIT = 2
@@ -440,6 +440,8 @@ class _Process:
         waiting = [request_fd, console_fd]
         self._console_fd = console_fd
         while True:
+            if self._terminal is not None:
+                self._terminal.look()
             paused_until = self._terminal.paused_until if self._terminal is not None else math.inf
             deadline = self._limits.deadline - self._slept_s
             until = min(deadline, self.watchdog or math.inf, paused_until)
@@ -476,8 +478,8 @@ class _Process:
                 if self._is_at_rest():
                     self.end = End.SETTLED
                     return None
-            elif not ready and self._terminal is not None and until == paused_until:
-                self._terminal.go_on()
+            elif not ready and until == paused_until:
+                continue
             elif not ready and until == self.watchdog:
                 self._print(_WATCHDOG_LINES)
                 return ResetCause.WATCHDOG
@@ -510,11 +512,22 @@ class _Process:
         result, payload = self._perform(request, argument, _read_exactly(request_fd, size))
         if self._is_idle and not self._lives_on():
             return True
+        is_interrupted = self._takes_interrupt(request, argument)
         try:
-            os.write(answer_fd, _ANSWER.pack(result, len(payload)) + payload)
+            os.write(answer_fd, _ANSWER.pack(result, len(payload), is_interrupted) + payload)
         except BrokenPipeError:  # the process has ended meanwhile
             return True
         return False
+
+    def _takes_interrupt(self, request: Request, argument: int) -> bool:
+        """Whether Ctrl-C was typed, and KeyboardInterrupt can follow this request."""
+        if self._terminal is None or request is Request.HEAP:  # another request follows it
+            return False
+        if request in (Request.ERASE, Request.WRITE) and any(
+            p.type == DATA and p.offset <= argument < p.end for p in self._partitions
+        ):
+            return False  # littlefs asks for it: C code, which nothing breaks off on a board
+        return self._terminal.take_interrupt()
 
     def _lives_on(self) -> bool:
         """Whether anything can still happen at the prompt that the caller waits for."""

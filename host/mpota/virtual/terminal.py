@@ -2,8 +2,14 @@
 
 On a board the driver of the port looks at every byte that arrives: the interrupt character
 (Ctrl-C, unless ``micropython.kbd_intr`` has changed it) raises KeyboardInterrupt in what runs, all
-others wait in a ring buffer (ports/esp32/uart.c, usb_serial_jtag.c). Here the interrupt is SIGINT
-and the ring buffer is the pipe that the interpreter has as its stdin.
+others wait in a ring buffer (ports/esp32/uart.c, usb_serial_jtag.c). Here the ring buffer is the
+pipe that the interpreter has as its stdin.
+
+On a board KeyboardInterrupt comes between two bytecodes. The unix port raises it in its handler of
+SIGINT, wherever the main thread is: in the garbage collector, whose heap stays locked for ever
+then, or with a mutex of the interpreter in its hands. So the interrupt comes with the answer to the
+next request, or by SIGINT while the program waits; one that does nothing but compute gets SIGINT
+after a while as well.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 # ports/esp32/mphalport.c: stdin_ringbuf_array holds 260 bytes, one of them is never used.
 RING_SIZE = 259
@@ -25,8 +32,11 @@ DEFAULT_BUFFER_SIZE = 65536
 
 _NO_CHAR = -1
 # Bytes follow each other at the pace of the line: before the next one comes the interrupt has been
-# taken. Here that is over at the latest after so long; sooner if the script ends by it.
+# taken. Here that is over at the latest so long after it was handed over; sooner if the script ends
+# by it.
 _INTERRUPT_S = 0.1
+_LOOK_S = 0.002  # to the next look whether the program waits
+_COMPUTES_S = 0.3  # of the processor's time, without waiting or a request
 
 
 class Terminal:
@@ -47,6 +57,8 @@ class Terminal:
         self._is_listening = False
         self.paused_until = math.inf  # inf: not paused
         self._held = b""
+        self._is_due = False  # an interrupt that the program has not got yet
+        self._due_from_s = 0.0  # of the processor's time
         self._stdin_fd: int | None = None
         self._pid = 0
         self.is_raw = False  # the mode that the REPL is in, which a soft reset does not change
@@ -75,7 +87,7 @@ class Terminal:
         self._stdin_fd, self._pid = stdin_fd, pid
         os.set_blocking(stdin_fd, False)
         self._interrupt_char = _NO_CHAR
-        self._is_listening = False
+        self._is_listening = self._is_due = False
         self.paused_until = math.inf
 
     @property
@@ -87,7 +99,8 @@ class Terminal:
     def set_interrupt_char(self, char: int) -> None:
         self._interrupt_char = char if char < 0x80 else _NO_CHAR
         self._is_listening = True
-        self.go_on()
+        if not self._is_due:
+            self._go_on()
 
     def forward(self) -> bool:
         """Bring what was typed to the interpreter; False: nobody will type any more."""
@@ -95,8 +108,29 @@ class Terminal:
         self._feed(data)
         return bool(data)
 
-    def go_on(self) -> None:
-        """The time for an interrupt to be taken is over: what was typed behind it comes now."""
+    def look(self) -> None:
+        """Hand an interrupt over if it is time, or let in what was typed behind one."""
+        if time.monotonic() < self.paused_until:
+            return
+        if not self._is_due:
+            self._go_on()
+            return
+        waits, used_s = _process_state(self._pid)
+        if waits or used_s >= self._due_from_s + _COMPUTES_S:
+            self.take_interrupt()
+            os.kill(self._pid, signal.SIGINT)
+        else:
+            self.paused_until = time.monotonic() + _LOOK_S
+
+    def take_interrupt(self) -> bool:
+        """Whether there is an interrupt to hand over: the caller does so now."""
+        if not self._is_due:
+            return False
+        self._is_due = False
+        self.paused_until = time.monotonic() + _INTERRUPT_S
+        return True
+
+    def _go_on(self) -> None:
         self.paused_until = math.inf
         held, self._held = self._held, b""
         self._feed(held)
@@ -108,9 +142,10 @@ class Terminal:
         if at < 0:
             return self._fill_buffer(data)
         self._fill_buffer(data[:at])
-        os.kill(self._pid, signal.SIGINT)
-        self.paused_until = time.monotonic() + _INTERRUPT_S
         self._held = data[at + 1 :]
+        self._is_due = True
+        self._due_from_s = _process_state(self._pid)[1]
+        self.paused_until = time.monotonic()
         return None
 
     def _fill_buffer(self, data: bytes) -> None:
@@ -133,3 +168,14 @@ class Terminal:
     def send(self, data: bytes) -> None:
         """Bytes as they are."""
         self._print_out(data)
+
+
+def _process_state(pid: int) -> tuple[bool, float]:
+    """(whether it waits, how much of the processor's time it has had in seconds)"""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # a system without /proc
+        return True, 0.0
+    fields = text.rpartition(")")[2].split()  # proc(5): from the third field on
+    ticks = int(fields[11]) + int(fields[12])
+    return fields[0] == "S", ticks / os.sysconf("SC_CLK_TCK")

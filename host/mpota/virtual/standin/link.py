@@ -7,7 +7,8 @@
 #
 # Request: kind (a character), u32 argument, u32 payload size, u32 reads of the file system and u32
 # other reads of the flash since the start, payload.
-# Answer: i32 result, u32 payload size, payload. Nothing is allocated for a request without one.
+# Answer: i32 result, u32 payload size, u8 whether Ctrl-C was typed, payload. Nothing is allocated
+# for a request without one.
 
 import _thread
 import gc
@@ -52,10 +53,11 @@ _MAP_SHARED_FIXED_NOREPLACE = 0x100001  # Linux
 
 _reads = [0, 0]
 _header = bytearray(17)
-_answer = bytearray(8)
+_answer = bytearray(9)
 _lock = _thread.allocate_lock()
 _requests = _answers = _flash = _hold = _release = _copy = None
 _mapped_size = 0
+_main = _thread.get_ident()
 watches_heap = False  # set by boot_app.py: tell before each change of the flash
 
 
@@ -84,7 +86,7 @@ def _map(flash_fd):
 
 def mask_interrupts():
     # A request is C code on a board, which Ctrl-C does not interrupt half-way: here the interpreter
-    # raises KeyboardInterrupt from the signal handler, wherever it is.
+    # raises KeyboardInterrupt from its handler of SIGINT, wherever it is.
     global _lock, _hold, _release
     import ffi
 
@@ -115,7 +117,8 @@ class _MaskedLock:
 
     def __exit__(self, kind, error, traceback):
         self._lock.release()
-        _release(_SIGINT)
+        if _thread.get_ident() == _main:
+            _release(_SIGINT)
 
 
 def is_busy():
@@ -130,14 +133,22 @@ def call(kind, argument=0, payload=b""):
         with _lock:
             _exchange(HEAP, free, b"")
     with _lock:
-        return _exchange(kind, argument, payload)[0]
+        result = _exchange(kind, argument, payload)[0]
+        is_interrupted = _answer[8]
+    if is_interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 def fetch(kind, argument=0, payload=b""):
     # (result, payload) of a request.
     with _lock:
         result, size = _exchange(kind, argument, payload)
-        return result, _answers.read(size)
+        payload = _answers.read(size)
+        is_interrupted = _answer[8]
+    if is_interrupted:
+        raise KeyboardInterrupt
+    return result, payload
 
 
 def read(offset, buf, size, whose=OTHER):
@@ -147,12 +158,8 @@ def read(offset, buf, size, whose=OTHER):
         with _lock:
             _flash.seek(offset)
             _flash.readinto(buf)
-    elif _hold is None:
-        _copy(buf, _MAP_AT + offset, size)
     else:
-        _hold(_SIGINT)
         _copy(buf, _MAP_AT + offset, size)
-        _release(_SIGINT)
 
 
 def _exchange(kind, argument, payload):

@@ -77,8 +77,7 @@ def run(is_raw):
 
 
 def guarded(run, *args):
-    # Run what Ctrl-C may interrupt. An interrupt that comes too late for it surfaces in the
-    # second call at the latest: after that the host sends none.
+    # Run what Ctrl-C may interrupt. One that comes too late for it surfaces in the second call.
     try:
         link.call(link.INTERRUPT_CHAR, _CTRL_C)
         run(*args)
