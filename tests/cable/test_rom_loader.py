@@ -6,12 +6,9 @@ import random
 import struct
 
 import pytest
-from esptool import loader
-from esptool.util import FatalError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpota.formats.chips import CHIPS
-from mpota.storage.board import _swift
 from mpota.units import SECTOR_SIZE, MiB
 from mpota.virtual.cuts import power_cut
 from mpota.virtual.flash import CutMode, PowerCut, VirtualFlash
@@ -232,40 +229,3 @@ def test_no_command_of_a_host_makes_the_loader_fail(is_stub, commands):
         host.loader.receive(b"\xc0\xdb\xc0\xc0\x00")
     finally:
         host.flash.close()
-
-
-def heard(read_packets, chunks):
-    """What esptool makes of what a port brings in ``chunks``, and then nothing."""
-    port = Chunks(chunks)
-    found = []
-    reader = read_packets(port, lambda *args: None)
-    try:
-        while True:
-            found.append(next(reader))
-    except FatalError as error:
-        return [*found, str(error)]
-
-
-class Chunks:
-    def __init__(self, chunks):
-        self.chunks = [chunk for chunk in chunks if chunk]
-
-    def inWaiting(self):
-        return len(self.chunks[0]) if self.chunks else 0
-
-    def read(self, size):
-        if not self.chunks or not size:
-            return b""
-        data, self.chunks[0] = self.chunks[0][:size], self.chunks[0][size:]
-        self.chunks = [chunk for chunk in self.chunks if chunk]
-        return data
-
-
-SLIP = st.lists(
-    st.sampled_from([b"\xc0", b"\xdb", b"\xdc", b"\xdd", b"a", b"Guru Meditation Error"])
-)
-
-
-@given(st.lists(SLIP.map(b"".join)))
-def test_packets_are_those_of_esptool_and_so_are_its_complaints(chunks):
-    assert heard(_swift(loader.slip_reader), chunks) == heard(loader.slip_reader, chunks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -366,70 +365,31 @@ def _hint(error: BaseException) -> str | None:
     return None
 
 
+class _NoText:
+    """In place of what spells all bytes for traces: nobody sees these, and they take as long as
+    all else (5.x: loader.py, HexFormatter)."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return ""
+
+
 @contextmanager
 def _quiet_esptool() -> Iterator[None]:
-    """esptool prints what it does; here only what goes wrong is told, as an error.
-
-    Its reader of packets (5.6: loader.py, slip_reader) takes more time than all else in a read.
-    """
+    """esptool prints what it does; here only what goes wrong is told, as an error."""
     from esptool import loader
     from esptool.logger import log
 
-    thorough = loader.slip_reader
-    loader.slip_reader = _swift(thorough)
+    spelled = loader.HexFormatter
+    loader.HexFormatter = _NoText
     log.set_verbosity("silent")
     try:
         yield
     finally:
         log.set_verbosity("auto")
-        loader.slip_reader = thorough
-
-
-_SLIP_END = b"\xc0"
-_BAD_ESCAPE = re.compile(rb"\xdb(?![\xdc\xdd])")
-
-
-def _swift(thorough: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
-    """A reader of SLIP packets that takes them whole; of what is none, ``thorough`` says why."""
-
-    def packets(port: Any, trace: Callable[..., object]) -> Iterator[bytes]:
-        had_one = False
-        buffer = b""
-        while not buffer or buffer.startswith(_SLIP_END):
-            end = buffer.find(_SLIP_END, 1)
-            if end < 0:
-                more = port.read(port.inWaiting() or 1)
-                if not more:
-                    break
-                buffer += more
-                continue
-            packet = buffer[1:end]
-            if _BAD_ESCAPE.search(packet):
-                break
-            buffer = buffer[end + 1 :]
-            had_one = True
-            yield packet.replace(b"\xdb\xdc", _SLIP_END).replace(b"\xdb\xdd", b"\xdb")
-        former = 2 * _SLIP_END if had_one else b""  # which it says whether there was
-        what_came = thorough(_Recorded(former + buffer + port.read(port.inWaiting())), trace)
-        if had_one:
-            next(what_came)
-        yield from what_came
-
-    return packets
-
-
-class _Recorded:
-    """A port from which ``data`` has come, and then nothing."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def inWaiting(self) -> int:
-        return len(self._data)
-
-    def read(self, size: int) -> bytes:
-        data, self._data = self._data[:size], self._data[size:]
-        return data
+        loader.HexFormatter = spelled
 
 
 def _update_behind(update: Callable[[int], object], behind: int, done: int) -> None:

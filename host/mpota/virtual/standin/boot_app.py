@@ -207,12 +207,14 @@ def _take_all_but(heap_size):
     except MemoryError:  # a large one need not be in one piece
         _ballast = bytearray(surplus)
         return
+    gc.disable()  # there is no garbage
     for size in (4096, 512, 64, 0):
         try:
             while True:
                 _ballast = (_ballast, bytearray(size) if size else None)
         except MemoryError:
             pass
+    gc.enable()
     del heap
 
 
