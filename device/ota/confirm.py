@@ -256,6 +256,7 @@ def _moved(path):
 _SEEN = const(0x87)  # docs/PROTOCOL.md
 _CONFIRMED = const(1)
 _MORE = const(2)
+_SETTLED = const(4)
 _ID_SIZE = const(8)
 _MAX_IDS = const(19)  # in a message
 _MAX_READ = const(32768)  # bytes of files that are read for one
@@ -271,7 +272,7 @@ def look(receiver, session, data):
     is_trial = otadata.state(part) == otadata.PENDING_VERIFY or boot.is_on_trial()
     files = boot.running().get("sha256", "00" * 32)
     message = (otadata.app_id(part) or bytes(32)) + bytes.fromhex(files)
-    flags = 0 if is_trial else _CONFIRMED
+    flags = (0 if is_trial else _CONFIRMED) | (0 if receiver.is_done else _SETTLED)
     have = done = 0
     for one in ids(data[1] | data[2] << 8):
         if one is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mpota import cli
-from mpota.push import ble
+from mpota.push import ble, wire
 
 from tests.support import old_package, ota_board, releases
 from tests.support.network import free_port, listener
@@ -111,6 +111,7 @@ def test_a_program_that_does_not_confirm_goes_back_and_that_is_told(
         (project / "main.py").write_text(FIRST_LOOK + script)
         push(capsys, monkeypatch, target, project)
         (project / "main.py").write_text("import machine\nmachine.reset()\n")
+        monkeypatch.setattr(wire, "_LOOK_AGAIN_S", 1)  # it is back sooner: never seen away
         shown = push(capsys, monkeypatch, target, project, exit_code=3)
         assert "the board went back to what it ran before" in shown
         (project / "main.py").write_text(script)

@@ -45,7 +45,7 @@ def test_who_knows_the_secret_sees_what_runs_and_which_files_it_has(board: Board
     assert (int(flags) & 8, is_proven) == (8, "True")
     seen = bytes.fromhex(answer)[:-32]
     kind, state = seen[:2]
-    assert (kind, state) == (0x87, 1)  # confirmed
+    assert (kind, state) == (0x87, 1 | 4)  # confirmed, and nothing waits for a restart
     assert seen[2:34] == boards.app()[-32:]
     assert seen[34:66] == hashlib.sha256(thin.archive(thin.OLD)).digest()
     assert {seen[at : at + 8] for at in range(66, len(seen), 8)} == thin.ids(thin.OLD)
@@ -72,7 +72,7 @@ while True:
     whole = {one.hex() for one in thin.ids(thin.OLD | more)}
     assert {found[at : at + 16] for at in range(0, len(found), 16)} == whole
     assert len(found) == 16 * len(whole)
-    assert words[0] == "3"
+    assert words[0] == "7"
     assert max(map(int, words[1::3])) == 19
 
 
@@ -102,16 +102,44 @@ ota.boot.write_record(part, record)
 """
 
 
-def test_files_on_trial_are_told_as_such(board: Board) -> None:
-    words = say(board, TRIED + GREETED + "a = look(c)\nprint(a[1], a[34:66].hex(), len(a))")
-    assert words == ["0", "ab" * 32, str(66 + 8 * len(thin.OLD) + 32)]
-
-
-def test_a_board_that_never_took_a_release_says_which_app_it_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def stock_board() -> Board:
+    """It never took a release, and has no keys."""
     board = boards.formatted()
     board.frozen = thin.prepared()[0]
     board.heap_size = 400 * 1024
-    (answer,) = say(board, GREETED + "print(look(c)[:-32].hex())")
+    return board
+
+
+def test_an_update_that_waits_for_the_restart_is_told_as_such(stock_board: Board) -> None:
+    image = boards.app("v1.27.0", 0x3000)
+    script = f"""
+import hashlib
+image = {image!r}
+r = pr.Receiver(SECRET)
+c = Client(r)
+c.greet()
+c.begin(len(image), hashlib.sha256(image).digest())
+for at in range(0, len(image), 4096):
+    window = image[at : at + 4096]
+    packet = struct.pack("<H", at) + window + struct.pack("<I", crc32(window))
+    r.data(c.session, memoryview(packet))
+    work(r)
+print(code(c.end()), r.is_done)
+c = Client(r)
+c.greet()
+print(look(c)[1])
+"""
+    assert say(stock_board, script) == ["kind", "84", "True", "1"]
+
+
+def test_files_on_trial_are_told_as_such(board: Board) -> None:
+    words = say(board, TRIED + GREETED + "a = look(c)\nprint(a[1], a[34:66].hex(), len(a))")
+    assert words == ["4", "ab" * 32, str(66 + 8 * len(thin.OLD) + 32)]
+
+
+def test_a_board_that_never_took_a_release_says_which_app_it_runs(stock_board: Board) -> None:
+    (answer,) = say(stock_board, GREETED + "print(look(c)[:-32].hex())")
     seen = bytes.fromhex(answer)
-    assert struct.unpack_from("<BB", seen) == (0x87, 1)
+    assert struct.unpack_from("<BB", seen) == (0x87, 1 | 4)
     assert seen[2:] == boards.app()[-32:] + bytes(32)

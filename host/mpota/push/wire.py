@@ -45,6 +45,7 @@ _TAKES_IMAGES = 4
 _IS_SEEN = 8
 _CONFIRMED = 1  # SEEN
 _MORE = 2
+_SETTLED = 4
 _RESUME = 1  # BEGIN
 _END_FIRST = 2
 _RESTART = 1  # END, DONE
@@ -149,6 +150,7 @@ class Seen:
     app: str
     files: str
     is_confirmed: bool
+    is_settled: bool  # no update waits for the restart; older boards do not say so
     ids: frozenset[bytes]
 
     def runs(self, package: Package) -> bool:
@@ -230,7 +232,8 @@ async def _see_through(connect: Connect, sender: _Sender, update: Update, option
         runs = seen.runs(update.package)
         if runs and seen.is_confirmed:
             return True
-        if not runs and (has_run or (was_away and loop.time() > start + _RESTART_S)):
+        is_back = seen.is_settled or (was_away and loop.time() > start + _RESTART_S)
+        if not runs and (has_run or is_back):
             raise RolledBackError("the board went back to what it ran before")
         has_run |= runs
         await asyncio.sleep(_LOOK_AGAIN_S)
@@ -369,6 +372,7 @@ class _Sender:
             app.hex() if any(app) else "",
             files.hex() if any(files) else "",
             bool(flags & _CONFIRMED),
+            bool(flags & _SETTLED),
             frozenset(ids),
         )
 
