@@ -26,10 +26,9 @@ from tests.support.mqtt_clients import NEEDS_CLIENT
 from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 from tests.support.services import NEEDS_SERVICE, need
 
-# With three workers on two cores it takes 11 minutes, and now and then a virtual board is too slow
-# for mpremote's patience.
-WHOLE_SUITE = "about 13 minutes on two cores"
-WORKERS_PER_CORE = 1
+# What waits leaves the cores to the others.
+WHOLE_SUITE = "about 7 minutes on two cores"
+WORKERS_PER_CORE = 2
 CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.

@@ -17,7 +17,7 @@ _END = b"-----END CERTIFICATE-----"
 _MAX_CERTIFICATE = const(16384)
 # MBEDTLS_ERR_X509_CERT_VERIFY_FAILED, MBEDTLS_ERR_SSL_CA_CHAIN_REQUIRED
 _REFUSED = (-0x2700, -0x7680)
-_CLOCK_SET = const(2024)  # an earlier year means that the clock was never set (ESP32: 2000)
+_CLOCK_SET = const(2025)  # an earlier year means that the clock was never set (ESP32: 2000)
 _UTC_TIME = const(0x17)
 _CONTEXT_0 = const(0xA0)
 _EXTENSIONS = const(0xA3)
