@@ -33,7 +33,7 @@ from mpota.formats.micropython import parse_release
 from mpota.formats.partition_table import DATA, DEFAULT_TABLE_OFFSET, Partition
 from mpota.storage import Flash
 from mpota.units import KiB
-from mpota.virtual import micropython, standins
+from mpota.virtual import forkserver, micropython, standins
 from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
@@ -394,7 +394,7 @@ class _Process:
             os.close(answer_fd)
 
     def _watch(
-        self, child: subprocess.Popen[bytes], request_fd: int, answer_fd: int
+        self, child: subprocess.Popen[bytes] | forkserver.Fork, request_fd: int, answer_fd: int
     ) -> ResetCause | None:
         """Serve the process, and let nothing of it outlive what is decided then."""
         assert child.stdout is not None
@@ -414,17 +414,22 @@ class _Process:
             if child.stdin is not None:
                 child.stdin.close()
 
-    def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes]:
-        interpreter, stdin = self._board.interpreter, self._limits.stdin
+    def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes] | forkserver.Fork:
+        stdin = self._limits.stdin
+        has_own_prompt = stdin is not None
+        command = self._board.interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE_SIZE)
+        if not has_own_prompt and self._board.confine is None:
+            child = forkserver.start(command, fds, has_stdin=self._terminal is not None)
+            if child is not None:
+                return child
         if self._terminal is not None:
             stdin = subprocess.PIPE
-        has_own_prompt = self._limits.stdin is not None
         return subprocess.Popen(
             [
-                *interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE_SIZE),
+                *command,
                 *(["-i"] if has_own_prompt else []),
                 "-c",
-                f"import boot_app; boot_app.start{fds}",
+                f"import boot_app; boot_app.prepare(); boot_app.start{fds}",
             ],
             cwd=standins.directory(),
             env={"MICROPYPATH": str(standins.directory())},

@@ -30,6 +30,19 @@ def _call(run, *args):
     run(*args)
 
 
+def prepare():
+    # What is the same at each boot. Importing the modules here makes them known before the board's
+    # own files come into sight.
+    import ssl  # noqa: F401
+
+    import bluetooth  # noqa: F401 - made known
+    import esp  # noqa: F401
+    import esp32  # noqa: F401
+    import network  # noqa: F401
+
+    _make_room_for_names()
+
+
 def start(requests_fd, answers_fd, flash_fd):
     link.connect(requests_fd, answers_fd, flash_fd)
     config = json.loads(link.fetch(link.CONFIG)[1])
@@ -39,7 +52,6 @@ def start(requests_fd, answers_fd, flash_fd):
     if terminal:
         _connect_terminal()
     _set_up_files(config)
-    _make_room_for_names()
     _take_all_but(config["heap_size"] and config["heap_size"] - _TABLE_OF_NAMES)
     if not config["has_psram"]:
         import esp32
@@ -68,13 +80,9 @@ def start(requests_fd, answers_fd, flash_fd):
 
 
 def _set_up_modules(config):
-    # Importing them here makes them known before the board's own files come into sight.
-    import ssl  # noqa: F401 - made known
-
     import bluetooth
     import esp
     import esp32
-    import network  # noqa: F401 - made known
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]

@@ -1,0 +1,122 @@
+"""MicroPython processes for boots: forks of one that has done what all of them begin with.
+
+To start the interpreter, to import what stands in for C code and to make room for names takes
+three quarters of the time that a boot takes which does nothing (standin/forkserver.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from mpota.virtual import standins
+
+_MAX_SERVERS = 4  # one for each size of a heap
+
+
+class Fork:
+    """A running process, with the part of `subprocess.Popen` that boots need."""
+
+    def __init__(self, pid: int, stdin: io.FileIO | None, stdout: io.FileIO) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Nothing is left to be done once its stdout has ended: the server buries it."""
+
+
+class _Server:
+    def __init__(self, command: tuple[str, ...]) -> None:
+        orders_fd, self._orders_fd = os.pipe()
+        self._answers_fd, answers_fd = os.pipe()
+        code = f"import forkserver; forkserver.serve({orders_fd}, {answers_fd})"
+        try:
+            self._process = subprocess.Popen(
+                [*command, "-c", code],
+                cwd=standins.directory(),
+                env={"MICROPYPATH": str(standins.directory())},
+                pass_fds=(orders_fd, answers_fd),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        finally:
+            os.close(orders_fd)
+            os.close(answers_fd)
+
+    def fork(self, *fds: int) -> int:
+        """The id of a new process; 0 if this interpreter cannot fork. ``fds``: -1 is nothing."""
+        own = f"/proc/{os.getpid()}/fd/"
+        paths = [f"{own}{fd}" if fd >= 0 else os.devnull for fd in fds]
+        try:
+            os.write(self._orders_fd, (" ".join(paths) + "\n").encode())
+            return int(os.read(self._answers_fd, 32) or 0)
+        except BrokenPipeError:
+            return 0
+
+    def end(self) -> None:
+        os.close(self._orders_fd)
+        os.close(self._answers_fd)
+        self._process.wait()
+
+
+_servers: OrderedDict[tuple[str, ...], _Server] = OrderedDict()
+_cannot_fork: set[tuple[str, ...]] = set()
+_lock = threading.Lock()
+
+
+def start(command: list[str], fds: tuple[int, int, int], *, has_stdin: bool) -> Fork | None:
+    """A boot: ``command`` starts the interpreter, ``fds`` are the ends of its pipes and its flash.
+
+    None where that cannot be done: on a system without /proc, with an interpreter without `ffi`.
+    """
+    key = tuple(command)
+    if key in _cannot_fork or not Path("/proc/self/fd").is_dir():
+        return None
+    stdout_fd, console_fd = os.pipe()
+    typed_fd, stdin_fd = os.pipe() if has_stdin else (-1, -1)
+    try:
+        with _lock:
+            pid = _server(key).fork(typed_fd, console_fd, *fds)
+            if not pid:
+                _servers.pop(key).end()
+                _cannot_fork.add(key)
+    finally:
+        for fd in (console_fd, typed_fd):
+            if fd >= 0:
+                os.close(fd)
+    stdout = io.FileIO(stdout_fd)
+    stdin = io.FileIO(stdin_fd, "w") if has_stdin else None
+    if pid:
+        return Fork(pid, stdin, stdout)
+    stdout.close()
+    if stdin is not None:
+        stdin.close()
+    return None
+
+
+def _server(key: tuple[str, ...]) -> _Server:
+    if key not in _servers:
+        if len(_servers) == _MAX_SERVERS:
+            _servers.popitem(last=False)[1].end()
+        _servers[key] = _Server(key)
+    _servers.move_to_end(key)
+    return _servers[key]
+
+
+@atexit.register
+def _end() -> None:
+    while _servers:
+        _servers.popitem()[1].end()
