@@ -174,7 +174,8 @@ class Board:
     interpreter: micropython.Interpreter = field(default_factory=micropython.find)
     # Told the label of the app that a reset starts, and how many flash operations were before it.
     on_boot: Callable[[str, int], None] | None = None
-    confine: Callable[[], None] | None = None  # called in MicroPython's process before it starts
+    # Called in MicroPython's process before it starts, where it `is_rehearsed`.
+    confine: Callable[[], None] | None = None
     # Files bear no time of day, so that the same run leaves the same flash; and there are stand-ins
     # for what programs use of a chip beside its flash.
     is_rehearsed: bool = False
@@ -418,7 +419,7 @@ class _Process:
         stdin = self._limits.stdin
         has_own_prompt = stdin is not None
         command = self._board.interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE_SIZE)
-        if not has_own_prompt and self._board.confine is None:
+        if not has_own_prompt and not self._board.is_rehearsed:
             child = forkserver.start(command, fds, has_stdin=self._terminal is not None)
             if child is not None:
                 return child
@@ -429,7 +430,7 @@ class _Process:
                 *command,
                 *(["-i"] if has_own_prompt else []),
                 "-c",
-                f"import boot_app; boot_app.prepare(); boot_app.start{fds}",
+                f"import boot_app; boot_app.start{fds}",
             ],
             cwd=standins.directory(),
             env={"MICROPYPATH": str(standins.directory())},

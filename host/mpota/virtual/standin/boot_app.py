@@ -19,11 +19,12 @@ _FORCED_EXIT = 2
 _HAS_TIMERS = 4
 
 _MOST_NAMES = const(2000)
-_NAMES_AT_ONCE = const(256)
+_NAMES_AT_ONCE = const(64)
 _LARGEST_TABLE = const(8192)  # bytes: one for 1280 names, and no smaller one
 _TABLE_OF_NAMES = const(4480)  # bytes: 7 a name
 
 _ballast = None
+_is_prepared = False
 
 
 def _call(run, *args):
@@ -31,16 +32,18 @@ def _call(run, *args):
 
 
 def prepare():
-    # What is the same at each boot. Importing the modules here makes them known before the board's
-    # own files come into sight.
+    # For forks of this process: what all of their boots begin with.
+    global _is_prepared
     import ssl  # noqa: F401
 
-    import bluetooth  # noqa: F401 - made known
+    import bluetooth  # noqa: F401
     import esp  # noqa: F401
     import esp32  # noqa: F401
     import network  # noqa: F401
+    import repl  # noqa: F401
 
     _make_room_for_names()
+    _is_prepared = True
 
 
 def start(requests_fd, answers_fd, flash_fd):
@@ -52,6 +55,8 @@ def start(requests_fd, answers_fd, flash_fd):
     if terminal:
         _connect_terminal()
     _set_up_files(config)
+    if not _is_prepared:
+        _make_room_for_names()
     _take_all_but(config["heap_size"] and config["heap_size"] - _TABLE_OF_NAMES)
     if not config["has_psram"]:
         import esp32
@@ -80,9 +85,13 @@ def start(requests_fd, answers_fd, flash_fd):
 
 
 def _set_up_modules(config):
+    # Importing them here makes them known before the board's own files come into sight.
+    import ssl  # noqa: F401 - made known
+
     import bluetooth
     import esp
     import esp32
+    import network  # noqa: F401 - made known
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]
@@ -189,11 +198,11 @@ def _make_room_for_names():
     # with the names of these modules in it, the next one would be of 9 KiB, for which a board has
     # no use. So it is taken now, and beside the heap; what a board takes for some 600 names in its
     # place is taken out of the heap: `_take_all_but`.
+    gc.collect()
     names = gc.mem_alloc()
     for number in range(_MOST_NAMES):
         getattr(link, "n%d" % number, None)
-        if not number % _NAMES_AT_ONCE:
-            gc.collect()
+        if not number % _NAMES_AT_ONCE:  # few: they leave less room in the new piece
             before, names = names, gc.mem_alloc()
             if names - before > _LARGEST_TABLE:
                 return
