@@ -9,7 +9,9 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -88,12 +90,38 @@ class TestRun:
             say(config, f"{count} tests skipped: {reason}")
 
 
+class Imports:
+    """In a process that runs a part of the tests, and collects them all, as the others do.
+
+    To rewrite the assertions of all modules takes 8 s the first time. So each process begins with
+    modules of its own: those that it comes to later are in the cache by then.
+    """
+
+    def __init__(self, workerid: str, workercount: int, **others: object) -> None:
+        self._share = int(workerid.removeprefix("gw")) / workercount
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        wanted = [Path(arg.split("::")[0]).resolve() for arg in session.config.args]
+        tests = Path(__file__).parent
+        found = [
+            path
+            for path in sorted(tests.rglob("test_*.py"))
+            if any(path.is_relative_to(one) for one in wanted)
+        ]
+        first = int(self._share * len(found))
+        for path in found[first:] + found[:first]:
+            name = ".".join(path.relative_to(tests.parent).with_suffix("").parts)
+            with suppress(Exception, pytest.skip.Exception):  # the collection says what it is
+                import_module(name)
+
+
 @pytest.hookimpl(trylast=True)  # what other plugins put into TMPDIR is not of the tests
 def pytest_configure(config: pytest.Config) -> None:
     amount.is_all = config.getoption("--all-cuts")
     # In the background SIGINT may be ignored, and all that is started inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Imports(**config.workerinput), "mpota-test-imports")
         return
     run = TestRun()
     if sys.dont_write_bytecode:
