@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
+import serial
 from mpota.errors import MpotaError, UsageError
+from mpota.storage import board
 from mpota.storage.board import open_board
 from mpota.storage.ports import find_port, is_port
 from mpota.units import MiB
@@ -77,6 +80,16 @@ def test_a_port_that_is_in_use_is_said(plug_in, mpota):
     with open_board(cable.path):
         output = mpota("show", cable.path, exit_code=1)
     assert "another program has the port open" in output
+
+
+def test_a_port_that_is_closed_soon_is_waited_for(plug_in, mpota, monkeypatch):
+    with VirtualFlash.create(2 * MiB, {0: firmware(SINGLE, OLD_APP, is_dump=True)}) as flash:
+        cable = plug_in(flash, CHIP)
+        other = serial.Serial(cable.path, exclusive=True)
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: other.close())
+        monkeypatch.setattr(board, "time", clock)
+        assert "v1.25.0" in mpota("show", cable.path)
+        assert not other.is_open
 
 
 def test_a_symbolic_link_to_a_port_is_a_port(plug_in, mpota, tmp_path):

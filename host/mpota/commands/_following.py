@@ -4,6 +4,7 @@ channel.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,13 +101,29 @@ def describe(found: Followed) -> str:
 
 
 class Listener:
-    """Tells of the lines that the board prints on its console."""
+    """Tells of the lines that the board prints on its console, from `begin` on: a board is faster
+    than what there is to say of it first."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
         self._rest = b""
+        self._early: list[bytes] | None = []
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        with self._lock:
+            early, self._early = self._early or [], None
+            for data in early:
+                self._hear(data)
 
     def __call__(self, data: bytes) -> None:
+        with self._lock:
+            if self._early is None:
+                self._hear(data)
+            else:
+                self._early.append(data)
+
+    def _hear(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_MAX_LINE:]
         for line in lines:

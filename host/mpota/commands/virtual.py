@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -133,24 +133,23 @@ def command(
         if followed is not None:
             _following.follow(board, row, followed, keys, ca)
             heard = _following.Listener(lambda line: report.say(line, head=_clock()))
-        with plugged_in(board, row, mac, heard) as ports:
-            last = () if followed is None else (_following.describe(followed),)
-            _wait(ports, link, f"{row.title}, flash in {flash}; Ctrl-C ends it", *last)
+        with plugged_in(board, row, mac, heard) as ports, _linked(ports, link):
+            ctrl_c = _catch_ctrl_c()
+            report.say(f"{row.title}, flash in {flash}; Ctrl-C ends it")
+            report.say(f"REPL (mpremote):      {ports.console}")
+            report.say(f"ROM loader (esptool): {ports.loader}")
+            if followed is not None and heard is not None:
+                report.say(_following.describe(followed))
+                heard.begin()
+            os.read(ctrl_c, 1)
+            report.say()
+            report.say("off")
 
 
-def _wait(ports: Ports, link: str | None, first: str, *last: str) -> None:
-    """Tell the ports, with lines before and after them, and keep the links until Ctrl-C."""
+def _linked(ports: Ports, link: str | None) -> AbstractContextManager[None]:
+    """The links to both ports, if there are to be any."""
     names = {REPL_END: ports.console, LOADER_END: ports.loader}
-    with _links({Path(f"{link}{end}"): port for end, port in names.items() if link}):
-        ctrl_c = _catch_ctrl_c()
-        report.say(first)
-        report.say(f"REPL (mpremote):      {ports.console}")
-        report.say(f"ROM loader (esptool): {ports.loader}")
-        for line in last:
-            report.say(line)
-        os.read(ctrl_c, 1)
-        report.say()
-        report.say("off")
+    return _links({Path(f"{link}{end}"): port for end, port in names.items() if link})
 
 
 def _clock() -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from mpota.errors import MpotaError
-from mpota.storage.ports import REPL_END, check_end, find_port
+from mpota.storage.ports import BUSY_S, OPEN_AGAIN_S, REPL_END, check_end, find_port
 from mpota.units import SECTOR_SIZE, align_up
 
 BAUD = 115200  # of MicroPython's REPL; on USB ports it means nothing
@@ -31,8 +31,6 @@ _READ_TIMEOUT_S = 5.0
 _SLICE_S = 0.1  # of the time that `receive` waits
 _RUN_TIMEOUT_S = 60.0
 _RETURN_TIMEOUT_S = 30.0
-_POLL_S = 0.05  # to the next try to open a port: nothing portable tells that one came or is free
-_BUSY_S = 2.0
 _BUSY_HINT = "a terminal, mpremote or an IDE may have it open: close that"
 _MAX_OPERATION_S = 600.0  # of one thing that is asked of a board, however much it sends
 _MAX_OUTPUT_SIZE = 1 << 20  # bytes that a script prints
@@ -291,7 +289,7 @@ class Session:
                 self._close()
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(_POLL_S)
+            time.sleep(OPEN_AGAIN_S)
 
     def _listen(self, console: bytearray, settle_s: float, deadline: float) -> None:
         while not console.endswith(_PROMPT) and time.monotonic() < deadline:
@@ -306,7 +304,7 @@ class Session:
         from mpremote.transport import TransportError
         from mpremote.transport_serial import SerialTransport
 
-        deadline = time.monotonic() + _BUSY_S
+        deadline = time.monotonic() + BUSY_S
         with self._reporting():
             while self._transport is None:
                 try:
@@ -315,7 +313,7 @@ class Session:
                 except TransportError:  # whoever had it open may be about to close it
                     if time.monotonic() > deadline or not self._may_exist():
                         raise
-                    time.sleep(_POLL_S)
+                    time.sleep(OPEN_AGAIN_S)
             self._transport.serial.timeout = _READ_TIMEOUT_S
 
     def _may_exist(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -16,7 +17,15 @@ from typing import Any, Protocol
 
 from mpota.errors import Again, MpotaError
 from mpota.formats.chips import Chip, chip_by_name
-from mpota.storage.ports import DEFAULT_BAUD, LOADER_END, check_end, find_port, is_pty
+from mpota.storage.ports import (
+    BUSY_S,
+    DEFAULT_BAUD,
+    LOADER_END,
+    OPEN_AGAIN_S,
+    check_end,
+    find_port,
+    is_pty,
+)
 from mpota.units import BLOCK_SIZE, SECTOR_SIZE, KiB, MiB, align_down, align_up
 
 BEFORE_ENV = "MPOTA_BEFORE"  # how to reset into download mode: esptool's --before
@@ -278,10 +287,10 @@ def open_board(
 
 @contextmanager
 def _connected(name: str, before: str, baud: int) -> Iterator[Any]:
-    from esptool.cmds import attach_flash, detect_chip, run_stub
+    from esptool.cmds import attach_flash, run_stub
 
     with _translated(name, "no board answers", _CHECK_CABLE):
-        esp = detect_chip(name, _ROM_BAUD, before)
+        esp = _detect_chip(name, before)
     try:
         with _translated(name):
             if esp.secure_download_mode:
@@ -298,6 +307,21 @@ def _connected(name: str, before: str, baud: int) -> Iterator[Any]:
     finally:
         with suppress(Exception):
             esp._port.close()
+
+
+def _detect_chip(name: str, before: str) -> Any:
+    """esptool's, with patience: whoever has the port open may be about to close it."""
+    from esptool.cmds import detect_chip
+    from esptool.util import FatalError
+
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return detect_chip(name, _ROM_BAUD, before)
+        except FatalError as error:
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(OPEN_AGAIN_S)
 
 
 def _read_block_revision(esp: Any, chip: Chip) -> int | None:
@@ -352,9 +376,13 @@ def _translated(
         ) from None
 
 
+def _is_busy(error: BaseException) -> bool:
+    return any(words in str(error) for words in ("exclusively lock", "Access is denied"))
+
+
 def _hint(error: BaseException) -> str | None:
     text = str(error)
-    if "exclusively lock" in text or "Access is denied" in text:
+    if _is_busy(error):
         return "another program has the port open: close it"
     if "Permission denied" in text:
         return "add yourself to the group that may use serial ports, dialout or uucp"

@@ -14,6 +14,8 @@ from typing import Any
 from mpota.errors import MpotaError, UsageError
 
 DEFAULT_BAUD = 460800
+BUSY_S = 2.0  # whoever has a port open may be about to close it
+OPEN_AGAIN_S = 0.05  # to the next try: nothing portable tells that a port came or is free
 
 _SHORT = r"([uac])(\d{1,3})"
 _SHORT_PREFIX = {"u": "/dev/ttyUSB", "a": "/dev/ttyACM", "c": "COM"}
