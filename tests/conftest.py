@@ -30,7 +30,7 @@ from tests.support.services import NEEDS_SERVICE, need
 
 # What waits leaves the cores to the others.
 WHOLE_SUITE = "about 7 minutes on two cores"
-WORKERS_PER_CORE = 2
+WORKERS_PER_CORE = 1.5
 CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.
@@ -171,7 +171,7 @@ def compiled_standins() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return WORKERS_PER_CORE * (os.cpu_count() or 1)
+    return max(1, int(WORKERS_PER_CORE * (os.cpu_count() or 1)))
 
 
 def say(config: pytest.Config, line: str) -> None:
