@@ -57,6 +57,13 @@ class Line:
         found, _, self._read = self._read.partition(ending)
         return found + ending
 
+    def interrupt_work(self) -> None:
+        """Call ``work()``, which says that it is "on" and has no end, and stop it by Ctrl-C."""
+        self.send(b"work()\x04")
+        self.until(b"OKon\r\n")
+        self.send(b"\x03")
+        assert b"KeyboardInterrupt" in self.until(b"\x04>")
+
     def raw_repl(self) -> None:
         self.send(b"\r\x03\x01")
         self.until(b"raw REPL; CTRL-B to exit\r\n>")
@@ -273,10 +280,7 @@ def test_an_interrupt_between_flash_operations_breaks_none(board: Bench) -> None
             b"def work():\n  print('on')\n  while True: p.writeblocks(0, b); p.readblocks(0, b)"
         )
         for _ in range(20):
-            line.send(b"work()\x04")
-            line.until(b"OKon\r\n")
-            line.send(b"\x03")
-            assert b"KeyboardInterrupt" in line.until(b"\x04>")
+            line.interrupt_work()
         assert line.execute(b"print(p.info()[4])") == (b"ota_1\r\n", b"")
 
 
@@ -289,10 +293,7 @@ def test_an_interrupt_finds_the_garbage_collector_at_no_work(board: Bench) -> No
             b"def work():\n  print('on')\n  while True: gc.collect(); esp32.Partition(0)"
         )
         for _ in range(20):
-            line.send(b"work()\x04")
-            line.until(b"OKon\r\n")
-            line.send(b"\x03")
-            assert b"KeyboardInterrupt" in line.until(b"\x04>")
+            line.interrupt_work()
             assert line.execute(b"print(len(bytearray(5000)))") == (b"5000\r\n", b"")
 
 

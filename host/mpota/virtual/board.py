@@ -38,7 +38,7 @@ from mpota.virtual.call_faults import CallFault, find_error
 from mpota.virtual.flash import FlashError, Operation, PowerCut, VirtualFlash, total_ms
 from mpota.virtual.nvs import Nvs
 from mpota.virtual.request import Request
-from mpota.virtual.terminal import Terminal
+from mpota.virtual.terminal import Terminal, process_state
 
 # What a board without PSRAM has for MicroPython's heap after it has grown.
 DEFAULT_HEAP_SIZE = 120 * KiB
@@ -425,16 +425,10 @@ class _Process:
                 return child
         if self._terminal is not None:
             stdin = subprocess.PIPE
-        return subprocess.Popen(
-            [
-                *command,
-                *(["-i"] if has_own_prompt else []),
-                "-c",
-                f"import boot_app; boot_app.start{fds}",
-            ],
-            cwd=standins.directory(),
-            env={"MICROPYPATH": str(standins.directory())},
-            pass_fds=fds,
+        return standins.start(
+            [*command, *(["-i"] if has_own_prompt else [])],
+            f"import boot_app; boot_app.start{fds}",
+            fds,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -498,8 +492,7 @@ class _Process:
 
         One that runs, or would if this machine had the time, is not at rest.
         """
-        with open(f"/proc/{self._pid}/stat", "rb") as stat:
-            is_waiting = stat.read().rpartition(b")")[2].split()[0] == b"S"
+        is_waiting, _ = process_state(self._pid)
         self._looks = self._looks + 1 if is_waiting else 0
         is_settled = self._limits.is_settled
         return self._looks >= _LOOKS and is_settled is not None and is_settled()

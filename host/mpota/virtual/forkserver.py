@@ -43,11 +43,10 @@ class _Server:
         self._answers_fd, answers_fd = os.pipe()
         code = f"import forkserver; forkserver.serve({orders_fd}, {answers_fd})"
         try:
-            self._process = subprocess.Popen(
-                [*command, "-c", code],
-                cwd=standins.directory(),
-                env={"MICROPYPATH": str(standins.directory())},
-                pass_fds=(orders_fd, answers_fd),
+            self._process = standins.start(
+                command,
+                code,
+                (orders_fd, answers_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

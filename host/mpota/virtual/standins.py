@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpota.errors import MpotaError
 from mpota.mpy_cross import PORTABLE, can_compile, compile_module
@@ -32,6 +34,17 @@ def directory() -> Path:
     except (MpotaError, OSError):
         return SOURCES
     return target
+
+
+def start(
+    command: Sequence[str], code: str, fds: Sequence[int], **options: Any
+) -> subprocess.Popen[bytes]:
+    """Run ``code`` in an interpreter that finds them; ``options``: of `subprocess.Popen`."""
+    place = directory()
+    environment = {"MICROPYPATH": str(place)}
+    return subprocess.Popen(
+        [*command, "-c", code], cwd=place, env=environment, pass_fds=fds, **options
+    )
 
 
 def _fill(target: Path, sources: Mapping[str, bytes]) -> None:

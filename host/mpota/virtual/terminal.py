@@ -115,7 +115,7 @@ class Terminal:
         if not self._is_due:
             self._go_on()
             return
-        waits, used_s = _process_state(self._pid)
+        waits, used_s = process_state(self._pid)
         if waits or used_s >= self._due_from_s + _COMPUTES_S:
             self.take_interrupt()
             os.kill(self._pid, signal.SIGINT)
@@ -144,7 +144,7 @@ class Terminal:
         self._fill_buffer(data[:at])
         self._held = data[at + 1 :]
         self._is_due = True
-        self._due_from_s = _process_state(self._pid)[1]
+        self._due_from_s = process_state(self._pid)[1]
         self.paused_until = time.monotonic()
         return None
 
@@ -170,7 +170,7 @@ class Terminal:
         self._print_out(data)
 
 
-def _process_state(pid: int) -> tuple[bool, float]:
+def process_state(pid: int) -> tuple[bool, float]:
     """(whether it waits, how much of the processor's time it has had in seconds)"""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

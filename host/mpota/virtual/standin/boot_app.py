@@ -23,6 +23,9 @@ _NAMES_AT_ONCE = const(64)
 _LARGEST_TABLE = const(8192)  # bytes: one for 1280 names, and no smaller one
 _TABLE_OF_NAMES = const(4480)  # bytes: 7 a name
 
+# To be known before the board's own files come into sight.
+_MODULES = ("ssl", "bluetooth", "esp", "esp32", "network")
+
 _ballast = None
 _is_prepared = False
 
@@ -34,14 +37,9 @@ def _call(run, *args):
 def prepare():
     # For forks of this process: what all of their boots begin with.
     global _is_prepared
-    import ssl  # noqa: F401
-
-    import bluetooth  # noqa: F401
-    import esp  # noqa: F401
-    import esp32  # noqa: F401
-    import network  # noqa: F401
-    import repl  # noqa: F401
-
+    for name in _MODULES:
+        __import__(name)
+    __import__("repl")  # some have a terminal
     _make_room_for_names()
     _is_prepared = True
 
@@ -85,13 +83,11 @@ def start(requests_fd, answers_fd, flash_fd):
 
 
 def _set_up_modules(config):
-    # Importing them here makes them known before the board's own files come into sight.
-    import ssl  # noqa: F401 - made known
-
+    for name in _MODULES:
+        __import__(name)
     import bluetooth
     import esp
     import esp32
-    import network  # noqa: F401 - made known
 
     esp32._partitions = tuple(tuple(row) for row in config["partitions"])
     esp32._running = esp32._partitions[config["running"]]

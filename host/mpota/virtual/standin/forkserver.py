@@ -22,9 +22,10 @@ _close = _libc.func("i", "close", "i")
 
 def serve(orders_fd, answers_fd):
     # An order: "FILE STDOUT REQUESTS ANSWERS FLASH\n", paths of what the fork opens: its stdin and
-    # so on. The answer is the fork's, once it has: "PID\n".
+    # so on. The answer is the fork's, once it has: "PID\n"; "0\n" where there is none.
     boot_app.prepare()
     orders = open(orders_fd, "rb")
+    told = open(answers_fd, "wb")
     while True:
         gc.collect()  # all forks begin with the same heap
         order = orders.readline().decode().split()
@@ -32,14 +33,17 @@ def serve(orders_fd, answers_fd):
             pass
         if not order:
             return
-        if not _fork():
+        pid = _fork()
+        if pid == 0:
             break
+        if pid < 0:
+            told.write("0\n")
     typed, console, requests, answers, flash = order
     _dup2(_open(typed, _O_RDONLY), 0)
     _dup2(_open(console, _O_WRONLY), 1)
     _dup2(1, 2)
     fds = _open(requests, _O_WRONLY), _open(answers, _O_RDONLY), _open(flash, _O_RDONLY)
-    with open(answers_fd, "wb") as told:
-        told.write("%d\n" % _getpid())
+    told.write("%d\n" % _getpid())
+    told.close()
     orders.close()
     boot_app.start(*fds)
