@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from mpota.virtual.hawkbit.device import MAX_ENTRIES
-from mpota.virtual.hawkbit.faults import Fault
+from mpota.virtual.hawkbit.faults import Exchange, Fault
 from mpota.virtual.hawkbit.server import Server, running
 from mpota.virtual.hawkbit.state import Action, State, Target
 
@@ -297,6 +298,25 @@ def test_an_idle_poll_is_answered_with_not_modified(server: Server, device: Devi
     hours, minutes, seconds = json.loads(device.body)["config"]["polling"]["sleep"].split(":")
     assert 54 <= int(minutes) * 60 + int(seconds) <= 66
     assert hours == "00"
+
+
+def test_what_is_asked_counts_also_if_the_device_hangs_up_amid_the_answer() -> None:
+    whole = bytes(16 << 20)  # more than fits into the sockets
+    state = State()
+    state.allow_target_tokens()
+    target = state.add_target("pump-1", "secret")
+    action = state.assign(state.publish("pump", "1.0", {"pump.bundle": whole}), target)
+    assert action is not None
+    told: queue.Queue[Exchange] = queue.Queue()
+    with running(state, on_exchange=told.put) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        path = f"/DEFAULT/controller/v1/pump-1{file(action)}"
+        connection.request("GET", path, headers={"Authorization": "TargetToken secret"})
+        connection.getresponse().close()
+        connection.close()
+        exchange = told.get(timeout=30)
+    assert (exchange.status, exchange.path) == (200, file(action))
+    assert exchange.size < len(whole)
 
 
 def test_answers_are_lost_refused_and_cut_as_it_is_told(server: Server, device: Device) -> None:

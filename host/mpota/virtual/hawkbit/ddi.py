@@ -8,6 +8,7 @@ chunked: as hawkBit has it. An answer to HTTP/1.0 says HTTP/1.0 here, there it s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -347,9 +348,12 @@ class _Ddi:
         stream = web.StreamResponse(status=part.status, reason="", headers={**headers, **_HEADERS})
         stream.content_type = "application/octet-stream"
         self._finish(request, stream)
-        await stream.prepare(request)
-        if request.method != "HEAD":
-            await self._send_body(request, stream, memoryview(artifact.data)[part.start : part.end])
+        # A device that hangs up amid its answer has asked all the same.
+        with contextlib.suppress(ConnectionResetError):
+            await stream.prepare(request)
+            if request.method != "HEAD":
+                data = memoryview(artifact.data)[part.start : part.end]
+                await self._send_body(request, stream, data)
         return stream
 
     async def _send_body(
@@ -360,9 +364,11 @@ class _Ddi:
         if is_cut:
             assert fault is not None
             data = data[: fault.cut]
-        request[_SIZE] = len(data)
+        request[_SIZE] = 0
         for at in range(0, len(data), _PIECE):
-            await stream.write(data[at : at + _PIECE])
+            piece = data[at : at + _PIECE]
+            await stream.write(piece)
+            request[_SIZE] += len(piece)
         if is_cut and request.transport is not None:
             request.transport.close()
 
