@@ -92,9 +92,12 @@ class SerialPort:
         except BaseException as error:
             self.failure = error
         finally:
-            os.close(self._master)
-            if is_open and self.failure is None:
-                self._handler.closed()
+            # Who had it open notices after that: by then the handler may have another port.
+            try:
+                if is_open and self.failure is None:
+                    self._handler.closed()
+            finally:
+                os.close(self._master)
 
     def _read(self) -> bytes:
         try:
