@@ -440,8 +440,8 @@ class _Process:
         waiting = [request_fd, console_fd]
         self._console_fd = console_fd
         while True:
-            if self._terminal is not None and not _readable([request_fd], 0):
-                self._terminal.look()  # else the answer brings the interrupt, if it may
+            if self._terminal is not None:
+                self._terminal.look()
             paused_until = self._terminal.paused_until if self._terminal is not None else math.inf
             deadline = self._limits.deadline - self._slept_s
             until = min(deadline, self.watchdog or math.inf, paused_until)

@@ -7,9 +7,9 @@ pipe that the interpreter has as its stdin.
 
 On a board KeyboardInterrupt comes between two bytecodes. The unix port raises it in its handler of
 SIGINT, wherever the main thread is: in the garbage collector, whose heap stays locked for ever
-then, or with a mutex of the interpreter in its hands. So the interrupt comes with the answer to the
-next request, or by SIGINT while the program waits; one that does nothing but compute gets SIGINT
-after a while as well.
+then, in littlefs, or with a mutex of the interpreter in its hands. So the interrupt comes with the
+answer to the next request, or by SIGINT while the program waits; one that does nothing but compute
+gets SIGINT after a while as well.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import platform
+import re
 import signal
 import struct
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # ports/esp32/mphalport.c: stdin_ringbuf_array holds 260 bytes, one of them is never used.
@@ -37,6 +40,10 @@ _NO_CHAR = -1
 _INTERRUPT_S = 0.1
 _LOOK_S = 0.002  # to the next look whether the program waits
 _COMPUTES_S = 0.3  # of the processor's time, without waiting or a request
+_STOP_S = 0.0002  # to the next look whether it has stopped
+_BLOCKED = re.compile(r"^SigBlk:\s*([0-9a-f]+)$", re.MULTILINE)
+# The system call that waits for locks: of 64 bits; of 32, and there since Linux 5.1.
+_FUTEX = (98 if platform.machine() == "aarch64" else 202, 240, 422)
 
 
 class Terminal:
@@ -115,10 +122,9 @@ class Terminal:
         if not self._is_due:
             self._go_on()
             return
-        waits, used_s = process_state(self._pid)
-        if waits or used_s >= self._due_from_s + _COMPUTES_S:
+        computes = process_state(self._pid)[1] >= self._due_from_s + _COMPUTES_S
+        if interrupt(self._pid, even_if_it_runs=computes):
             self.take_interrupt()
-            os.kill(self._pid, signal.SIGINT)
         else:
             self.paused_until = time.monotonic() + _LOOK_S
 
@@ -170,12 +176,64 @@ class Terminal:
         self._print_out(data)
 
 
+def interrupt(pid: int, *, even_if_it_runs: bool = False) -> bool:
+    """Send SIGINT to a process that waits, unless it blocks that; whether it was sent.
+
+    A wait that is seen may be over before the signal arrives: so the process is stopped meanwhile.
+    """
+    waits, place = process_state(pid)[0], _place(pid)
+    with suppress(ProcessLookupError):  # it has ended
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            while (fields := _stat(pid)) and fields[0] not in "TtZX":
+                time.sleep(_STOP_S)
+            if place is not None:
+                waits = bool(place) and _place(pid) == place
+            is_ready = (waits or even_if_it_runs) and not _blocks_interrupts(pid)
+            if is_ready:
+                os.kill(pid, signal.SIGINT)
+            return is_ready
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    return False
+
+
 def process_state(pid: int) -> tuple[bool, float]:
     """(whether it waits, how much of the processor's time it has had in seconds)"""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # a system without /proc
+    fields = _stat(pid)
+    if not fields:
         return True, 0.0
-    fields = text.rpartition(")")[2].split()  # proc(5): from the third field on
     ticks = int(fields[11]) + int(fields[12])
     return fields[0] == "S", ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """From the third field on, which is the state (proc(5)); none on a system without /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def _place(pid: int) -> str | None:
+    """The system call in which it waits, with its arguments and the stack (proc(5)).
+
+    Empty if it is in none, or waits for a lock, where it may hold others; None where that cannot
+    be seen.
+    """
+    try:
+        text = Path(f"/proc/{pid}/syscall").read_text()
+    except OSError:
+        return None
+    number = text.split()[0]
+    return text if number.isdigit() and int(number) not in _FUTEX else ""
+
+
+def _blocks_interrupts(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    found = _BLOCKED.search(text)
+    return found is not None and bool(int(found[1], 16) >> (signal.SIGINT - 1) & 1)
