@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -90,6 +90,22 @@ class TestRun:
             say(config, f"{count} tests skipped: {reason}")
 
 
+class Garbage:
+    """What collecting the tests leaves is for the whole run: no collection of garbage looks at it.
+
+    Those took a twentieth of the time.
+    """
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        gc.disable()
+        try:
+            return (yield)
+        finally:
+            gc.enable()
+            gc.freeze()
+
+
 class Imports:
     """In a process that runs a part of the tests, and collects them all, as the others do.
 
@@ -120,6 +136,7 @@ def pytest_configure(config: pytest.Config) -> None:
     amount.is_all = config.getoption("--all-cuts")
     # In the background SIGINT may be ignored, and all that is started inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(Garbage(), "mpota-test-garbage")
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(Imports(**config.workerinput), "mpota-test-imports")
         return
@@ -131,23 +148,41 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(run, "mpota-test-run")
 
 
+class Caches:
+    """Directories for XDG_CACHE_HOME, each used until something is put into it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directories = (directory / str(number) for number in itertools.count())
+        entries = CACHE.iterdir() if CACHE.is_dir() else ()
+        self._fetched = [one for one in entries if one.name not in ("apps", "channels.json")]
+        self._current = self._make()
+
+    def _make(self) -> Path:
+        own = next(self._directories)
+        (own / "mpota").mkdir(parents=True)
+        for entry in self._fetched:
+            (own / "mpota" / entry.name).symlink_to(entry)
+        return own
+
+    def clean(self) -> Path:
+        """One that holds what is fetched, and nothing else."""
+        fetched = {entry.name for entry in self._fetched}
+        own = self._current
+        if os.listdir(own) != ["mpota"] or set(os.listdir(own / "mpota")) != fetched:
+            self._current = self._make()
+        return self._current
+
+
 @pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One directory after the other: to look for a free name takes longer with every test."""
-    micropython.find()
-    folder = tmp_path_factory.mktemp("caches")
-    return (folder / str(number) for number in itertools.count())
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
+    micropython.find()  # it is in the cache then
+    return Caches(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(autouse=True)
-def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(caches: Caches, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apps and channels that a test has seen are kept for no other; what is fetched is for all."""
-    own = next(caches)
-    (own / "mpota").mkdir(parents=True)
-    for entry in CACHE.iterdir() if CACHE.is_dir() else ():
-        if entry.name not in ("apps", "channels.json"):
-            (own / "mpota" / entry.name).symlink_to(entry)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(own))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches.clean()))
 
 
 @pytest.fixture(scope="session", autouse=True)
