@@ -92,34 +92,37 @@ class Plain:
         or the last one. ``follow``: at AGAIN go where it says. Without ``wait`` nothing is waited
         for once all is sent: the board may say something only a second later."""
         answer = struct.pack("<BIH", STATUS, 0, 0)
-        room = self.packet_size - 2 - 4
-        while self.position < len(data):
-            position = self.position
-            stop = min(position - position % WINDOW + WINDOW, len(data))
-            part = data[position : min(position + room, stop)]
-            packet = struct.pack("<H", position & 0xFFFF) + part
-            if position + len(part) == stop:
-                start = position - position % WINDOW
-                packet += struct.pack("<I", zlib.crc32(data[start:stop]) ^ crc_error)
-            if position + len(part) > self.limit:
+        goes_on = (STATUS, AGAIN) if follow else (STATUS,)
+        while answer[0] in goes_on:
+            if self.position < len(data) and self.limit > self.position:
+                await self._send_packet(data, crc_error)
+                while follow and (came := await self.link.receive(0)):
+                    answer = came
+                    self._take_credit(answer)
+            elif self.position < len(data):
                 answer = await self.hear()
                 self._take_credit(answer)
-                if answer[0] != STATUS and not (follow and answer[0] == AGAIN):
-                    return answer
-                continue
-            await self.link.send_data(packet)
-            self.position += len(part)
-            while follow and (answer := await self.link.receive(0) or b""):
+            elif wait and self.done(answer) < len(data):
+                answer = await self.hear(20)
                 self._take_credit(answer)
-        if not wait:
-            return answer
-        while answer[:1] in (b"", bytes((STATUS,))) and self.done(answer) < len(data):
-            answer = await self.hear(20)
-        self._take_credit(answer)
+            else:
+                break
         return answer
 
-    def done(self, answer: bytes) -> int:
-        return struct.unpack("<BIH", answer)[1] if answer else 0
+    async def _send_packet(self, data: bytes, crc_error: int) -> None:
+        position = self.position
+        room = min(self.packet_size - 2 - 4, self.limit - position)
+        stop = min(position - position % WINDOW + WINDOW, len(data))
+        part = data[position : min(position + room, stop)]
+        packet = struct.pack("<H", position & 0xFFFF) + part
+        if position + len(part) == stop:
+            start = position - position % WINDOW
+            packet += struct.pack("<I", zlib.crc32(data[start:stop]) ^ crc_error)
+        await self.link.send_data(packet)
+        self.position += len(part)
+
+    def done(self, status: bytes) -> int:
+        return int(struct.unpack("<BIH", status)[1])
 
     async def end(self, restart: int = 0) -> bytes:
         head = bytes((END, restart))

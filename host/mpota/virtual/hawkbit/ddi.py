@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
-from aiohttp import web
+from aiohttp import ClientConnectionError, web
 
 from mpota.virtual.hawkbit import device
 from mpota.virtual.hawkbit.device import Feedback
@@ -349,7 +349,7 @@ class _Ddi:
         stream.content_type = "application/octet-stream"
         self._finish(request, stream)
         # A device that hangs up amid its answer has asked all the same.
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ClientConnectionError, ConnectionError):
             await stream.prepare(request)
             if request.method != "HEAD":
                 data = memoryview(artifact.data)[part.start : part.end]
