@@ -189,6 +189,25 @@ def test_a_soft_reset_runs_main_at_the_prompt_but_not_in_the_raw_repl(board: Ben
         )
 
 
+def test_what_is_typed_behind_a_soft_reset_is_read_after_it(shared: Bench) -> None:
+    """The input buffer is the driver's, which goes on."""
+    with Line(shared.port.path) as line:
+        line.raw_repl()
+        line.send(b"\x04print('there')\x04")
+        line.until(b"MPY: soft reboot\r\nraw REPL; CTRL-B to exit\r\n>")
+        assert line.until(b"\x04>") == b"OKthere\r\n\x04\x04>"
+
+
+def test_what_was_typed_before_a_reset_and_not_read_is_lost(shared: Bench) -> None:
+    wait = b"import machine, select, sys; p = select.poll(); p.register(sys.stdin, 1); p.poll(); "
+    with Line(shared.port.path) as line:
+        line.raw_repl()
+        line.send(wait + b"machine.reset()\x04print('lost')\r")
+        line.until(b'Type "help()" for more information.\r\n')
+        line.send(b"print('here')\r")
+        assert line.until(b"here\r\n") == b">>> print('here')\r\nhere\r\n"
+
+
 def test_the_prompt_echoes_continues_blocks_and_recalls_lines(shared: Bench) -> None:
     with Line(shared.port.path) as line:
         line.send(b"\r\x03\x02")

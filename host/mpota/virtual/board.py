@@ -292,7 +292,7 @@ class _PowerCycle:
         if cause is not ResetCause.SOFT:  # a soft reset is a matter of MicroPython alone
             self._watchdog = None
             if self._limits.terminal is not None:
-                self._limits.terminal.is_raw = False
+                self._limits.terminal.reset()
             self._found = self._start_bootloader()
         found = self._found
         assert found is not None  # the first boot is no soft reset
@@ -401,8 +401,7 @@ class _Process:
         assert child.stdout is not None
         console_fd = child.stdout.fileno()
         if self._terminal is not None:
-            assert child.stdin is not None
-            self._terminal.attach(child.stdin.fileno(), child.pid)
+            self._terminal.attach(child.pid)
         self._pid = child.pid
         try:
             return self._serve(request_fd, answer_fd, console_fd)
@@ -412,19 +411,17 @@ class _Process:
                 pass
             child.wait()
             child.stdout.close()
-            if child.stdin is not None:
-                child.stdin.close()
 
     def _spawn(self, fds: tuple[int, int, int]) -> subprocess.Popen[bytes] | forkserver.Fork:
         stdin = self._limits.stdin
         has_own_prompt = stdin is not None
+        if self._terminal is not None:
+            stdin = self._terminal.stdin_fd
         command = self._board.interpreter.with_heap(self._board.heap_size + _HEAP_RESERVE_SIZE)
         if not has_own_prompt and not self._board.is_rehearsed:
-            child = forkserver.start(command, fds, has_stdin=self._terminal is not None)
+            child = forkserver.start(command, fds, stdin)
             if child is not None:
                 return child
-        if self._terminal is not None:
-            stdin = subprocess.PIPE
         return standins.start(
             [*command, *(["-i"] if has_own_prompt else [])],
             f"import boot_app; boot_app.start{fds}",

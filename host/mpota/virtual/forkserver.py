@@ -24,9 +24,8 @@ _MAX_SERVERS = 4  # one for each size of a heap
 class Fork:
     """A running process, with the part of `subprocess.Popen` that boots need."""
 
-    def __init__(self, pid: int, stdin: io.FileIO | None, stdout: io.FileIO) -> None:
+    def __init__(self, pid: int, stdout: io.FileIO) -> None:
         self.pid = pid
-        self.stdin = stdin
         self.stdout = stdout
 
     def kill(self) -> None:
@@ -76,7 +75,7 @@ _cannot_fork: set[tuple[str, ...]] = set()
 _lock = threading.Lock()
 
 
-def start(command: list[str], fds: tuple[int, int, int], *, has_stdin: bool) -> Fork | None:
+def start(command: list[str], fds: tuple[int, int, int], stdin: int | None) -> Fork | None:
     """A boot: ``command`` starts the interpreter, ``fds`` are the ends of its pipes and its flash.
 
     None where that cannot be done: on a system without /proc, with an interpreter without `ffi`.
@@ -85,24 +84,18 @@ def start(command: list[str], fds: tuple[int, int, int], *, has_stdin: bool) -> 
     if key in _cannot_fork or not Path("/proc/self/fd").is_dir():
         return None
     stdout_fd, console_fd = os.pipe()
-    typed_fd, stdin_fd = os.pipe() if has_stdin else (-1, -1)
     try:
         with _lock:
-            pid = _server(key).fork(typed_fd, console_fd, *fds)
+            pid = _server(key).fork(-1 if stdin is None else stdin, console_fd, *fds)
             if not pid:
                 _servers.pop(key).end()
                 _cannot_fork.add(key)
     finally:
-        for fd in (console_fd, typed_fd):
-            if fd >= 0:
-                os.close(fd)
+        os.close(console_fd)
     stdout = io.FileIO(stdout_fd)
-    stdin = io.FileIO(stdin_fd, "w") if has_stdin else None
     if pid:
-        return Fork(pid, stdin, stdout)
+        return Fork(pid, stdout)
     stdout.close()
-    if stdin is not None:
-        stdin.close()
     return None
 
 

@@ -3,7 +3,8 @@
 On a board the driver of the port looks at every byte that arrives: the interrupt character
 (Ctrl-C, unless ``micropython.kbd_intr`` has changed it) raises KeyboardInterrupt in what runs, all
 others wait in a ring buffer (ports/esp32/uart.c, usb_serial_jtag.c). Here the ring buffer is the
-pipe that the interpreter has as its stdin.
+pipe that the interpreter has as its stdin, and after a soft reset the next one: what was not read
+is still there.
 
 On a board KeyboardInterrupt comes between two bytecodes. The unix port raises it in its handler of
 SIGINT, wherever the main thread is: in the garbage collector, whose heap stays locked for ever
@@ -66,7 +67,8 @@ class Terminal:
         self._held = b""
         self._is_due = False  # an interrupt that the program has not got yet
         self._due_from_s = 0.0  # of the processor's time
-        self._stdin_fd: int | None = None
+        self.stdin_fd, self._buffer_fd = os.pipe()
+        os.set_blocking(self._buffer_fd, False)
         self._pid = 0
         self.is_raw = False  # the mode that the REPL is in, which a soft reset does not change
         self.lost_size = 0  # bytes
@@ -87,12 +89,19 @@ class Terminal:
     # --- the side of the board
 
     def close(self) -> None:
-        os.close(self._typed_fd)
+        for fd in (self._typed_fd, self.stdin_fd, self._buffer_fd):
+            os.close(fd)
 
-    def attach(self, stdin_fd: int, pid: int) -> None:
+    def reset(self) -> None:
+        """The chip starts over: what was not read is lost."""
+        self.is_raw = False
+        self._held = b""
+        if waiting_size := self._waiting_size():
+            os.read(self.stdin_fd, waiting_size)
+
+    def attach(self, pid: int) -> None:
         """An interpreter has started. What was typed meanwhile waits until it listens."""
-        self._stdin_fd, self._pid = stdin_fd, pid
-        os.set_blocking(stdin_fd, False)
+        self._pid = pid
         self._interrupt_char = _NO_CHAR
         self._is_listening = self._is_due = False
         self.paused_until = math.inf
@@ -155,17 +164,17 @@ class Terminal:
         return None
 
     def _fill_buffer(self, data: bytes) -> None:
-        assert self._stdin_fd is not None
-        answer = fcntl.ioctl(self._stdin_fd, termios.FIONREAD, bytes(4))
-        (waiting_size,) = struct.unpack("i", answer)
-        kept = data[: max(0, self._buffer_size - waiting_size)]
-        self.lost_size += len(data) - len(kept)
-        if not kept:
-            return
+        room = max(0, self._buffer_size - self._waiting_size())
         try:
-            os.write(self._stdin_fd, kept)
-        except BrokenPipeError:  # the interpreter has ended
-            self.lost_size += len(kept)
+            done = os.write(self._buffer_fd, data[:room])
+        except BlockingIOError:  # a pipe has room for whole pages
+            done = 0
+        self.lost_size += len(data) - done
+
+    def _waiting_size(self) -> int:
+        """Bytes that the interpreter has not read."""
+        answer = fcntl.ioctl(self.stdin_fd, termios.FIONREAD, bytes(4))
+        return int(struct.unpack("i", answer)[0])
 
     def print(self, data: bytes) -> None:
         """Text: its lines end with CR LF on a serial port."""
