@@ -7,8 +7,11 @@ import select
 import shlex
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mpota.units import KiB
 from mpota.virtual import micropython
 from mpota.virtual.board import End
 from mpota.virtual.micropython import Interpreter
@@ -27,14 +30,18 @@ while True:
         size -= 64
 print(free, size)
 """
-ONE_BOOT = """
+# One that runs for ever, and the server that it is a fork of.
+ENDLESS = """
 from mpota.virtual import forkserver
 from tests.support import boards
+SCRIPT = "import ffi; print(ffi.open('libc.so.6').func('i', 'getpid', '')())\\nwhile True: pass"
+def tell(text):
+    if text.strip().isdigit():  # else it is the bootloader that says something
+        (server,) = forkserver._servers.values()
+        print(server._process.pid, text, flush=True)
 with boards.formatted().flash as flash:
-    print(boards.Board(flash).run("print('up')").output)
-(server,) = forkserver._servers.values()
-print(server._process.pid, flush=True)
-input()
+    board = boards.Board(flash, on_output=tell)
+    board.run(SCRIPT, timeout_s=None)
 """
 
 
@@ -68,17 +75,35 @@ def test_a_boot_that_dies_by_itself_is_told_and_the_next_one_runs() -> None:
     assert board.run("print('up')").output == "up\n"
 
 
-def test_the_server_ends_with_the_process_that_it_is_for() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", ONE_BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as started:
-        assert started.stdin is not None
+def test_boards_of_more_sizes_than_there_are_servers_for_run_at_once() -> None:
+    """A server is no more only when none of its boards is."""
+    sizes = [size * KiB for size in (100, 104, 108, 112, 116, 120)]
+    power_fd, switch_fd = os.pipe()
+    all_up = threading.Barrier(len(sizes), action=lambda: os.write(switch_fd, b"off"))
+
+    def run(size: int) -> End:
+        board = boards.formatted()
+        board.heap_size = size
+        board.on_output = lambda text: all_up.wait(60) if "up" in text else None
+        return board.run("print('up')\nwhile True: pass", power_fd=power_fd).end
+
+    try:
+        with ThreadPoolExecutor(len(sizes)) as pool:
+            assert set(pool.map(run, sizes)) == {End.POWER_CUT}
+    finally:
+        os.close(power_fd)
+        os.close(switch_fd)
+
+
+def test_boards_and_their_server_end_with_the_process_that_they_are_for() -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE) as started:
         assert started.stdout is not None
-        assert started.stdout.readline() == "up\n"
-        started.stdout.readline()
-        server = os.pidfd_open(int(started.stdout.readline()))
+        processes = [os.pidfd_open(int(pid)) for pid in started.stdout.readline().split()]
+        assert len(processes) == 2
         started.kill()
     try:
-        assert select.select([server], [], [], 20)[0] == [server]
+        for one in processes:
+            assert select.select([one], [], [], 20)[0] == [one]
     finally:
-        os.close(server)
+        for one in processes:
+            os.close(one)

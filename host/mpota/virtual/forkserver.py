@@ -24,20 +24,26 @@ _MAX_SERVERS = 4  # one for each size of a heap
 class Fork:
     """A running process, with the part of `subprocess.Popen` that boots need."""
 
-    def __init__(self, pid: int, stdout: io.FileIO) -> None:
+    def __init__(self, pid: int, stdout: io.FileIO, server: _Server) -> None:
         self.pid = pid
         self.stdout = stdout
+        self._server = server
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Nothing is left to be done once its stdout has ended: the server buries it."""
+        """It has been killed, or has ended: the server buries it."""
+        with _lock:
+            self._server.forks -= 1
 
 
 class _Server:
+    """``forks``: how many of its forks have not ended. They end with it, at the latest."""
+
     def __init__(self, command: tuple[str, ...]) -> None:
+        self.forks = 0
         orders_fd, self._orders_fd = os.pipe()
         self._answers_fd, answers_fd = os.pipe()
         code = f"import forkserver; forkserver.serve({orders_fd}, {answers_fd})"
@@ -60,9 +66,11 @@ class _Server:
         paths = [f"{own}{fd}" if fd >= 0 else os.devnull for fd in fds]
         try:
             os.write(self._orders_fd, (" ".join(paths) + "\n").encode())
-            return int(os.read(self._answers_fd, 32) or 0)
+            pid = int(os.read(self._answers_fd, 32) or 0)
         except BrokenPipeError:
             return 0
+        self.forks += bool(pid)
+        return pid
 
     def end(self) -> None:
         os.close(self._orders_fd)
@@ -86,23 +94,25 @@ def start(command: list[str], fds: tuple[int, int, int], stdin: int | None) -> F
     stdout_fd, console_fd = os.pipe()
     try:
         with _lock:
-            pid = _server(key).fork(-1 if stdin is None else stdin, console_fd, *fds)
-            if not pid:
+            server = _server(key)
+            pid = server.fork(-1 if stdin is None else stdin, console_fd, *fds)
+            if not pid and not server.forks:
                 _servers.pop(key).end()
                 _cannot_fork.add(key)
     finally:
         os.close(console_fd)
     stdout = io.FileIO(stdout_fd)
     if pid:
-        return Fork(pid, stdout)
+        return Fork(pid, stdout, server)
     stdout.close()
     return None
 
 
 def _server(key: tuple[str, ...]) -> _Server:
     if key not in _servers:
-        if len(_servers) == _MAX_SERVERS:
-            _servers.popitem(last=False)[1].end()
+        idle = [one for one, server in _servers.items() if not server.forks]
+        if len(_servers) >= _MAX_SERVERS and idle:
+            _servers.pop(idle[0]).end()
         _servers[key] = _Server(key)
     _servers.move_to_end(key)
     return _servers[key]

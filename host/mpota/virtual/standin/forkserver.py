@@ -10,6 +10,8 @@ from micropython import const
 _O_RDONLY = const(0)
 _O_WRONLY = const(1)
 _WNOHANG = const(1)
+_PR_SET_PDEATHSIG = const(1)  # linux/prctl.h
+_SIGKILL = const(9)
 
 _libc = ffi.open("libc.so.6")
 _fork = _libc.func("i", "fork", "")
@@ -18,11 +20,13 @@ _waitpid = _libc.func("i", "waitpid", "iPi")
 _open = _libc.func("i", "open", "si")
 _dup2 = _libc.func("i", "dup2", "ii")
 _close = _libc.func("i", "close", "i")
+_prctl = _libc.func("i", "prctl", "ii")
 
 
 def serve(orders_fd, answers_fd):
     # An order: "FILE STDOUT REQUESTS ANSWERS FLASH\n", paths of what the fork opens: its stdin and
-    # so on. The answer is the fork's, once it has: "PID\n"; "0\n" where there is none.
+    # so on. The answer is the fork's, once it has: "PID\n"; "0\n" where there is none. When the
+    # host process ends, however it does, this one does, and all forks with it.
     boot_app.prepare()
     orders = open(orders_fd, "rb")
     told = open(answers_fd, "wb")
@@ -38,6 +42,7 @@ def serve(orders_fd, answers_fd):
             break
         if pid < 0:
             told.write("0\n")
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     typed, console, requests, answers, flash = order
     _dup2(_open(typed, _O_RDONLY), 0)
     _dup2(_open(console, _O_WRONLY), 1)
