@@ -29,8 +29,8 @@ from tests.support.real_files import NEEDS_SHARED, NEEDS_STOCK
 from tests.support.services import NEEDS_SERVICE, need
 
 # What waits leaves the cores to the others.
-WHOLE_SUITE = "about 7 minutes on two cores"
-WORKERS_PER_CORE = 1.5
+WHOLE_SUITE = "about 6 minutes on two cores"
+WORKERS_PER_CORE = 2
 CACHE = cache_dir()
 
 # What tests count (record_property), and what that is counted in.

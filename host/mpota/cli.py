@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 from click.exceptions import Exit
@@ -185,8 +186,7 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), None, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        hint = Again("the same command again goes on where it stopped")
-        _fail("interrupted", hint if _goes_on(arguments) else None, 130, again=again)
+        _interrupted(arguments)
     except BrokenPipeError:
         # The reader of our output has gone, as in `mpota show ... | head`.
         sys.stderr.close()
@@ -196,6 +196,20 @@ def main(args: list[str] | None = None) -> None:
         with suppress(OSError):
             sys.stdout.close()
         _fail(f"reading or writing failed: {error}", None, 1)
+    except RuntimeError as error:
+        # Of an exception while a class is made, as in an import, CPython makes a RuntimeError.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        _interrupted(arguments)
+
+
+def _interrupted(arguments: list[str]) -> NoReturn:
+    hint = Again("the same command again goes on where it stopped")
+    again = shlex.join(["mpota", *arguments])
+    # CPython remembers a KeyboardInterrupt in the exec() of a text, with which dataclasses are
+    # made, and ends as if nobody had caught it, until the next text (run_eval_code_obj).
+    exec("")
+    _fail("interrupted", hint if _goes_on(arguments) else None, 130, again=again)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -216,7 +230,7 @@ def _fail(
     code: int,
     details: Sequence[str] = (),
     again: str = "",
-) -> None:
+) -> NoReturn:
     from mpota.commands._report import Tone, say
 
     say(message, head="mpota: ", tone=Tone.BAD, error=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import tty
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -99,7 +102,7 @@ def test_ctrl_c_says_what_to_run_next_and_that_goes_on(cable, large_app: Path) -
     words = ["ota", cable.path, str(large_app), "-y"]
     code, screen = terminal.run(words, when=press)
     assert pressed, screen.text
-    assert code == 130
+    assert code == 130, screen.text
     hint = "  hint: the same command again goes on where it stopped\n"
     assert f"mpota: interrupted\n{hint}  next: mpota ota " in screen.text
     assert "  next: mpota " + " ".join(words) in screen.text.replace("\n", "")
@@ -110,8 +113,9 @@ def test_ctrl_c_says_what_to_run_next_and_that_goes_on(cable, large_app: Path) -
     assert is_told or pressed[0] < 10  # what a few percent leave may be no whole sector
 
 
-def test_ctrl_c_where_nothing_goes_on_only_says_so(cable, large_app: Path) -> None:
+def test_ctrl_c_where_nothing_goes_on_only_says_so() -> None:
     typed: list[str] = []
+    silent, port = pty.openpty()  # so that there is time for it
 
     def press(output: str) -> str | None:
         if typed or "connecting" not in output:
@@ -119,8 +123,13 @@ def test_ctrl_c_where_nothing_goes_on_only_says_so(cable, large_app: Path) -> No
         typed.append("Ctrl-C")
         return "\x03"
 
-    code, screen = terminal.run(["slots", cable.path], when=press)
-    assert code == 130
+    try:
+        tty.setraw(port)
+        code, screen = terminal.run(["slots", os.ttyname(port)], when=press)
+    finally:
+        os.close(silent)
+        os.close(port)
+    assert code == 130, screen.text
     assert "mpota: interrupted" in screen.text
     assert "next:" not in screen.text
 

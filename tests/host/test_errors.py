@@ -395,6 +395,33 @@ def test_a_signal_while_writing_leaves_the_old_file(name: str, files: Path) -> N
     assert sorted(p.name for p in files.iterdir()) == ["app.bin", "good.bin", "out.bin"]
 
 
+# Ctrl-C while modules are loaded, of which dataclasses are made by exec(), and other classes as well.
+_INTERRUPTED_IMPORTS = {
+    "a text that is run": "exec('signal.raise_signal(signal.SIGINT)')",
+    "a class that is made": """
+class Descriptor:
+    def __set_name__(self, owner, name):
+        signal.raise_signal(signal.SIGINT)
+class Owner:
+    field = Descriptor()
+""",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals here")
+@pytest.mark.parametrize("where", _INTERRUPTED_IMPORTS)
+def test_ctrl_c_while_modules_are_loaded_is_one_line_and_130(where: str, tmp_path: Path) -> None:
+    handler = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "esptool.py").write_text(handler + _INTERRUPTED_IMPORTS[where])
+    done = subprocess.run(
+        [sys.executable, "-m", "mpota", "slots", os.devnull],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "mpota: interrupted")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights here")
 def test_a_link_stays_and_what_it_points_to_is_replaced(files: Path) -> None:
     target, link = files / "target.bin", files / "link.bin"
