@@ -395,7 +395,7 @@ def test_a_signal_while_writing_leaves_the_old_file(name: str, files: Path) -> N
     assert sorted(p.name for p in files.iterdir()) == ["app.bin", "good.bin", "out.bin"]
 
 
-# Ctrl-C while modules are loaded, of which dataclasses are made by exec(), and other classes as well.
+# Ctrl-C while modules are loaded. Dataclasses are made by exec().
 _INTERRUPTED_IMPORTS = {
     "a text that is run": "exec('signal.raise_signal(signal.SIGINT)')",
     "a class that is made": """
