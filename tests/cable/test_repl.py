@@ -189,6 +189,15 @@ def test_a_soft_reset_runs_main_at_the_prompt_but_not_in_the_raw_repl(board: Ben
         )
 
 
+def test_no_other_port_gets_the_number_of_one_that_was_pulled(board: Bench) -> None:
+    """Whoever waits for that one to come back would have another board."""
+    former = board.port
+    former.unplug()
+    board.plug_in()
+    assert board.port.path != former.path
+    assert not os.path.exists(former.path)
+
+
 def test_what_is_typed_behind_a_soft_reset_is_read_after_it(shared: Bench) -> None:
     """The input buffer is the driver's, which goes on."""
     with Line(shared.port.path) as line:

@@ -11,6 +11,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from mpota.errors import MpotaError
@@ -35,8 +36,11 @@ class SerialPort:
     """A pty with a ``handler`` behind it; ``path`` is what others open.
 
     An exception from the handler ends the port, as if the cable had been pulled: whoever has it
-    open gets an input/output error. It is kept in ``failure``.
+    open gets an input/output error. It is kept in ``failure``. Who looks for a port that was pulled
+    finds none: no other gets its number as long as this object lives.
     """
+
+    _number_fd: int | None = None  # once it was pulled: what keeps the number
 
     def __init__(self, handler: PortHandler) -> None:
         try:
@@ -97,7 +101,13 @@ class SerialPort:
                 if is_open and self.failure is None:
                     self._handler.closed()
             finally:
+                with suppress(OSError):
+                    self._number_fd = os.open(self.path, os.O_RDWR | os.O_NOCTTY)
                 os.close(self._master)
+
+    def __del__(self) -> None:
+        if self._number_fd is not None:
+            os.close(self._number_fd)
 
     def _read(self) -> bytes:
         try:
