@@ -91,10 +91,7 @@ class TestRun:
 
 
 class Garbage:
-    """What collecting the tests leaves is for the whole run: no collection of garbage looks at it.
-
-    Those took a twentieth of the time.
-    """
+    """What collecting the tests leaves is for the whole run: garbage collection passes over it."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Generator[None, object, object]:
@@ -206,7 +203,7 @@ def compiled_standins() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    return max(1, int(WORKERS_PER_CORE * (os.cpu_count() or 1)))
+    return WORKERS_PER_CORE * (os.cpu_count() or 1)
 
 
 def say(config: pytest.Config, line: str) -> None:

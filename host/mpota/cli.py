@@ -186,7 +186,7 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), None, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _interrupted(arguments)
+        _interrupted(arguments, again)
     except BrokenPipeError:
         # The reader of our output has gone, as in `mpota show ... | head`.
         sys.stderr.close()
@@ -200,12 +200,11 @@ def main(args: list[str] | None = None) -> None:
         # Of an exception while a class is made, as in an import, CPython makes a RuntimeError.
         if not isinstance(error.__cause__, KeyboardInterrupt):
             raise
-        _interrupted(arguments)
+        _interrupted(arguments, again)
 
 
-def _interrupted(arguments: list[str]) -> NoReturn:
+def _interrupted(arguments: list[str], again: str) -> NoReturn:
     hint = Again("the same command again goes on where it stopped")
-    again = shlex.join(["mpota", *arguments])
     # CPython remembers a KeyboardInterrupt in the exec() of a text, with which dataclasses are
     # made, and ends as if nobody had caught it, until the next text (run_eval_code_obj).
     exec("")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import subprocess
 import sys
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -55,6 +58,18 @@ def plug_in() -> Iterator[Callable[..., Cable]]:
             return Cable(flash, port, events)
 
         yield plug_in
+
+
+@pytest.fixture
+def silent_port() -> Iterator[str]:
+    """A port at whose other end nobody is."""
+    other_end, port = pty.openpty()
+    try:
+        tty.setraw(port)
+        yield os.ttyname(port)
+    finally:
+        os.close(other_end)
+        os.close(port)
 
 
 @pytest.fixture

@@ -110,18 +110,8 @@ def test_esptools_ways_to_reset_can_be_chosen(plug_in, mpota, monkeypatch):
     assert cable.events == ["halt", "boot"] * 2
 
 
-def test_nobody_answers_on_a_port_without_a_board(mpota):
-    import os
-    import pty
-    import tty
-
-    master, slave = pty.openpty()
-    try:
-        tty.setraw(slave)
-        output = mpota("show", os.ttyname(slave), exit_code=1)
-    finally:
-        os.close(master)
-        os.close(slave)
+def test_nobody_answers_on_a_port_without_a_board(mpota, silent_port):
+    output = mpota("show", silent_port, exit_code=1)
     assert "no board answers" in output
     assert "hold BOOT while you press RESET" in output
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import tty
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -113,9 +110,8 @@ def test_ctrl_c_says_what_to_run_next_and_that_goes_on(cable, large_app: Path) -
     assert is_told or pressed[0] < 10  # what a few percent leave may be no whole sector
 
 
-def test_ctrl_c_where_nothing_goes_on_only_says_so() -> None:
+def test_ctrl_c_where_nothing_goes_on_only_says_so(silent_port: str) -> None:
     typed: list[str] = []
-    silent, port = pty.openpty()  # so that there is time for it
 
     def press(output: str) -> str | None:
         if typed or "connecting" not in output:
@@ -123,12 +119,7 @@ def test_ctrl_c_where_nothing_goes_on_only_says_so() -> None:
         typed.append("Ctrl-C")
         return "\x03"
 
-    try:
-        tty.setraw(port)
-        code, screen = terminal.run(["slots", os.ttyname(port)], when=press)
-    finally:
-        os.close(silent)
-        os.close(port)
+    code, screen = terminal.run(["slots", silent_port], when=press)
     assert code == 130, screen.text
     assert "mpota: interrupted" in screen.text
     assert "next:" not in screen.text

@@ -41,7 +41,7 @@ _NO_CHAR = -1
 _INTERRUPT_S = 0.1
 _LOOK_S = 0.002  # to the next look whether the program waits
 _COMPUTES_S = 0.3  # of the processor's time, without waiting or a request
-_STOP_S = 0.0002  # to the next look whether it has stopped
+_STOP_S = 0.0002  # to the next look whether it has stopped, of which nothing tells but the state
 _BLOCKED = re.compile(r"^SigBlk:\s*([0-9a-f]+)$", re.MULTILINE)
 # The system call that waits for locks: of 64 bits; of 32, and there since Linux 5.1.
 _FUTEX = (98 if platform.machine() == "aarch64" else 202, 240, 422)
@@ -190,14 +190,17 @@ def interrupt(pid: int, *, even_if_it_runs: bool = False) -> bool:
 
     A wait that is seen may be over before the signal arrives: so the process is stopped meanwhile.
     """
-    waits, place = process_state(pid)[0], _place(pid)
+    place = _place(pid)
+    waits = process_state(pid)[0] if place is None else bool(place)
+    if not (waits or even_if_it_runs):
+        return False
     with suppress(ProcessLookupError):  # it has ended
         os.kill(pid, signal.SIGSTOP)
         try:
             while (fields := _stat(pid)) and fields[0] not in "TtZX":
                 time.sleep(_STOP_S)
-            if place is not None:
-                waits = bool(place) and _place(pid) == place
+            if place:
+                waits = _place(pid) == place
             is_ready = (waits or even_if_it_runs) and not _blocks_interrupts(pid)
             if is_ready:
                 os.kill(pid, signal.SIGINT)
