@@ -154,7 +154,9 @@ REFUSED = {
     "wrong-channel": lambda site: site.publish(site.release("2.0", 2), channel="beta"),
     "serial": lambda site: site.publish(site.release("2.0", 2), serial=2),
     "same-serial": lambda site: site.publish(site.release("2.0", 2), serial=3),
-    "signature": lambda site: spoil(site, lambda data: data[:-1200] + b"\1" + data[-1199:]),
+    "signature": lambda site: spoil(
+        site, lambda data: data[:-1200] + bytes((data[-1200] ^ 1,)) + data[-1199:]
+    ),
     "channel": lambda site: resigned(site, lambda line: line.replace(b'"poll"', b'"pull"')),
 }
 
@@ -163,7 +165,9 @@ def spoil(site: Site, change) -> None:
     """Another file in place of the one that was published last."""
     file = site.server.files["/pump/stable.channel"]
     assert isinstance(file, web.File)
-    site.put("stable.channel", change(file.body))
+    changed = change(file.body)
+    assert changed != file.body
+    site.put("stable.channel", changed)
 
 
 def resigned(site: Site, change) -> None:
